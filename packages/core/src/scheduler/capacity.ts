@@ -1,0 +1,19 @@
+import type { SequenceKind } from "./events.ts";
+
+/** Tokens that may be generated after a prompt: what was asked for, cut at the context's end. Below 1: the prompt alone is too long. */
+export function clipMaxTokens(promptTokenCount: number, maxTokens: number, contextLength: number): number {
+  return Math.min(maxTokens, contextLength - promptTokenCount);
+}
+
+/**
+ * Most blocks that a sequence can come to hold. A prefill sequence never writes the KV of what it samples.
+ * `maxTokens` is already clipped to the context.
+ */
+export function worstCaseBlockCount(
+  kind: SequenceKind,
+  promptTokenCount: number,
+  maxTokens: number,
+  blockSize: number,
+): number {
+  return Math.ceil((kind === "prefill" ? promptTokenCount : promptTokenCount + maxTokens) / blockSize);
+}

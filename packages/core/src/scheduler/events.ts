@@ -1,0 +1,107 @@
+import type { BlockId } from "../block/block-pool.ts";
+import type { Instant } from "../time.ts";
+
+/** One request inside one engine; unique for the life of the engine. */
+export type SequenceId = number & { readonly __brand: "SequenceId" };
+
+/**
+ * What this worker does for the sequence.
+ * - `local`: prompt and output here (aggregated).
+ * - `prefill`: the prompt and its first token; then the blocks wait to be pulled.
+ * - `decode`: the prompt's KV and the first token come from elsewhere; the rest is generated here.
+ */
+export type SequenceKind = "local" | "prefill" | "decode";
+
+export interface SequenceSpec {
+  readonly sequenceId: SequenceId;
+  readonly kind: SequenceKind;
+  /** At least one. */
+  readonly promptTokenIds: readonly number[];
+  /** At least 1, and promptTokenIds.length + maxTokens fits the context (`clipMaxTokens`). */
+  readonly maxTokens: number;
+  readonly stopTokenIds: readonly number[];
+}
+
+/** A sampled token as the device reports it. The scheduler reads the id only. */
+export interface Token {
+  readonly tokenId: number;
+  readonly logprob?: number | undefined;
+  readonly topLogprobs: readonly { readonly tokenId: number; readonly logprob: number }[];
+}
+
+/** How the device ended one slice. `stopped`: a stop token or the last token that was asked for; `skipped`: it had stopped before. */
+export type SliceOutcome = "computed" | "sampled" | "stopped" | "skipped";
+
+export interface SliceResult {
+  readonly sequenceId: number;
+  readonly outcome: SliceOutcome;
+  /** Present when sampled or stopped. */
+  readonly token?: Token | undefined;
+}
+
+export type SchedulerEvent =
+  /** Wants to be admitted before `waitUntil`. */
+  | { readonly kind: "SequenceArrived"; readonly spec: SequenceSpec; readonly waitUntil: Instant }
+  /** Its owner wants nothing more of it: cancelled, failed, or pulled. Repeating it, or naming a forgotten sequence, does nothing. */
+  | { readonly kind: "SequenceClosed"; readonly sequenceId: SequenceId }
+  /** Prefill kind: the blocks are open to pulls, computing may begin. */
+  | { readonly kind: "ExportOpened"; readonly sequenceId: SequenceId }
+  /** Decode kind: the ticket is there, the prompt needs physical blocks now. */
+  | { readonly kind: "KvOffered"; readonly sequenceId: SequenceId }
+  /** Decode kind: the prompt's KV is in place and verified, and the first token is known. */
+  | { readonly kind: "KvArrived"; readonly sequenceId: SequenceId; readonly firstTokenId: number }
+  /** No transfer reads (Release answered) or writes (Fence answered) the sequence's blocks any more. */
+  | { readonly kind: "TransferClosed"; readonly sequenceId: SequenceId }
+  /** The device answered the oldest step in flight. */
+  | { readonly kind: "StepCompleted"; readonly stepId: number; readonly results: readonly SliceResult[] }
+  /** Nothing but time. */
+  | { readonly kind: "TimePassed" };
+
+export type SequenceEnd = "stop" | "length";
+
+export type SchedulerEffect =
+  /** Admitted. `blockIds`: the prompt's blocks for prefill kind, which must now be published; empty for the others. */
+  | { readonly kind: "AnnounceAdmission"; readonly sequenceId: SequenceId; readonly blockIds: readonly BlockId[] }
+  /** It waited until `waitUntil` in vain, and is forgotten. */
+  | { readonly kind: "RefuseSequence"; readonly sequenceId: SequenceId }
+  /** Decode kind: write the prompt's KV into these blocks. */
+  | { readonly kind: "OpenFetch"; readonly sequenceId: SequenceId; readonly blockIds: readonly BlockId[] }
+  /** A token was sampled; with `end` it is the last one. */
+  | {
+      readonly kind: "DeliverToken";
+      readonly sequenceId: SequenceId;
+      readonly token: Token;
+      /** 0 for the first token after the prompt. */
+      readonly tokenIndex: number;
+      readonly end: SequenceEnd | undefined;
+    }
+  /** Its blocks are free again and its id means nothing any more. */
+  | { readonly kind: "ForgetSequence"; readonly sequenceId: SequenceId };
+
+export interface PlannedStart {
+  readonly sequenceId: SequenceId;
+  readonly promptTokenCount: number;
+  readonly blockIds: readonly BlockId[];
+}
+
+export interface PlannedSlice {
+  readonly sequenceId: SequenceId;
+  readonly startPosition: number;
+  readonly tokenCount: number;
+  /** Empty: the token sampled last, which only the device knows. */
+  readonly tokenIds: readonly number[];
+  readonly appendedBlockIds: readonly BlockId[];
+  readonly sample: boolean;
+}
+
+/** One step. Carries differences: new sequences, appended blocks, sequences to forget. */
+export interface StepPlan {
+  /** From 1, growing by one. */
+  readonly stepId: number;
+  readonly starts: readonly PlannedStart[];
+  readonly slices: readonly PlannedSlice[];
+  readonly droppedSequenceIds: readonly SequenceId[];
+  /** Tokens computed, by phase. */
+  readonly promptTokenCount: number;
+  readonly decodeTokenCount: number;
+}

@@ -1,0 +1,312 @@
+import fc from "fast-check";
+import { expect, test } from "vitest";
+import { type Instant, nanosFromMs } from "../time.ts";
+import { clipMaxTokens } from "./capacity.ts";
+import type {
+  SchedulerEffect,
+  SchedulerEvent,
+  SequenceId,
+  SequenceKind,
+  SequenceSpec,
+  SliceResult,
+  StepPlan,
+} from "./events.ts";
+import { StepScheduler } from "./step-scheduler.ts";
+
+const CONTEXT_LENGTH = 64;
+const STOP_TOKEN = 7;
+
+interface DeviceSequence {
+  blockIds: number[];
+  position: number;
+  promptTokenCount: number;
+  stopped: boolean;
+  samples: number;
+}
+
+/** What the sidecar would do, and would refuse: position gaps, missing blocks, unknown sequences, two owners of a block in use. */
+class ModelDevice {
+  readonly known = new Map<number, DeviceSequence>();
+  readonly queue: StepPlan[] = [];
+  readonly chunkEnds = new Map<number, number>();
+  readonly world: World;
+
+  constructor(world: World) {
+    this.world = world;
+  }
+
+  answer(random: () => number): { stepId: number; results: SliceResult[] } | undefined {
+    const plan = this.queue.shift();
+    if (plan === undefined) return undefined;
+    for (const id of plan.droppedSequenceIds) expect(this.known.delete(id), `drop of unknown ${id}`).toBe(true);
+    for (const start of plan.starts) {
+      expect(this.known.has(start.sequenceId)).toBe(false);
+      const spec = this.world.specs.get(start.sequenceId);
+      this.known.set(start.sequenceId, {
+        blockIds: [...start.blockIds],
+        position: spec?.kind === "decode" ? start.promptTokenCount : 0,
+        promptTokenCount: start.promptTokenCount,
+        stopped: false,
+        samples: spec?.kind === "decode" ? 1 : 0,
+      });
+    }
+    const results = plan.slices.map((slice): SliceResult => {
+      const sequence = this.known.get(slice.sequenceId);
+      const spec = this.world.specs.get(slice.sequenceId);
+      if (!sequence || !spec) throw new Error(`slice of unknown sequence ${slice.sequenceId}`);
+      sequence.blockIds.push(...slice.appendedBlockIds);
+      if (sequence.stopped) return { sequenceId: slice.sequenceId, outcome: "skipped" };
+      expect(slice.startPosition).toBe(sequence.position);
+      sequence.position += slice.tokenCount;
+      expect(sequence.blockIds.length * this.world.blockSize).toBeGreaterThanOrEqual(sequence.position);
+      if (!slice.sample) return { sequenceId: slice.sequenceId, outcome: "computed" };
+      const tokenId = random() < 0.15 ? STOP_TOKEN : 1;
+      sequence.samples++;
+      sequence.stopped = tokenId === STOP_TOKEN || sequence.samples >= spec.maxTokens;
+      const outcome = sequence.stopped ? "stopped" : "sampled";
+      return { sequenceId: slice.sequenceId, outcome, token: { tokenId, topLogprobs: [] } };
+    });
+    return { stepId: plan.stepId, results };
+  }
+}
+
+type Transfer = "none" | "publishing" | "open" | "offered";
+
+/** The shell around the scheduler, as plainly as can be, with every promise of the scheduler checked on the way. */
+class World {
+  readonly blockSize: number;
+  readonly scheduler: StepScheduler;
+  readonly specs = new Map<number, SequenceSpec>();
+  readonly device = new ModelDevice(this);
+  readonly transfers = new Map<number, Transfer>();
+  readonly delivered = new Map<number, number[]>();
+  readonly ended = new Map<number, string>();
+  readonly closed = new Set<number>();
+  readonly arrivals: number[] = [];
+  readonly admissions: number[] = [];
+  /** Prompts in the order in which they became computable. */
+  readonly promptOrder: number[] = [];
+  readonly refused = new Set<number>();
+  readonly live = new Set<number>();
+  now = 0 as Instant;
+
+  constructor(blockCount: number, blockSize: number, tokenBudget: number, sequenceCountMax: number) {
+    this.blockSize = blockSize;
+    this.scheduler = new StepScheduler({ blockCount, blockSize, tokenBudget, sequenceCountMax, pinnedShareMax: 0.7 });
+  }
+
+  apply(event: SchedulerEvent): void {
+    for (const effect of this.scheduler.apply(event, this.now)) this.#perform(effect);
+    this.scheduler.checkInvariants();
+  }
+
+  #perform(effect: SchedulerEffect): void {
+    const id = effect.sequenceId;
+    const spec = this.specs.get(id);
+    if (!spec) throw new Error(`effect for unknown sequence ${id}`);
+    switch (effect.kind) {
+      case "AnnounceAdmission":
+        this.admissions.push(id);
+        if (spec.kind === "local") this.promptOrder.push(id);
+        if (spec.kind === "prefill") this.transfers.set(id, "publishing");
+        if (spec.kind === "decode") this.transfers.set(id, "offered");
+        break;
+      case "OpenFetch":
+        expect(effect.blockIds.length).toBe(Math.ceil(spec.promptTokenIds.length / this.blockSize));
+        this.transfers.set(id, "open");
+        break;
+      case "RefuseSequence":
+        this.refused.add(id);
+        this.live.delete(id);
+        break;
+      case "DeliverToken": {
+        const tokens = this.delivered.get(id) ?? [];
+        expect(effect.tokenIndex).toBe(tokens.length + (spec.kind === "decode" ? 1 : 0));
+        expect(this.ended.has(id)).toBe(false);
+        tokens.push(effect.token.tokenId);
+        this.delivered.set(id, tokens);
+        if (effect.end) this.ended.set(id, effect.end);
+        break;
+      }
+      case "ForgetSequence":
+        expect(this.live.delete(id)).toBe(true);
+        expect(this.device.queue.some((plan) => plan.slices.some((slice) => slice.sequenceId === id))).toBe(false);
+        expect(this.transfers.get(id) === "open").toBe(false);
+        break;
+    }
+  }
+
+  plan(): StepPlan | undefined {
+    const decodable = [...this.scheduler.sequences()].filter(
+      (sequence) => sequence.phase === "decoding" && sequence.samplePlannedCount < sequence.spec.maxTokens,
+    );
+    const prompting = [...this.scheduler.sequences()].filter((sequence) => sequence.phase === "prompting");
+    const inFlightBefore = this.scheduler.inFlightCount;
+    const plan = this.scheduler.plan();
+    this.scheduler.checkInvariants();
+    if (inFlightBefore === 2) expect(plan).toBeUndefined();
+    if (!plan) return undefined;
+    const tokens = plan.slices.reduce((sum, slice) => sum + slice.tokenCount, 0);
+    expect(tokens).toBeLessThanOrEqual(this.scheduler.options.tokenBudget);
+    expect(plan.promptTokenCount + plan.decodeTokenCount).toBe(tokens);
+    // No decode is starved, and the oldest prompt moves.
+    const planned = new Set(plan.slices.map((slice) => slice.sequenceId));
+    expect(planned.size).toBe(plan.slices.length);
+    for (const sequence of decodable) expect(planned.has(sequence.spec.sequenceId)).toBe(true);
+    const promptingIds = new Set<number>(prompting.map((sequence) => sequence.spec.sequenceId));
+    const oldest = this.promptOrder.find((id) => promptingIds.has(id));
+    if (oldest !== undefined) expect(planned.has(oldest as SequenceId)).toBe(true);
+    // Chunks of a prompt neither overlap nor leave a gap.
+    for (const slice of plan.slices) {
+      const spec = this.specs.get(slice.sequenceId);
+      if (!spec || slice.startPosition >= spec.promptTokenIds.length) continue;
+      expect(slice.startPosition).toBe(this.device.chunkEnds.get(slice.sequenceId) ?? 0);
+      this.device.chunkEnds.set(slice.sequenceId, slice.startPosition + slice.tokenCount);
+    }
+    this.device.queue.push(plan);
+    return plan;
+  }
+
+  arrive(kind: SequenceKind, promptTokenCount: number, wantedTokens: number, waitMs: number): void {
+    const maxTokens = clipMaxTokens(promptTokenCount, wantedTokens, CONTEXT_LENGTH);
+    const sequenceId = (this.specs.size + 1) as SequenceId;
+    const promptTokenIds = Array.from({ length: promptTokenCount }, (_, index) => index);
+    const spec: SequenceSpec = { sequenceId, kind, promptTokenIds, maxTokens, stopTokenIds: [STOP_TOKEN] };
+    if (!this.scheduler.fits(spec)) return;
+    this.specs.set(sequenceId, spec);
+    this.arrivals.push(sequenceId);
+    this.live.add(sequenceId);
+    this.apply({ kind: "SequenceArrived", spec, waitUntil: (this.now + nanosFromMs(waitMs)) as Instant });
+  }
+
+  /** One step of the outside for some transfer: publish, ticket, arrival, close. */
+  moveTransfer(pick: number): boolean {
+    const entries = [...this.transfers].filter(([id, state]) => this.live.has(id) && state !== "none");
+    const entry = entries[pick % Math.max(entries.length, 1)];
+    if (!entry) return false;
+    const sequenceId = entry[0] as SequenceId;
+    const kind = this.specs.get(sequenceId)?.kind;
+    if (entry[1] === "offered") {
+      this.apply({ kind: "KvOffered", sequenceId });
+      if (this.transfers.get(sequenceId) === "offered") this.transfers.set(sequenceId, "none");
+    } else if (entry[1] === "publishing") {
+      this.transfers.set(sequenceId, "open");
+      this.promptOrder.push(sequenceId);
+      this.apply({ kind: "ExportOpened", sequenceId });
+    } else if (kind === "decode") {
+      this.apply({ kind: "KvArrived", sequenceId, firstTokenId: 1 });
+      this.transfers.set(sequenceId, "none");
+      this.apply({ kind: "TransferClosed", sequenceId });
+    } else if (this.delivered.has(sequenceId) || this.closed.has(sequenceId)) {
+      this.transfers.set(sequenceId, "none");
+      this.apply({ kind: "SequenceClosed", sequenceId });
+      this.apply({ kind: "TransferClosed", sequenceId });
+    } else return false;
+    return true;
+  }
+
+  close(pick: number): void {
+    const ids = [...this.live];
+    const sequenceId = ids[pick % Math.max(ids.length, 1)] as SequenceId | undefined;
+    if (sequenceId === undefined) return;
+    this.closed.add(sequenceId);
+    this.apply({ kind: "SequenceClosed", sequenceId });
+    const state = this.transfers.get(sequenceId) ?? "none";
+    this.transfers.set(sequenceId, "none");
+    if (state === "open" || state === "publishing") this.apply({ kind: "TransferClosed", sequenceId });
+  }
+
+  answer(random: () => number): boolean {
+    const answered = this.device.answer(random);
+    if (answered) this.apply({ kind: "StepCompleted", ...answered });
+    return answered !== undefined;
+  }
+
+  /** Lets everything run, in the order that `random` picks, until nothing moves. */
+  settle(random: () => number): void {
+    for (let round = 0; round < 20_000; round++) {
+      const moves = [
+        () => this.plan() !== undefined,
+        () => this.answer(random),
+        () => this.moveTransfer(Math.floor(random() * 97)),
+      ];
+      const first = Math.floor(random() * 3);
+      const moved = [0, 1, 2].some((offset) => moves[(first + offset) % 3]?.() ?? false);
+      if (!moved && ![...this.live].some((id) => this.moveTransfer(id))) return;
+    }
+    throw new Error("never settles");
+  }
+}
+
+function generator(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    return state / 2 ** 32;
+  };
+}
+
+const operation = fc.oneof(
+  {
+    weight: 3,
+    arbitrary: fc.record({
+      op: fc.constant("arrive" as const),
+      kind: fc.constantFrom<SequenceKind>("local", "prefill", "decode"),
+      prompt: fc.integer({ min: 1, max: 60 }),
+      max: fc.integer({ min: 1, max: 30 }),
+      waitMs: fc.constantFrom(5, 1e9),
+    }),
+  },
+  { weight: 6, arbitrary: fc.record({ op: fc.constant("plan" as const) }) },
+  { weight: 6, arbitrary: fc.record({ op: fc.constant("answer" as const) }) },
+  { weight: 4, arbitrary: fc.record({ op: fc.constant("transfer" as const), pick: fc.nat(100) }) },
+  { weight: 1, arbitrary: fc.record({ op: fc.constant("close" as const), pick: fc.nat(100) }) },
+  { weight: 1, arbitrary: fc.record({ op: fc.constant("wait" as const), ms: fc.integer({ min: 1, max: 4 }) }) },
+);
+
+test("whatever arrives, ends and is answered in whatever order: no block is lost or shared, and every admitted sequence finishes", () => {
+  fc.assert(
+    fc.property(
+      fc.record({
+        blockCount: fc.integer({ min: 4, max: 24 }),
+        blockSize: fc.constantFrom(2, 4, 16),
+        tokenBudget: fc.oneof(fc.integer({ min: 1, max: 4 }), fc.integer({ min: 5, max: 40 })),
+        sequenceCountMax: fc.integer({ min: 1, max: 6 }),
+        seed: fc.nat(),
+      }),
+      fc.array(operation, { maxLength: 120 }),
+      (options, operations) => {
+        const world = new World(options.blockCount, options.blockSize, options.tokenBudget, options.sequenceCountMax);
+        const random = generator(options.seed);
+        for (const entry of operations) {
+          if (entry.op === "arrive") world.arrive(entry.kind, entry.prompt, entry.max, entry.waitMs);
+          else if (entry.op === "plan") world.plan();
+          else if (entry.op === "answer") world.answer(random);
+          else if (entry.op === "transfer") world.moveTransfer(entry.pick);
+          else if (entry.op === "close") world.close(entry.pick);
+          else {
+            world.now = (world.now + nanosFromMs(entry.ms)) as Instant;
+            world.apply({ kind: "TimePassed" });
+          }
+        }
+        world.settle(random);
+        // First come, first admitted.
+        const admitted = new Set(world.admissions);
+        expect(world.admissions).toEqual(world.arrivals.filter((id) => admitted.has(id)));
+        // Everything ended, once, for a reason.
+        expect([...world.live]).toEqual([]);
+        for (const id of world.arrivals) {
+          const spec = world.specs.get(id);
+          const tokens = world.delivered.get(id) ?? [];
+          if (world.closed.has(id) || world.refused.has(id)) continue;
+          if (spec?.kind === "prefill") expect(tokens.length).toBe(1);
+          else if (spec?.kind !== "decode" || spec.maxTokens > 1) expect(world.ended.get(id)).toBeDefined();
+        }
+        expect(world.scheduler.pool.freeCount).toBe(options.blockCount);
+        expect(world.scheduler.pool.reservedCount).toBe(0);
+        expect(world.device.known.size).toBe(0);
+      },
+    ),
+    { numRuns: 1000 },
+  );
+});
