@@ -1,8 +1,15 @@
-export * from "./kvasir-error.ts";
 export * from "./assert.ts";
 export * from "./block/block-pool.ts";
+export * from "./handover/decode-handover.ts";
+export * from "./handover/prefill-handover.ts";
+export * from "./kvasir-error.ts";
 export * from "./lease/lease-table.ts";
 export * from "./scheduler/capacity.ts";
 export * from "./scheduler/events.ts";
-export { type SchedulerLoad, STEPS_IN_FLIGHT_MAX, StepScheduler, type StepSchedulerOptions } from "./scheduler/step-scheduler.ts";
+export {
+  type SchedulerLoad,
+  STEPS_IN_FLIGHT_MAX,
+  StepScheduler,
+  type StepSchedulerOptions,
+} from "./scheduler/step-scheduler.ts";
 export * from "./time.ts";
