@@ -1,1 +1,28 @@
-//! Kvasir.
+//! The transformer of the sidecar: packed weights, a paged KV pool, steps that mix prompt chunks with decodes, and sampling.
+
+#![forbid(unsafe_code)]
+
+mod backend;
+pub mod bench;
+mod cpu_backend;
+mod engine;
+mod error;
+mod layout;
+mod plan;
+pub mod random;
+mod sampling;
+mod sequence;
+mod spec;
+mod validate;
+mod weights;
+
+pub use backend::Backend;
+pub use engine::{Engine, EngineOptions};
+pub use error::{EngineError, StepError};
+pub use kvasir_kernels::{Isa, KvDtype, KvPool, PackedMatrix, PoolError, WeightType};
+pub use layout::{KvLayout, dtype_name};
+pub use plan::{
+    SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, SliceResult, StepOutput, StepPlan, TokenLogprob,
+};
+pub use spec::ModelSpec;
+pub use weights::{LayerWeights, Weights};

@@ -1,1 +1,35 @@
-//! Kvasir.
+//! Kernels of the CPU backend: threads, packed matrices, norms, rotation, paged attention, and KV memory.
+//!
+//! The one crate of the workspace with `unsafe`; every such block says why it is sound. The promise that all kernels keep: **the bits of a
+//! row's result depend on that row's inputs only**, not on the batch it came in, on how a prompt was chunked, on threads, on block size, or
+//! on the instruction set. Sums run in one fixed order; see each kernel.
+
+mod aligned;
+mod attention;
+mod batch;
+mod cpu;
+mod embedding;
+mod error;
+mod gemm;
+mod isa;
+mod kv_pool;
+mod logits;
+mod math;
+mod norm;
+mod rope;
+mod simd;
+mod thread_pool;
+
+pub use aligned::AlignedF32;
+pub use attention::attention;
+pub use batch::{Batch, BatchError, Span};
+pub use cpu::Cpu;
+pub use embedding::gather_rows;
+pub use error::KernelError;
+pub use gemm::{Activations, PackedMatrix, Product, QuantisedRows, WeightType, gated_linear, linear};
+pub use isa::Isa;
+pub use kv_pool::{KvDtype, KvPool, KvShape, PoolError};
+pub use logits::{argmax, exp_weights};
+pub use norm::rmsnorm;
+pub use rope::{Projections, RopeTable, rotate_and_store};
+pub use thread_pool::ThreadPool;

@@ -1,0 +1,33 @@
+//! The seam between the engine, which keeps the sequences, and a device, which multiplies.
+
+use crate::error::StepError;
+use kvasir_kernels::{AlignedF32, KvPool, Span};
+use std::sync::Arc;
+
+/// A device with the weights and the KV pool of one model.
+pub trait Backend: Send {
+    /// Computes rows and stores their KV. `tokens` holds the ids of all rows, through the spans in their order; `logit_rows` names the rows
+    /// (ascending) whose logits are wanted; `logits` becomes `[logit_rows, vocab]`.
+    ///
+    /// # Errors
+    /// [`StepError::Internal`] only: the engine has validated everything that a caller can get wrong.
+    fn forward(
+        &mut self,
+        tokens: &[u32],
+        spans: Vec<Span<'_>>,
+        logit_rows: &[usize],
+        logits: &mut AlignedF32,
+    ) -> Result<(), StepError>;
+
+    /// Largest number of rows that one `forward` should get.
+    fn rows_max(&self) -> usize;
+
+    /// KV memory.
+    fn pool(&self) -> &Arc<KvPool>;
+
+    /// For people: e.g. `cpu avx512-vnni 2 threads`.
+    fn description(&self) -> String;
+
+    /// Bytes of weights that a decode step reads.
+    fn weight_bytes_per_step(&self) -> usize;
+}

@@ -1,0 +1,261 @@
+//! The transformer on the CPU.
+
+use crate::backend::Backend;
+use crate::error::{EngineError, StepError};
+use crate::spec::ModelSpec;
+use crate::weights::{LayerWeights, Weights};
+use kvasir_kernels::{
+    Activations, AlignedF32, Batch, Cpu, KernelError, KvPool, PackedMatrix, Product, Projections, QuantisedRows,
+    RopeTable, Span, attention, gated_linear, gather_rows, linear, rmsnorm, rotate_and_store,
+};
+use std::sync::Arc;
+
+/// Rows of one pass. More amortise reading the weights better; fewer keep activations in the caches: at 512 the widest buffer of a small
+/// model is 3 MB.
+const ROWS_MAX: usize = 512;
+
+/// Weights, pool and scratch memory of one model.
+pub struct CpuBackend {
+    cpu: Arc<Cpu>,
+    spec: ModelSpec,
+    weights: Weights,
+    pool: Arc<KvPool>,
+    scratch: Scratch,
+}
+
+/// Buffers of a pass, kept between passes; `[rows, …]` each.
+#[derive(Default)]
+struct Scratch {
+    /// Residual stream.
+    hidden: AlignedF32,
+    /// Normed rows; also the gathered rows for the head.
+    normed: AlignedF32,
+    query: AlignedF32,
+    key: AlignedF32,
+    value: AlignedF32,
+    attended: AlignedF32,
+    gated: AlignedF32,
+    quantised: QuantisedRows,
+    rope: RopeTable,
+}
+
+impl CpuBackend {
+    /// Takes the weights and makes a pool of the given layout.
+    ///
+    /// # Errors
+    /// [`EngineError::Configuration`], [`EngineError::Shape`].
+    pub fn new(cpu: Arc<Cpu>, spec: ModelSpec, weights: Weights, pool: Arc<KvPool>) -> Result<Self, EngineError> {
+        spec.check()?;
+        weights.check(&spec)?;
+        Ok(Self {
+            cpu,
+            spec,
+            weights,
+            pool,
+            scratch: Scratch::default(),
+        })
+    }
+
+    fn run_layers(&mut self, tokens: &[u32], batch: &Batch<'_>) -> Result<(), KernelError> {
+        let Self {
+            cpu,
+            spec,
+            weights,
+            pool,
+            scratch,
+        } = self;
+        let rows = tokens.len();
+        scratch.hidden.resize(rows * spec.hidden_size);
+        scratch.normed.resize(rows * spec.hidden_size);
+        scratch.query.resize(rows * spec.head_count * spec.head_size);
+        scratch.attended.resize(rows * spec.head_count * spec.head_size);
+        scratch.key.resize(rows * spec.kv_head_count * spec.head_size);
+        scratch.value.resize(rows * spec.kv_head_count * spec.head_size);
+        scratch.gated.resize(rows * spec.intermediate_size);
+        gather_rows(cpu, &weights.embedding, tokens, &mut scratch.hidden)?;
+        scratch.rope.fill(cpu, batch, &spec.inverse_frequencies);
+        for (index, layer) in weights.layers.iter().enumerate() {
+            attend(cpu, spec, pool, index, layer, batch, scratch)?;
+            feed_forward(cpu, spec, layer, rows, scratch)?;
+        }
+        Ok(())
+    }
+
+    fn run_head(&mut self, logit_rows: &[usize], logits: &mut AlignedF32) -> Result<(), KernelError> {
+        let Self {
+            cpu,
+            spec,
+            weights,
+            scratch,
+            ..
+        } = self;
+        let (rows, width) = (logit_rows.len(), spec.hidden_size);
+        logits.resize(rows * spec.vocab_size);
+        // Rows ascend, so gathering them to the front never overwrites one that is still needed.
+        for (to, from) in logit_rows.iter().enumerate() {
+            scratch.hidden.copy_within(from * width..(from + 1) * width, to * width);
+        }
+        scratch.normed.resize(rows * width);
+        rmsnorm(
+            cpu,
+            &mut scratch.normed,
+            &scratch.hidden[..rows * width],
+            &weights.output_norm,
+            spec.rms_norm_eps,
+        )?;
+        let head = weights.head();
+        let x = prepare(cpu, &scratch.normed, &mut scratch.quantised, rows, &[head])?;
+        linear(
+            cpu,
+            x,
+            &mut [Product {
+                weights: head,
+                out: logits,
+                accumulate: false,
+            }],
+        )
+    }
+}
+
+/// `hidden += attention(norm(hidden))`
+fn attend(
+    cpu: &Cpu,
+    spec: &ModelSpec,
+    pool: &KvPool,
+    index: usize,
+    layer: &LayerWeights,
+    batch: &Batch<'_>,
+    scratch: &mut Scratch,
+) -> Result<(), KernelError> {
+    let rows = batch.rows();
+    rmsnorm(
+        cpu,
+        &mut scratch.normed,
+        &scratch.hidden,
+        &layer.attention_norm,
+        spec.rms_norm_eps,
+    )?;
+    let weights = [&layer.query, &layer.key, &layer.value];
+    let x = prepare(cpu, &scratch.normed, &mut scratch.quantised, rows, &weights)?;
+    let outs: [&mut [f32]; 3] = [&mut scratch.query, &mut scratch.key, &mut scratch.value];
+    linear(cpu, x, &mut pair(weights, outs))?;
+    let projections = Projections {
+        query: &mut scratch.query,
+        key: &mut scratch.key,
+        value: &scratch.value,
+    };
+    rotate_and_store(cpu, pool, index, batch, &scratch.rope, projections)?;
+    attention(cpu, pool, index, batch, &scratch.query, &mut scratch.attended)?;
+    let x = prepare(
+        cpu,
+        &scratch.attended,
+        &mut scratch.quantised,
+        rows,
+        &[&layer.attention_output],
+    )?;
+    linear(
+        cpu,
+        x,
+        &mut [Product {
+            weights: &layer.attention_output,
+            out: &mut scratch.hidden,
+            accumulate: true,
+        }],
+    )
+}
+
+/// `hidden += down(silu(gate(norm(hidden))) · up(norm(hidden)))`
+fn feed_forward(
+    cpu: &Cpu,
+    spec: &ModelSpec,
+    layer: &LayerWeights,
+    rows: usize,
+    scratch: &mut Scratch,
+) -> Result<(), KernelError> {
+    rmsnorm(
+        cpu,
+        &mut scratch.normed,
+        &scratch.hidden,
+        &layer.mlp_norm,
+        spec.rms_norm_eps,
+    )?;
+    let x = prepare(
+        cpu,
+        &scratch.normed,
+        &mut scratch.quantised,
+        rows,
+        &[&layer.gate, &layer.up],
+    )?;
+    gated_linear(cpu, x, &layer.gate, &layer.up, &mut scratch.gated)?;
+    let x = prepare(cpu, &scratch.gated, &mut scratch.quantised, rows, &[&layer.down])?;
+    linear(
+        cpu,
+        x,
+        &mut [Product {
+            weights: &layer.down,
+            out: &mut scratch.hidden,
+            accumulate: true,
+        }],
+    )
+}
+
+fn pair<'a, const N: usize>(weights: [&'a PackedMatrix; N], outs: [&'a mut [f32]; N]) -> Vec<Product<'a>> {
+    weights
+        .into_iter()
+        .zip(outs)
+        .map(|(weights, out)| Product {
+            weights,
+            out,
+            accumulate: false,
+        })
+        .collect()
+}
+
+/// Quantises the rows if one of the weights needs it.
+fn prepare<'a>(
+    cpu: &Cpu,
+    dense: &'a [f32],
+    quantised: &'a mut QuantisedRows,
+    rows: usize,
+    weights: &[&PackedMatrix],
+) -> Result<Activations<'a>, KernelError> {
+    if weights.iter().any(|weights| weights.weight_type().is_quantised()) {
+        quantised.quantise(cpu, dense, rows, dense.len() / rows.max(1))?;
+    }
+    Ok(Activations { dense, quantised, rows })
+}
+
+impl Backend for CpuBackend {
+    fn forward(
+        &mut self,
+        tokens: &[u32],
+        spans: Vec<Span<'_>>,
+        logit_rows: &[usize],
+        logits: &mut AlignedF32,
+    ) -> Result<(), StepError> {
+        let pool = Arc::clone(&self.pool);
+        let batch = Batch::new(&pool, spans)?;
+        self.run_layers(tokens, &batch)?;
+        if logit_rows.is_empty() {
+            logits.resize(0);
+            return Ok(());
+        }
+        Ok(self.run_head(logit_rows, logits)?)
+    }
+
+    fn rows_max(&self) -> usize {
+        ROWS_MAX
+    }
+
+    fn pool(&self) -> &Arc<KvPool> {
+        &self.pool
+    }
+
+    fn description(&self) -> String {
+        self.cpu.description()
+    }
+
+    fn weight_bytes_per_step(&self) -> usize {
+        self.weights.bytes_per_step()
+    }
+}

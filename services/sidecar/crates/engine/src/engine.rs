@@ -1,0 +1,334 @@
+//! The engine: sequences, steps, sampling. The numbers come from a [`Backend`].
+
+use crate::backend::Backend;
+use crate::cpu_backend::CpuBackend;
+use crate::error::{EngineError, StepError};
+use crate::layout::KvLayout;
+use crate::plan::{SampledToken, Slice, SliceOutcome, SliceResult, StepOutput, StepPlan};
+use crate::sampling::{SamplingScratch, sample};
+use crate::sequence::Sequence;
+use crate::spec::ModelSpec;
+use crate::validate::{Limits, validate};
+use crate::weights::Weights;
+use kvasir_kernels::{AlignedF32, Cpu, KvDtype, KvPool, KvShape, Span};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// How to run a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Bytes of the KV pool; the blocks that fit are made.
+    pub kv_bytes: u64,
+    /// Tokens per block: 16, 32 or 64.
+    pub block_size: usize,
+    /// Element type of the pool.
+    pub kv_dtype: KvDtype,
+    /// Compute threads, the caller of `step` included. More than there are cores makes every step slower.
+    pub threads: usize,
+    /// Most tokens that one step may have.
+    pub step_token_max: usize,
+}
+
+/// Runs steps over a model's weights and a paged KV pool.
+///
+/// Logits of a row depend on the row's tokens only: not on the rest of the batch, on how the prompt was cut into slices, on block size or
+/// threads. A generated token depends on its logits and (seed, index).
+pub struct Engine {
+    cpu: Arc<Cpu>,
+    backend: Box<dyn Backend>,
+    spec: ModelSpec,
+    layout: KvLayout,
+    limits: Limits,
+    sequences: HashMap<u64, Sequence>,
+    logits: AlignedF32,
+}
+
+impl Engine {
+    /// An engine over weights that are already packed.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub fn from_weights(spec: ModelSpec, weights: Weights, options: EngineOptions) -> Result<Self, EngineError> {
+        let cpu = Cpu::new(options.threads).map_err(EngineError::Threads)?;
+        Self::on_cpu(Arc::new(cpu), spec, weights, options)
+    }
+
+    /// The same on a given CPU device, whose threads count instead of the option's.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub fn on_cpu(
+        cpu: Arc<Cpu>,
+        spec: ModelSpec,
+        weights: Weights,
+        options: EngineOptions,
+    ) -> Result<Self, EngineError> {
+        spec.check()?;
+        if options.step_token_max == 0 {
+            return Err(EngineError::Option {
+                option: "step_token_max",
+                value: 0,
+                remedy: "use at least 1",
+            });
+        }
+        let shape = KvShape {
+            layer_count: spec.layer_count,
+            kv_head_count: spec.kv_head_count,
+            head_size: spec.head_size,
+            block_size: options.block_size,
+            dtype: options.kv_dtype,
+        };
+        let pool = Arc::new(KvPool::new(shape, options.kv_bytes)?);
+        let layout = KvLayout {
+            model_revision: spec.revision.clone(),
+            dtype: shape.dtype,
+            block_size: shape.block_size,
+            layer_count: shape.layer_count,
+            kv_head_count: shape.kv_head_count,
+            head_size: shape.head_size,
+            rope: spec.rope.clone(),
+            fingerprint: [0; 16],
+        };
+        let limits = Limits {
+            block_size: shape.block_size,
+            block_count: pool.block_count(),
+            context_length: spec.context_length,
+            vocab_size: spec.vocab_size,
+            step_token_max: options.step_token_max,
+        };
+        let backend = Box::new(CpuBackend::new(Arc::clone(&cpu), spec.clone(), weights, pool)?);
+        let layout = layout.with_fingerprint();
+        Ok(Self {
+            cpu,
+            backend,
+            spec,
+            layout,
+            limits,
+            sequences: HashMap::new(),
+            logits: AlignedF32::default(),
+        })
+    }
+
+    /// KV memory, for transfers.
+    pub fn pool(&self) -> Arc<KvPool> {
+        Arc::clone(self.backend.pool())
+    }
+
+    /// How KV lies in it.
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
+    }
+
+    /// Sizes of the model.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Sequences known.
+    pub fn sequence_count(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Device, for people.
+    pub fn description(&self) -> String {
+        self.backend.description()
+    }
+
+    /// Bytes of weights that a decode step reads, whatever its batch.
+    pub fn weight_bytes_per_step(&self) -> usize {
+        self.backend.weight_bytes_per_step()
+    }
+
+    /// Forgets all sequences.
+    pub fn reset(&mut self) {
+        self.sequences.clear();
+    }
+
+    /// Runs one step: forgets, starts, computes every slice in shared passes over the weights, samples.
+    ///
+    /// # Errors
+    /// See [`StepError`]; the plan is checked as a whole first, and a refused step changes nothing.
+    pub fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, StepError> {
+        validate(plan, &self.sequences, self.limits)?;
+        let started = Instant::now();
+        for id in &plan.dropped {
+            self.sequences.remove(id);
+        }
+        for start in &plan.starts {
+            self.sequences.insert(start.sequence_id, Sequence::new(start));
+        }
+        let mut output = StepOutput::default();
+        let mut work = Vec::with_capacity(plan.slices.len());
+        for (index, slice) in plan.slices.iter().enumerate() {
+            let sequence = known(&mut self.sequences, slice.sequence_id)?;
+            let mut outcome = SliceOutcome::Skipped;
+            if !sequence.stopped {
+                outcome = SliceOutcome::Computed;
+                sequence.blocks.extend_from_slice(&slice.appended_block_ids);
+                let prompt = slice
+                    .token_count
+                    .min(sequence.prompt_token_count.saturating_sub(slice.start_position));
+                output.prompt_tokens += u64::from(prompt);
+                output.decode_tokens += u64::from(slice.token_count - prompt);
+                work.push(SliceWork {
+                    index,
+                    slice,
+                    sampled: sequence.sampled,
+                });
+            }
+            output.results.push(SliceResult {
+                sequence_id: slice.sequence_id,
+                outcome,
+                token: None,
+            });
+        }
+        for (index, token) in self.compute(&work)? {
+            let slice = &plan.slices[index];
+            let sequence = known(&mut self.sequences, slice.sequence_id)?;
+            let end = slice.start_position + slice.token_count;
+            sequence.next_position = Some(end);
+            sequence.sampled = token.as_ref().map(|token| token.token_id);
+            if let Some(token) = token {
+                let generated = end - sequence.prompt_token_count;
+                sequence.stopped = sequence.ends_with(token.token_id, generated, end, self.limits.context_length);
+                let result = &mut output.results[index];
+                result.outcome = if sequence.stopped {
+                    SliceOutcome::Stopped
+                } else {
+                    SliceOutcome::Sampled
+                };
+                result.token = Some(token);
+            }
+        }
+        output.device_nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Ok(output)
+    }
+
+    /// Logits after every token, `[tokens, vocab]`, computed in chunks of `chunk` tokens. For comparisons; uses the pool's first blocks.
+    ///
+    /// # Errors
+    /// [`StepError::PoolInUse`] while sequences are known or when the pool is too small, [`StepError::UnknownToken`],
+    /// [`StepError::ContextExceeded`].
+    pub fn logits(&mut self, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, StepError> {
+        if !self.sequences.is_empty() {
+            return Err(StepError::PoolInUse(format!(
+                "{} sequences are running",
+                self.sequences.len()
+            )));
+        }
+        let limits = self.limits;
+        let blocks: Vec<u32> = (0..tokens.len().div_ceil(limits.block_size) as u32).collect();
+        if blocks.len() > limits.block_count as usize {
+            return Err(StepError::PoolInUse(format!(
+                "{} blocks needed, {} exist",
+                blocks.len(),
+                limits.block_count
+            )));
+        }
+        if tokens.len() > limits.context_length {
+            let (last_position, context_length) = (tokens.len() as u64 - 1, limits.context_length);
+            return Err(StepError::ContextExceeded {
+                sequence_id: 0,
+                last_position,
+                context_length,
+            });
+        }
+        if let Some(token_id) = tokens
+            .iter()
+            .copied()
+            .find(|token| *token as usize >= limits.vocab_size)
+        {
+            return Err(StepError::UnknownToken {
+                sequence_id: 0,
+                token_id,
+                vocab_size: limits.vocab_size,
+            });
+        }
+        let mut all = Vec::with_capacity(tokens.len() * limits.vocab_size);
+        let chunk = chunk.clamp(1, self.backend.rows_max());
+        for (index, tokens) in tokens.chunks(chunk).enumerate() {
+            let span = Span {
+                start_position: index * chunk,
+                token_count: tokens.len(),
+                blocks: &blocks,
+            };
+            let rows: Vec<usize> = (0..tokens.len()).collect();
+            self.backend.forward(tokens, vec![span], &rows, &mut self.logits)?;
+            all.extend_from_slice(&self.logits);
+        }
+        Ok(all)
+    }
+
+    /// Computes slices in passes of at most the backend's rows; a pass may end inside a slice. Returns each slice's index and token.
+    fn compute(&mut self, work: &[SliceWork<'_>]) -> Result<Vec<(usize, Option<SampledToken>)>, StepError> {
+        let rows_max = self.backend.rows_max();
+        let mut done = Vec::with_capacity(work.len());
+        let (mut next, mut offset) = (0, 0);
+        while next < work.len() {
+            let (mut tokens, mut spans) = (Vec::new(), Vec::new());
+            let (mut finished, mut samples) = (Vec::new(), Vec::new());
+            while next < work.len() && tokens.len() < rows_max {
+                let SliceWork { index, slice, sampled } = work[next];
+                let sequence = self.sequences.get(&slice.sequence_id).ok_or_else(lost)?;
+                let count = (slice.token_count as usize - offset).min(rows_max - tokens.len());
+                let start_position = slice.start_position as usize + offset;
+                spans.push(Span {
+                    start_position,
+                    token_count: count,
+                    blocks: &sequence.blocks,
+                });
+                match slice.token_ids.get(offset..offset + count) {
+                    Some(ids) => tokens.extend_from_slice(ids),
+                    None => tokens.push(sampled.ok_or_else(lost)?),
+                }
+                offset += count;
+                if offset == slice.token_count as usize {
+                    if slice.sample {
+                        samples.push((index, tokens.len() - 1, sequence, start_position + count));
+                    } else {
+                        finished.push((index, None));
+                    }
+                    (next, offset) = (next + 1, 0);
+                }
+            }
+            let rows: Vec<usize> = samples.iter().map(|(_, row, ..)| *row).collect();
+            self.backend.forward(&tokens, spans, &rows, &mut self.logits)?;
+            done.extend(finished);
+            let mut sampled: Vec<_> = samples.iter().map(|(index, ..)| (*index, None)).collect();
+            let (isa, vocab, logits) = (self.cpu.isa, self.limits.vocab_size, &self.logits);
+            self.cpu.threads.for_each(&mut sampled, |sample_index, (_, token)| {
+                let (_, _, sequence, end) = &samples[sample_index];
+                let row = &logits[sample_index * vocab..(sample_index + 1) * vocab];
+                let generated = (end - sequence.prompt_token_count as usize) as u64;
+                *token = Some(sample(
+                    isa,
+                    row,
+                    &sequence.sampling,
+                    generated,
+                    &mut SamplingScratch::default(),
+                ));
+            });
+            done.extend(sampled);
+        }
+        Ok(done)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct SliceWork<'a> {
+    index: usize,
+    slice: &'a Slice,
+    /// The sequence's last token, for a slice without ids.
+    sampled: Option<u32>,
+}
+
+fn known(sequences: &mut HashMap<u64, Sequence>, sequence_id: u64) -> Result<&mut Sequence, StepError> {
+    sequences
+        .get_mut(&sequence_id)
+        .ok_or(StepError::UnknownSequence { sequence_id })
+}
+
+fn lost() -> StepError {
+    StepError::Internal("a sequence changed while its step ran".into())
+}

@@ -1,0 +1,120 @@
+//! The packed weights of a model.
+
+use crate::error::EngineError;
+use crate::spec::ModelSpec;
+use kvasir_kernels::PackedMatrix;
+
+/// All weights. Matrices are `[out, in]`.
+pub struct Weights {
+    /// `[vocab, hidden]`.
+    pub embedding: PackedMatrix,
+    /// `[hidden]`.
+    pub output_norm: Vec<f32>,
+    /// `[vocab, hidden]`; absent when the embedding is the head too.
+    pub output: Option<PackedMatrix>,
+    /// In order.
+    pub layers: Vec<LayerWeights>,
+}
+
+/// Weights of one layer.
+pub struct LayerWeights {
+    /// `[hidden]`.
+    pub attention_norm: Vec<f32>,
+    /// `[heads · head_size, hidden]`.
+    pub query: PackedMatrix,
+    /// `[kv_heads · head_size, hidden]`.
+    pub key: PackedMatrix,
+    /// `[kv_heads · head_size, hidden]`.
+    pub value: PackedMatrix,
+    /// `[hidden, heads · head_size]`.
+    pub attention_output: PackedMatrix,
+    /// `[hidden]`.
+    pub mlp_norm: Vec<f32>,
+    /// `[intermediate, hidden]`.
+    pub gate: PackedMatrix,
+    /// `[intermediate, hidden]`.
+    pub up: PackedMatrix,
+    /// `[hidden, intermediate]`.
+    pub down: PackedMatrix,
+}
+
+impl Weights {
+    /// Checks every shape against the model's sizes.
+    ///
+    /// # Errors
+    /// [`EngineError::Shape`] naming the weight.
+    pub fn check(&self, spec: &ModelSpec) -> Result<(), EngineError> {
+        let (hidden, queries) = (spec.hidden_size, spec.head_count * spec.head_size);
+        let (kv, mlp) = (spec.kv_head_count * spec.head_size, spec.intermediate_size);
+        matrix("embedding", &self.embedding, spec.vocab_size, hidden)?;
+        vector("output norm", &self.output_norm, hidden)?;
+        if let Some(output) = &self.output {
+            matrix("output", output, spec.vocab_size, hidden)?;
+        }
+        if self.layers.len() != spec.layer_count {
+            let (found, expected) = (self.layers.len(), spec.layer_count);
+            return Err(EngineError::Configuration(format!(
+                "{found} layers of weights, {expected} expected"
+            )));
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            let name = |part: &str| format!("layer {index} {part}");
+            vector(&name("attention norm"), &layer.attention_norm, hidden)?;
+            matrix(&name("query"), &layer.query, queries, hidden)?;
+            matrix(&name("key"), &layer.key, kv, hidden)?;
+            matrix(&name("value"), &layer.value, kv, hidden)?;
+            matrix(&name("attention output"), &layer.attention_output, hidden, queries)?;
+            vector(&name("mlp norm"), &layer.mlp_norm, hidden)?;
+            matrix(&name("gate"), &layer.gate, mlp, hidden)?;
+            matrix(&name("up"), &layer.up, mlp, hidden)?;
+            matrix(&name("down"), &layer.down, hidden, mlp)?;
+        }
+        Ok(())
+    }
+
+    /// The language-model head.
+    pub fn head(&self) -> &PackedMatrix {
+        self.output.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Bytes that a decode step reads whatever its batch: every matrix once (an untied embedding is only looked up in).
+    pub fn bytes_per_step(&self) -> usize {
+        let layers = self.layers.iter().flat_map(|layer| {
+            [
+                &layer.query,
+                &layer.key,
+                &layer.value,
+                &layer.attention_output,
+                &layer.gate,
+                &layer.up,
+                &layer.down,
+            ]
+        });
+        layers.chain([self.head()]).map(PackedMatrix::byte_len).sum()
+    }
+}
+
+fn matrix(tensor: &str, matrix: &PackedMatrix, rows: usize, cols: usize) -> Result<(), EngineError> {
+    check(tensor, (matrix.rows(), matrix.cols()), (rows, cols))
+}
+
+fn vector(tensor: &str, vector: &[f32], size: usize) -> Result<(), EngineError> {
+    check(tensor, (1, vector.len()), (1, size))
+}
+
+fn check(
+    tensor: &str,
+    (rows, cols): (usize, usize),
+    (want_rows, want_cols): (usize, usize),
+) -> Result<(), EngineError> {
+    if (rows, cols) == (want_rows, want_cols) {
+        return Ok(());
+    }
+    let expected = format!("the configuration asks for {want_rows}x{want_cols}");
+    Err(EngineError::Shape {
+        tensor: tensor.to_owned(),
+        expected,
+        rows,
+        cols,
+    })
+}

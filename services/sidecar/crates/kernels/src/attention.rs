@@ -1,0 +1,409 @@
+//! Causal attention over block tables, for any mix of prompt chunks and decode rows.
+//!
+//! A task is (row tile, KV head): up to 16 consecutive rows of a sequence times the query heads that share the KV head. It walks the keys in
+//! absolute tiles of 16 from position 0 with the online softmax of FlashAttention (Dao et al., NeurIPS 2022). A key tile is loaded, widened
+//! and transposed once for all queries of the task. A query meets the same tiles with the same operations whatever tile of rows, chunk, batch
+//! or block size it came in: scores sum over the head's elements in order, weights over the keys in order.
+
+use crate::aligned::{SharedMut, as_f32, as_u16};
+use crate::batch::{Batch, RowTile};
+use crate::cpu::Cpu;
+use crate::error::{KernelError, expect_len};
+use crate::isa::Kernel;
+use crate::kv_pool::{KEY_TILE, KvDtype, KvPool};
+use crate::math::exp;
+use crate::simd::{LANES, Simd};
+
+const _: () = assert!(KEY_TILE == LANES, "a lane holds a key");
+
+/// `out = softmax(q Kᵀ / sqrt(head_size)) V` for each row and query head, over positions `0..=position(row)`.
+///
+/// `query` and `out`: `[rows, head_count · head_size]`, row-major; query head `h` reads KV head `h / (head_count / kv_head_count)`.
+/// Keys and values of the batch's own rows must be in the pool (see [`crate::rotate_and_store`]).
+///
+/// # Errors
+/// [`KernelError::ShapeMismatch`] when `query` or `out` has not the batch's rows, or heads do not divide evenly.
+pub fn attention(
+    cpu: &Cpu,
+    pool: &KvPool,
+    layer: usize,
+    batch: &Batch<'_>,
+    query: &[f32],
+    out: &mut [f32],
+) -> Result<(), KernelError> {
+    if batch.rows() == 0 {
+        return Ok(());
+    }
+    let shape = pool.shape();
+    let width = query.len() / batch.rows();
+    let group = width / (shape.kv_head_count * shape.head_size);
+    expect_len(
+        "queries",
+        batch.rows() * group * shape.kv_head_count * shape.head_size,
+        query.len(),
+    )?;
+    expect_len("attention output", query.len(), out.len())?;
+    if layer >= shape.layer_count {
+        return Err(KernelError::ShapeMismatch {
+            what: "layer index + 1",
+            expected: shape.layer_count,
+            actual: layer + 1,
+        });
+    }
+    let out = SharedMut::new(out);
+    let kv_heads = shape.kv_head_count;
+    cpu.threads.run(batch.tiles.len() * kv_heads, &|task| {
+        let (tile, kv_head) = (batch.tiles[task / kv_heads], task % kv_heads);
+        let blocks = batch.spans()[tile.span].blocks;
+        cpu.isa.run(Attend {
+            pool,
+            layer,
+            kv_head,
+            group,
+            width,
+            tile,
+            blocks,
+            query,
+            out,
+        });
+    });
+    Ok(())
+}
+
+struct Attend<'a> {
+    pool: &'a KvPool,
+    layer: usize,
+    kv_head: usize,
+    /// Query heads per KV head.
+    group: usize,
+    width: usize,
+    tile: RowTile,
+    blocks: &'a [u32],
+    query: &'a [f32],
+    out: SharedMut<'a, f32>,
+}
+
+/// Running softmax of the task's queries; query `i` is row `i / group`, head `i % group` of the group.
+struct Running {
+    /// `[queries][padded head]`: sums of weighted values.
+    sums: Vec<f32>,
+    /// Largest score so far.
+    largest: Vec<f32>,
+    /// Sums of weights, a lane for each key of the tile.
+    totals: Vec<[f32; LANES]>,
+    /// This tile's weights.
+    weights: Vec<[f32; LANES]>,
+    /// This tile's correction of earlier sums.
+    corrections: Vec<f32>,
+}
+
+impl Kernel for Attend<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let head_size = self.pool.shape().head_size;
+        let padded = head_size.next_multiple_of(LANES);
+        let queries = self.tile.rows * self.group;
+        let scaled = self.scaled_queries(head_size);
+        let mut keys = vec![0.0; padded * LANES];
+        let mut values = vec![0.0; LANES * padded];
+        let mut running = Running {
+            sums: vec![0.0; queries * padded],
+            largest: vec![f32::NEG_INFINITY; queries],
+            totals: vec![[0.0; LANES]; queries],
+            weights: vec![[0.0; LANES]; queries],
+            corrections: vec![0.0; queries],
+        };
+        let end = self.tile.position + self.tile.rows;
+        for first_key in (0..end).step_by(KEY_TILE) {
+            self.load_keys(s, first_key, &mut keys);
+            self.load_values(s, first_key, padded, &mut values);
+            // Rows before the tile's first key see nothing of it.
+            let first_row = first_key.saturating_sub(self.tile.position);
+            let mut query = first_row * self.group;
+            if S::WIDE {
+                while queries - query >= 8 {
+                    self.scores::<S, 8>(s, query, first_key, &scaled, &keys, &mut running);
+                    query += 8;
+                }
+            }
+            while queries - query >= 3 {
+                self.scores::<S, 3>(s, query, first_key, &scaled, &keys, &mut running);
+                query += 3;
+            }
+            while query < queries {
+                self.scores::<S, 1>(s, query, first_key, &scaled, &keys, &mut running);
+                query += 1;
+            }
+            self.accumulate(s, first_row * self.group, first_key, padded, &values, &mut running);
+        }
+        self.finish(s, head_size, padded, &running);
+    }
+}
+
+impl Attend<'_> {
+    fn scaled_queries(&self, head_size: usize) -> Vec<f32> {
+        let scale = 1.0 / (head_size as f32).sqrt();
+        let mut scaled = Vec::with_capacity(self.tile.rows * self.group * head_size);
+        for row in self.tile.row..self.tile.row + self.tile.rows {
+            let start = row * self.width + self.kv_head * self.group * head_size;
+            scaled.extend(
+                self.query[start..start + self.group * head_size]
+                    .iter()
+                    .map(|q| q * scale),
+            );
+        }
+        scaled
+    }
+
+    #[inline(always)]
+    fn tile_bytes(&self, first_key: usize, value: bool) -> &[u8] {
+        let block_size = self.pool.shape().block_size;
+        let block = self.blocks[first_key / block_size];
+        // SAFETY: every position up to the row tile's last was computed in an earlier region or step, or transferred; later tokens of the
+        // tile are read but never used. Nobody writes this layer during an attention region of the engine, and transfers do not write into
+        // blocks of running sequences (the pool's rule).
+        unsafe {
+            self.pool
+                .tile(block, self.layer, value, self.kv_head, first_key % block_size)
+        }
+    }
+
+    /// Keys of one tile as `[head element][key]`.
+    #[inline(always)]
+    fn load_keys<S: Simd>(&self, s: S, first_key: usize, keys: &mut [f32]) {
+        let bytes = self.tile_bytes(first_key, false);
+        let head_size = self.pool.shape().head_size;
+        for (chunk, keys) in keys.as_chunks_mut::<{ LANES * LANES }>().0.iter_mut().enumerate() {
+            let mut rows = [s.splat(0.0); LANES];
+            for (key, row) in rows.iter_mut().enumerate() {
+                *row = load16(
+                    s,
+                    self.pool.shape().dtype,
+                    bytes,
+                    key * head_size,
+                    chunk * LANES,
+                    head_size,
+                );
+            }
+            s.transpose(&mut rows);
+            for (row, to) in rows.iter().zip(keys.as_chunks_mut::<LANES>().0) {
+                s.store(*row, to);
+            }
+        }
+    }
+
+    /// Values of one tile as `[key][padded head]`.
+    #[inline(always)]
+    fn load_values<S: Simd>(&self, s: S, first_key: usize, padded: usize, values: &mut [f32]) {
+        let bytes = self.tile_bytes(first_key, true);
+        let head_size = self.pool.shape().head_size;
+        for (key, values) in values.chunks_exact_mut(padded).enumerate() {
+            for (chunk, to) in values.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                s.store(
+                    load16(
+                        s,
+                        self.pool.shape().dtype,
+                        bytes,
+                        key * head_size,
+                        chunk * LANES,
+                        head_size,
+                    ),
+                    to,
+                );
+            }
+        }
+    }
+
+    /// Number of the tile's keys that query `query` sees, `1..=16`.
+    #[inline(always)]
+    fn visible(&self, query: usize, first_key: usize) -> usize {
+        (self.tile.position + query / self.group + 1 - first_key).min(KEY_TILE)
+    }
+
+    /// Scores and weights of `N` queries against the tile.
+    #[inline(always)]
+    fn scores<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        query: usize,
+        first_key: usize,
+        scaled: &[f32],
+        keys: &[f32],
+        running: &mut Running,
+    ) {
+        let head_size = self.pool.shape().head_size;
+        let mut q = [scaled; N];
+        for i in 0..N {
+            q[i] = &scaled[(query + i) * head_size..][..head_size];
+        }
+        let mut acc = [s.splat(0.0); N];
+        for (element, keys) in keys.as_chunks::<LANES>().0.iter().enumerate().take(head_size) {
+            let keys = s.load(keys);
+            for i in 0..N {
+                acc[i] = s.fma(s.splat(q[i][element]), keys, acc[i]);
+            }
+        }
+        for (i, score) in acc.into_iter().enumerate() {
+            let query = query + i;
+            let visible = self.visible(query, first_key);
+            let score = s.select_first(visible, score, s.splat(f32::NEG_INFINITY));
+            let (before, tile) = (running.largest[query], s.reduce_max(score));
+            let largest = if tile > before { tile } else { before };
+            let correction = if largest == before {
+                s.splat(1.0)
+            } else {
+                exp(s, s.splat(before - largest)) // At the first tile this is tiny and meets sums of 0.
+            };
+            let weights = exp(s, s.sub(score, s.splat(largest)));
+            let weights = s.select_first(visible, weights, s.splat(0.0));
+            let total = s.fma(s.load(&running.totals[query]), correction, weights);
+            s.store(total, &mut running.totals[query]);
+            s.store(weights, &mut running.weights[query]);
+            let mut lanes = [0.0; LANES];
+            s.store(correction, &mut lanes);
+            running.corrections[query] = lanes[0];
+            running.largest[query] = largest;
+        }
+    }
+
+    /// `sums = sums · correction + weights · values` for all queries from `first_query`.
+    #[inline(always)]
+    fn accumulate<S: Simd>(
+        &self,
+        s: S,
+        first_query: usize,
+        first_key: usize,
+        padded: usize,
+        values: &[f32],
+        running: &mut Running,
+    ) {
+        let queries = running.largest.len();
+        let mut query = first_query;
+        while query < queries {
+            // Queries of one row see the same keys; rows that see the whole tile may be taken together.
+            let whole = self.visible(query, first_key) == KEY_TILE;
+            if S::WIDE && whole && queries - query >= 4 {
+                weigh::<S, 4>(s, query, KEY_TILE, padded, values, running);
+                query += 4;
+            } else {
+                weigh::<S, 1>(s, query, self.visible(query, first_key), padded, values, running);
+                query += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, head_size: usize, padded: usize, running: &Running) {
+        for (query, sums) in running.sums.chunks_exact(padded).enumerate() {
+            let factor = 1.0 / s.reduce_sum(s.load(&running.totals[query]));
+            let row = self.tile.row + query / self.group;
+            let head = self.kv_head * self.group + query % self.group;
+            // SAFETY: a task owns its rows' columns of its KV head's queries; tasks are disjoint in (row tile, KV head).
+            let out = unsafe { self.out.slice(row * self.width + head * head_size, head_size) };
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = sum * factor;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn weigh<S: Simd, const N: usize>(
+    s: S,
+    query: usize,
+    visible: usize,
+    padded: usize,
+    values: &[f32],
+    running: &mut Running,
+) {
+    let mut column = 0;
+    while padded - column >= 4 * LANES {
+        weigh_columns::<S, N, 4>(s, query, visible, padded, column, values, running);
+        column += 4 * LANES;
+    }
+    while column < padded {
+        weigh_columns::<S, N, 1>(s, query, visible, padded, column, values, running);
+        column += LANES;
+    }
+}
+
+#[inline(always)]
+fn weigh_columns<S: Simd, const N: usize, const V: usize>(
+    s: S,
+    query: usize,
+    visible: usize,
+    padded: usize,
+    column: usize,
+    values: &[f32],
+    running: &mut Running,
+) {
+    let mut acc = [[s.splat(0.0); V]; N];
+    for i in 0..N {
+        let correction = s.splat(running.corrections[query + i]);
+        let sums = running.sums[(query + i) * padded + column..].as_chunks::<LANES>().0;
+        for v in 0..V {
+            acc[i][v] = s.mul(s.load(&sums[v]), correction);
+        }
+    }
+    for key in 0..visible {
+        let line = values[key * padded + column..].as_chunks::<LANES>().0;
+        let mut value = [s.splat(0.0); V];
+        for v in 0..V {
+            value[v] = s.load(&line[v]);
+        }
+        for i in 0..N {
+            let weight = s.splat(running.weights[query + i][key]);
+            for v in 0..V {
+                acc[i][v] = s.fma(weight, value[v], acc[i][v]);
+            }
+        }
+    }
+    for i in 0..N {
+        let sums = running.sums[(query + i) * padded + column..].as_chunks_mut::<LANES>().0;
+        for v in 0..V {
+            s.store(acc[i][v], &mut sums[v]);
+        }
+    }
+}
+
+/// Elements `start + offset ..` of a head, widened; zeros beyond the head's end.
+#[inline(always)]
+fn load16<S: Simd>(s: S, dtype: KvDtype, bytes: &[u8], start: usize, offset: usize, head_size: usize) -> S::F {
+    let count = head_size - offset;
+    match dtype {
+        KvDtype::F32 => {
+            let from = &as_f32(bytes)[start + offset..];
+            match from.first_chunk() {
+                Some(from) if count >= LANES => s.load(from),
+                _ => s.load(&padded_chunk(from, count)),
+            }
+        }
+        KvDtype::F16 | KvDtype::Bf16 => {
+            let from = &as_u16(bytes)[start + offset..];
+            let rest;
+            let from = match from.first_chunk() {
+                Some(from) if count >= LANES => from,
+                _ => {
+                    rest = padded_chunk(from, count);
+                    &rest
+                }
+            };
+            if dtype == KvDtype::F16 {
+                s.load_f16(from)
+            } else {
+                s.load_bf16(from)
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn padded_chunk<T: Copy + Default>(from: &[T], count: usize) -> [T; LANES] {
+    let mut chunk = [T::default(); LANES];
+    chunk[..count].copy_from_slice(&from[..count]);
+    chunk
+}
+
+#[cfg(test)]
+mod tests;

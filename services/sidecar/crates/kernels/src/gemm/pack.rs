@@ -1,0 +1,227 @@
+//! Weights as the multiplication wants them: panels of 16 output rows, their elements side by side.
+//!
+//! ```text
+//! f32, f16, bf16   panel = [cols][16 rows], elements in their own width
+//! q8_0             panel = [cols / 32 blocks][8 groups of 4 columns][16 rows][4 columns], bytes of weight + 128, then scales
+//! q4_0, q4_1       panel = [cols / 32 blocks][4][16 rows][4 columns], low nibble columns 4i.., high nibble columns 16 + 4i.., then scales
+//! scales           [cols / 32 blocks][16 rows] of f16; for q4_1 the 16 minima follow each block's 16 scales
+//! ```
+//!
+//! A weight takes the bits it took in the file. Rows beyond the last are zero. The block formats are ggml's.
+
+use crate::aligned::AlignedBytes;
+use crate::error::{KernelError, expect_len};
+use crate::simd::{BLOCK, LANES};
+use half::f16;
+
+/// Number format of a weight matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightType {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// Blocks of 32: f16 scale d, 32 signed bytes q; `w = d q`.
+    Q8_0,
+    /// Blocks of 32: f16 scale d, 32 nibbles q; `w = d (q - 8)`.
+    Q4_0,
+    /// Blocks of 32: f16 scale d, f16 minimum m, 32 nibbles q; `w = d q + m`.
+    Q4_1,
+}
+
+impl WeightType {
+    /// Whether it is multiplied with activations quantised to 8 bits.
+    pub fn is_quantised(self) -> bool {
+        matches!(self, Self::Q8_0 | Self::Q4_0 | Self::Q4_1)
+    }
+
+    /// Bytes of one row of `cols` weights, before packing.
+    pub fn row_bytes(self, cols: usize) -> usize {
+        match self {
+            Self::F32 => cols * 4,
+            Self::F16 | Self::Bf16 => cols * 2,
+            Self::Q8_0 => cols / BLOCK * 34,
+            Self::Q4_0 => cols / BLOCK * 18,
+            Self::Q4_1 => cols / BLOCK * 20,
+        }
+    }
+
+    /// Bytes of a panel's weights and of its scales.
+    fn panel_bytes(self, cols: usize) -> (usize, usize) {
+        let blocks = cols / BLOCK;
+        match self {
+            Self::F32 => (cols * LANES * 4, 0),
+            Self::F16 | Self::Bf16 => (cols * LANES * 2, 0),
+            Self::Q8_0 => (blocks * 512, blocks * 32),
+            Self::Q4_0 => (blocks * 256, blocks * 32),
+            Self::Q4_1 => (blocks * 256, blocks * 64),
+        }
+    }
+}
+
+/// A weight matrix `[rows out][cols in]`, packed.
+pub struct PackedMatrix {
+    weight_type: WeightType,
+    rows: usize,
+    cols: usize,
+    panel_stride: usize,
+    data: AlignedBytes,
+}
+
+/// One panel: 16 rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Panel<'a> {
+    pub(crate) weight_type: WeightType,
+    pub(crate) weights: &'a [u8],
+    pub(crate) scales: &'a [u8],
+}
+
+impl PackedMatrix {
+    /// Packs a row-major matrix of the type's own block layout. Reads `source` once, front to back.
+    ///
+    /// # Errors
+    /// [`KernelError::Empty`], [`KernelError::PartialBlock`], or [`KernelError::ShapeMismatch`] when `source` is not `rows` rows.
+    pub fn pack(weight_type: WeightType, rows: usize, cols: usize, source: &[u8]) -> Result<Self, KernelError> {
+        if rows == 0 || cols == 0 {
+            return Err(KernelError::Empty { what: "weight matrix" });
+        }
+        if weight_type.is_quantised() && !cols.is_multiple_of(BLOCK) {
+            return Err(KernelError::PartialBlock { cols });
+        }
+        let row_bytes = weight_type.row_bytes(cols);
+        expect_len("weight bytes", rows * row_bytes, source.len())?;
+        let (weight_bytes, scale_bytes) = weight_type.panel_bytes(cols);
+        let panel_stride = (weight_bytes + scale_bytes).next_multiple_of(64);
+        let mut data = AlignedBytes::zeroed(rows.div_ceil(LANES) * panel_stride);
+        for (row, from) in source.chunks_exact(row_bytes).enumerate() {
+            let start = row / LANES * panel_stride;
+            let panel = &mut data.bytes_mut()[start..start + weight_bytes + scale_bytes];
+            let (weights, scales) = panel.split_at_mut(weight_bytes);
+            pack_row(weight_type, row % LANES, from, weights, scales);
+        }
+        Ok(Self {
+            weight_type,
+            rows,
+            cols,
+            panel_stride,
+            data,
+        })
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Number format.
+    pub fn weight_type(&self) -> WeightType {
+        self.weight_type
+    }
+
+    /// Bytes that one multiplication reads.
+    pub fn byte_len(&self) -> usize {
+        self.panel_count() * self.panel_stride
+    }
+
+    pub(crate) fn panel_count(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    #[inline(always)]
+    pub(crate) fn panel(&self, index: usize) -> Panel<'_> {
+        let (weight_bytes, scale_bytes) = self.weight_type.panel_bytes(self.cols);
+        let start = index * self.panel_stride;
+        let (weights, scales) = self.data.bytes()[start..start + weight_bytes + scale_bytes].split_at(weight_bytes);
+        Panel {
+            weight_type: self.weight_type,
+            weights,
+            scales,
+        }
+    }
+
+    /// Row `row` in f32, exactly as its format defines it: how embeddings are looked up.
+    ///
+    /// # Errors
+    /// [`KernelError::ShapeMismatch`] when `out` is not `cols` long or there is no such row.
+    pub fn dequantise_row(&self, row: usize, out: &mut [f32]) -> Result<(), KernelError> {
+        expect_len("embedding row", self.cols, out.len())?;
+        if row >= self.rows {
+            return Err(KernelError::ShapeMismatch {
+                what: "row index + 1",
+                expected: self.rows,
+                actual: row + 1,
+            });
+        }
+        let (panel, lane) = (self.panel(row / LANES), row % LANES);
+        let u16_at = |bytes: &[u8], index: usize| u16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]);
+        let scale_at = |index: usize| f16::from_bits(u16_at(panel.scales, index)).to_f32();
+        for (col, value) in out.iter_mut().enumerate() {
+            let (block, offset) = (col / BLOCK, col % BLOCK);
+            let nibble = || {
+                let byte = panel.weights[block * 256 + offset % 16 / 4 * 64 + lane * 4 + offset % 4];
+                f32::from(if offset < 16 { byte & 15 } else { byte >> 4 })
+            };
+            let at = col * LANES + lane;
+            *value = match self.weight_type {
+                WeightType::F32 => f32::from_le_bytes(std::array::from_fn(|i| panel.weights[4 * at + i])),
+                WeightType::F16 => f16::from_bits(u16_at(panel.weights, at)).to_f32(),
+                WeightType::Bf16 => half::bf16::from_bits(u16_at(panel.weights, at)).to_f32(),
+                WeightType::Q8_0 => {
+                    let byte = panel.weights[block * 512 + offset / 4 * 64 + lane * 4 + offset % 4];
+                    scale_at(block * LANES + lane) * (f32::from(byte) - 128.0)
+                }
+                WeightType::Q4_0 => scale_at(block * LANES + lane) * (nibble() - 8.0),
+                WeightType::Q4_1 => {
+                    let (d, m) = (scale_at(block * 32 + lane), scale_at(block * 32 + LANES + lane));
+                    d * nibble() + m
+                }
+            };
+        }
+        Ok(())
+    }
+}
+
+/// Spreads one row over its lane of a panel.
+fn pack_row(weight_type: WeightType, lane: usize, from: &[u8], weights: &mut [u8], scales: &mut [u8]) {
+    match weight_type {
+        WeightType::F32 => spread::<4>(lane, from, weights),
+        WeightType::F16 | WeightType::Bf16 => spread::<2>(lane, from, weights),
+        WeightType::Q8_0 => {
+            for (block, bytes) in from.chunks_exact(34).enumerate() {
+                scales[block * 32 + lane * 2..][..2].copy_from_slice(&bytes[..2]);
+                for (group, quad) in bytes[2..].chunks_exact(4).enumerate() {
+                    let to = &mut weights[block * 512 + group * 64 + lane * 4..][..4];
+                    for (to, from) in to.iter_mut().zip(quad) {
+                        *to = from ^ 0x80;
+                    }
+                }
+            }
+        }
+        WeightType::Q4_0 | WeightType::Q4_1 => {
+            // ggml: byte i of a block holds column i in its low and column 16 + i in its high nibble, as the panels do.
+            let header = if weight_type == WeightType::Q4_0 { 2 } else { 4 };
+            for (block, bytes) in from.chunks_exact(header + 16).enumerate() {
+                for part in 0..header / 2 {
+                    let to = (block * (header / 2) + part) * 32 + lane * 2;
+                    scales[to..to + 2].copy_from_slice(&bytes[part * 2..part * 2 + 2]);
+                }
+                for (line, quad) in bytes[header..].chunks_exact(4).enumerate() {
+                    weights[block * 256 + line * 64 + lane * 4..][..4].copy_from_slice(quad);
+                }
+            }
+        }
+    }
+}
+
+fn spread<const SIZE: usize>(lane: usize, from: &[u8], weights: &mut [u8]) {
+    for (element, line) in from.chunks_exact(SIZE).zip(weights.chunks_exact_mut(SIZE * LANES)) {
+        line[lane * SIZE..][..SIZE].copy_from_slice(element);
+    }
+}

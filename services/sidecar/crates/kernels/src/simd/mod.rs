@@ -1,0 +1,76 @@
+//! Sixteen lanes, three implementations, the same bits.
+//!
+//! A kernel is written once against [`Simd`]. Lanes never mix except in the two reductions, whose tree is part of the contract, and
+//! `fma` rounds once everywhere; so AVX-512, AVX2 and the portable code agree bit for bit. A value of an implementation is proof that
+//! the processor has its instructions: that is what makes the methods safe.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+pub(crate) mod portable;
+
+/// Lanes of a vector, and rows of a weight panel.
+pub const LANES: usize = 16;
+/// Weights and activations share a scale over this many consecutive columns.
+pub const BLOCK: usize = 32;
+
+/// Operations on 16 lanes. `F`: f32 lanes. `I`: i32 lanes. `B`: for each lane four consecutive quantised weights.
+pub(crate) trait Simd: Copy {
+    type F: Copy;
+    type I: Copy;
+    type B: Copy;
+    /// Whether 32 vector registers of 16 lanes exist: chooses tile sizes, never results.
+    const WIDE: bool;
+
+    fn splat(self, value: f32) -> Self::F;
+    fn load(self, from: &[f32; LANES]) -> Self::F;
+    fn store(self, value: Self::F, to: &mut [f32; LANES]);
+    fn load_f16(self, from: &[u16; LANES]) -> Self::F;
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::F;
+    /// Rounds to nearest, ties to even.
+    fn store_f16(self, value: Self::F, to: &mut [u16; LANES]);
+    /// Rounds to nearest, ties to even; NaN stays NaN.
+    fn store_bf16(self, value: Self::F, to: &mut [u16; LANES]);
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger; `b` when either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller; `b` when either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `2^n`, where each lane holds `n + 1.5 · 2^23` and `-126 <= n <= 127`.
+    fn pow2_of_biased(self, biased: Self::F) -> Self::F;
+    /// Lanes below `count` from `value`, the others from `other`.
+    fn select_first(self, count: usize, value: Self::F, other: Self::F) -> Self::F;
+    /// Sum over lanes: `i` with `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
+    fn reduce_sum(self, value: Self::F) -> f32;
+    /// Largest lane.
+    fn reduce_max(self, value: Self::F) -> f32;
+    /// Row `i`, lane `j` becomes row `j`, lane `i`.
+    fn transpose(self, rows: &mut [Self::F; LANES]);
+
+    fn f32_from_i32(self, value: Self::I) -> Self::F;
+    /// Eight vectors of unsigned 4-bit weights from their packed form: the low nibbles of 64-byte line `i` are columns `4i..4i + 4` of
+    /// the block, the high ones columns `16 + 4i..16 + 4i + 4`.
+    fn unpack_u4(self, from: &[u8; 256]) -> [Self::B; 8];
+    /// `start + Σ w · a` per lane over one block, exact. `w` in 0..=15, `a` in -127..=127.
+    fn dot_u4(self, w: &[Self::B; 8], a: &[i8; BLOCK], start: i32) -> Self::I;
+    /// Eight vectors of signed 8-bit weights, stored plus 128.
+    fn unpack_s8(self, from: &[u8; 512]) -> [Self::B; 8];
+    /// `Σ w · a` per lane over one block, exact; `a_sum` is `Σ a`. `a` in -127..=127.
+    fn dot_s8(self, w: &[Self::B; 8], a: &[i8; BLOCK], a_sum: i32) -> Self::I;
+}
+
+/// Four activations as the word that multiplies four consecutive weights of every lane.
+#[inline(always)]
+pub(crate) fn quad(a: &[i8; BLOCK], group: usize) -> i32 {
+    let at = group * 4;
+    i32::from_le_bytes([a[at] as u8, a[at + 1] as u8, a[at + 2] as u8, a[at + 3] as u8])
+}
+
+#[cfg(test)]
+mod tests;
