@@ -6,6 +6,7 @@ export * from "./kvasir-error.ts";
 export * from "./lease/lease-table.ts";
 export * from "./scheduler/capacity.ts";
 export * from "./scheduler/events.ts";
+export type { Sequence, SequencePhase } from "./scheduler/sequence.ts";
 export {
   type SchedulerLoad,
   STEPS_IN_FLIGHT_MAX,

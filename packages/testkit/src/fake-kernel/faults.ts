@@ -1,0 +1,38 @@
+import type { ErrorReason } from "@kvasir/core";
+
+/** What a fake sidecar does wrong. All are read at the moment they matter, so a test may change them while it runs. */
+export interface Faults {
+  /** Time that each step takes. */
+  stepDelayMs: number;
+  /** Step id (counted over the stream) at which the Execute stream breaks. */
+  failStepId: number;
+  /** Step id from which no step is answered any more. */
+  hangStepId: number;
+  /** Time that a fetch waits before each block. */
+  fetchDelayMs: number;
+  /** Ends each fetch with this reason before its first byte. */
+  refuseFetch: ErrorReason | undefined;
+  /** Tokens after which a fetch stops and says nothing more. */
+  stallFetchAfter: number;
+  /** Ends the fetch stream without `complete` after this many tokens. */
+  dropFetchAfter: number;
+  refusePublish: ErrorReason | undefined;
+  publishDelayMs: number;
+  /** Time that Fence and Release take. */
+  fenceDelayMs: number;
+}
+
+export function noFaults(): Faults {
+  return {
+    stepDelayMs: 0,
+    failStepId: 0,
+    hangStepId: Number.POSITIVE_INFINITY,
+    fetchDelayMs: 0,
+    refuseFetch: undefined,
+    stallFetchAfter: Number.POSITIVE_INFINITY,
+    dropFetchAfter: Number.POSITIVE_INFINITY,
+    refusePublish: undefined,
+    publishDelayMs: 0,
+    fenceDelayMs: 0,
+  };
+}

@@ -1,0 +1,110 @@
+import { KvasirError, worstCaseBlockCount } from "@kvasir/core";
+import { type DecodeService, type GenerateRequest, PlacementMode } from "@kvasir/proto";
+import { contextFromMetadata, type Implementation } from "@kvasir/rpc";
+import type { Tracer } from "@opentelemetry/api";
+import { now } from "../clock.ts";
+import type { Incarnation } from "../incarnation.ts";
+import { checkEpoch, checkRequest, invalid, tooLarge } from "../request-check.ts";
+import { endSpan, startSpan, type Traced } from "../tracing.ts";
+import { generateLocally } from "./local-generation.ts";
+import type { PrefillPeers } from "./peers.ts";
+import { SplitGeneration } from "./split-generation.ts";
+import type { GenerateCall } from "./token-stream.ts";
+
+export interface DecodeServiceOptions {
+  readonly workerId: string;
+  /** Whether prompts may be computed here. */
+  readonly mixed: boolean;
+  readonly current: () => Incarnation | undefined;
+  readonly tracer: Tracer;
+  readonly peers: PrefillPeers;
+  readonly leaseMs: number;
+  readonly admissionWaitMs: number;
+  /** Tells of each generation's start and end. */
+  readonly onGeneration: (change: 1 | -1) => void;
+}
+
+/** `DecodeService`: one generation for each call. */
+export function decodeService(options: DecodeServiceOptions): Implementation<typeof DecodeService> {
+  return {
+    async generate(request, call) {
+      const traced = startSpan(options.tracer, "decode.generate", contextFromMetadata(call.metadata), {
+        "kvasir.worker_id": options.workerId,
+        "kvasir.request_id": request.requestId,
+        "kvasir.prompt_tokens": request.promptTokenIds.length,
+      });
+      options.onGeneration(1);
+      try {
+        await generate(options, request, call, traced);
+        endSpan(traced.span);
+      } catch (error) {
+        endSpan(traced.span, error instanceof Error ? error : undefined);
+        throw error;
+      } finally {
+        options.onGeneration(-1);
+      }
+    },
+  };
+}
+
+async function generate(
+  options: DecodeServiceOptions,
+  request: GenerateRequest,
+  call: GenerateCall,
+  traced: Traced,
+): Promise<void> {
+  const { placement } = request;
+  if (placement?.decode === undefined) throw invalid("placement", "placement.decode is missing");
+  const incarnation = checkEpoch(options.current(), placement.decode.epoch);
+  if (placement.decode.workerId !== options.workerId) {
+    const message = `the placement names decode worker ${placement.decode.workerId}, this is ${options.workerId}`;
+    throw new KvasirError({ reason: "stale_epoch", message });
+  }
+  const checked = checkRequest(request, incarnation);
+  const promptTokenCount = checked.promptTokenIds.length;
+  const { blockSize } = incarnation.layout;
+  const blockCount = worstCaseBlockCount("decode", promptTokenCount, checked.sampling.maxTokens, blockSize);
+  if (blockCount > incarnation.description.blockCount) throw tooLarge(incarnation);
+  const { workerId, tracer, admissionWaitMs, leaseMs, peers } = options;
+  const facts = {
+    call,
+    incarnation,
+    request: checked,
+    requestId: request.requestId,
+    workerId,
+    arrivedAt: now(),
+    admissionWaitMs,
+    leaseMs,
+    tracer,
+    traced,
+  };
+  switch (placement.mode) {
+    case PlacementMode.AGGREGATED: {
+      if (!options.mixed) throw invalid("placement.mode", `worker ${workerId} has role decode; it computes no prompts`);
+      return untilDone(call, generateLocally(facts));
+    }
+    case PlacementMode.SPLIT: {
+      const { prefill } = placement;
+      if (prefill === undefined || prefill.address === "")
+        throw invalid("placement.prefill", "placement.prefill is missing");
+      return untilDone(call, new SplitGeneration({ ...facts, prefill, peers }));
+    }
+    default:
+      throw invalid("placement.mode", `placement.mode is ${placement.mode}; use aggregated or split`);
+  }
+}
+
+/** Waits for the end; a caller that goes away, or whose deadline passes, cancels. */
+async function untilDone(
+  call: GenerateCall,
+  generation: { readonly done: Promise<void>; cancel(): void },
+): Promise<void> {
+  const cancel = () => generation.cancel();
+  call.once("cancelled", cancel);
+  if (call.cancelled) cancel();
+  try {
+    await generation.done;
+  } finally {
+    call.off("cancelled", cancel);
+  }
+}

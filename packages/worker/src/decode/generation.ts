@@ -1,0 +1,125 @@
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import {
+  type Instant,
+  type KvasirError,
+  msFromNanos,
+  type SequenceEnd,
+  type SequenceId,
+  type Token,
+} from "@kvasir/core";
+import { FinishReason, type GenerateTimingsSchema } from "@kvasir/proto";
+import type { Tracer } from "@opentelemetry/api";
+import { now } from "../clock.ts";
+import type { Incarnation } from "../incarnation.ts";
+import type { CheckedRequest } from "../request-check.ts";
+import { endSpan, startSpan, type Traced } from "../tracing.ts";
+import { type GenerateCall, TokenStream } from "./token-stream.ts";
+
+export interface GenerationFacts {
+  readonly call: GenerateCall;
+  readonly incarnation: Incarnation;
+  readonly request: CheckedRequest;
+  readonly requestId: string;
+  readonly workerId: string;
+  readonly arrivedAt: Instant;
+  readonly admissionWaitMs: number;
+  readonly leaseMs: number;
+  readonly tracer: Tracer;
+  /** `decode.generate`; ended by the service. */
+  readonly traced: Traced;
+}
+
+type Timings = { -readonly [K in Exclude<keyof MessageInitShape<typeof GenerateTimingsSchema>, "$typeName">]?: number };
+
+/**
+ * What every generation does, however its prompt is computed: tokens to the client, times, spans and the end. `done` settles once,
+ * as the call shall end.
+ */
+export class Generation {
+  readonly facts: GenerationFacts;
+  readonly #stream: TokenStream;
+  readonly #done = Promise.withResolvers<void>();
+  readonly #reserveSpan: Traced;
+  readonly timings: Timings = {};
+  sequenceId = 0 as SequenceId;
+  prefillWorkerId: string;
+  kvBytesMoved = 0n;
+  #firstTokenAt: Instant | undefined;
+  #lastTokenAt: Instant | undefined;
+  #tokenCount = 0;
+  #stepsSpan: Traced | undefined;
+  #ended = false;
+
+  constructor(facts: GenerationFacts) {
+    this.facts = facts;
+    this.prefillWorkerId = facts.workerId;
+    this.#stream = new TokenStream(facts.call);
+    this.#reserveSpan = startSpan(facts.tracer, "decode.reserve", facts.traced.context);
+  }
+
+  get done(): Promise<void> {
+    return this.#done.promise;
+  }
+
+  get ended(): boolean {
+    return this.#ended;
+  }
+
+  /** Capacity is reserved; the client is told. */
+  accepted(): void {
+    const reserveMs = msFromNanos(now() - this.facts.arrivedAt);
+    endSpan(this.#reserveSpan.span);
+    this.#stream.accepted(reserveMs);
+  }
+
+  /** A token for the client. A stop token ends the generation and is not passed on. */
+  token(token: Token, end: SequenceEnd | undefined): void {
+    if (this.#ended) return;
+    this.#lastTokenAt = now();
+    if (this.#firstTokenAt === undefined) {
+      this.#firstTokenAt = this.#lastTokenAt;
+      this.timings.firstTokenMs = msFromNanos(this.#firstTokenAt - this.facts.arrivedAt);
+      this.facts.traced.span.setAttribute("kvasir.first_token_ms", this.timings.firstTokenMs);
+    }
+    this.#tokenCount++;
+    if (end !== "stop") this.#stream.push(token);
+    if (end !== undefined) this.#finish(end, token);
+  }
+
+  /** The sequence is in the running batch from here on. */
+  stepsBegin(): void {
+    this.#stepsSpan ??= startSpan(this.facts.tracer, "decode.steps", this.facts.traced.context);
+  }
+
+  fail(error: KvasirError): void {
+    if (this.#ended) return;
+    this.#close(error);
+    this.#done.reject(error);
+  }
+
+  #finish(end: SequenceEnd, token: Token): void {
+    this.timings.decodeMs = msFromNanos((this.#lastTokenAt ?? 0) - (this.#firstTokenAt ?? 0));
+    this.#stream.finish({
+      reason: end === "stop" ? FinishReason.STOP : FinishReason.LENGTH,
+      timings: this.timings,
+      prefillWorkerId: this.prefillWorkerId,
+      decodeWorkerId: this.facts.workerId,
+      kvBytesMoved: this.kvBytesMoved,
+      ...(end === "stop" ? { stopTokenId: token.tokenId } : {}),
+    });
+    this.#close(undefined);
+    this.#done.resolve();
+  }
+
+  #close(error: KvasirError | undefined): void {
+    this.#ended = true;
+    if (this.#firstTokenAt === undefined && error) endSpan(this.#reserveSpan.span, error);
+    this.#stepsSpan?.span.setAttribute("kvasir.decode_tokens", Math.max(0, this.#tokenCount - 1));
+    if (this.#stepsSpan) endSpan(this.#stepsSpan.span, error);
+    this.facts.traced.span.setAttributes({
+      "kvasir.generated_tokens": this.#tokenCount,
+      "kvasir.prefill_worker_id": this.prefillWorkerId,
+      "kvasir.kv_bytes_moved": Number(this.kvBytesMoved),
+    });
+  }
+}

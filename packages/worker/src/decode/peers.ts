@@ -1,0 +1,42 @@
+import { PrefillService } from "@kvasir/proto";
+import { createClient, type RpcClient } from "@kvasir/rpc";
+
+const IDLE_CLOSE_MS = 60_000;
+
+/** Channels to prefill workers, one for each address, closed when unused for a minute. */
+export class PrefillPeers {
+  readonly #peers = new Map<
+    string,
+    { readonly client: RpcClient<typeof PrefillService>; calls: number; timer?: NodeJS.Timeout }
+  >();
+
+  /** Opens a hand-over call. The channel lives at least as long as the call. */
+  run(address: string, settings: Parameters<RpcClient<typeof PrefillService>["run"]>[0]) {
+    let peer = this.#peers.get(address);
+    if (!peer) {
+      peer = { client: createClient(PrefillService, address), calls: 0 };
+      this.#peers.set(address, peer);
+    }
+    const used = peer;
+    clearTimeout(used.timer);
+    used.calls++;
+    const call = used.client.run(settings);
+    call.once("status", () => {
+      if (--used.calls > 0) return;
+      used.timer = setTimeout(() => {
+        this.#peers.delete(address);
+        used.client.channel.close();
+      }, IDLE_CLOSE_MS);
+      used.timer.unref();
+    });
+    return call;
+  }
+
+  close(): void {
+    for (const peer of this.#peers.values()) {
+      clearTimeout(peer.timer);
+      peer.client.channel.close();
+    }
+    this.#peers.clear();
+  }
+}

@@ -1,0 +1,74 @@
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import type { ServerWritableStream } from "@grpc/grpc-js";
+import type { Token } from "@kvasir/core";
+import type { GenerateFinishedSchema, GenerateRequest, GenerateResponseSchema } from "@kvasir/proto";
+import { wireToken } from "../wire-token.ts";
+
+export type GenerateCall = ServerWritableStream<GenerateRequest, MessageInitShape<typeof GenerateResponseSchema>>;
+
+/**
+ * Tokens on their way to the gateway. What was sampled until the event loop comes round goes into one message, and while the peer is
+ * slow (`write` said false) tokens gather until `drain`: at most max_tokens of them, which bounds the memory.
+ */
+export class TokenStream {
+  readonly #call: GenerateCall;
+  #pending: Token[] = [];
+  #blocked = false;
+  #queued = false;
+
+  constructor(call: GenerateCall) {
+    this.#call = call;
+    call.on("drain", () => {
+      this.#blocked = false;
+      this.#flush();
+    });
+  }
+
+  accepted(reserveMs: number): void {
+    this.#write({ kind: { case: "accepted", value: { reserveMs } } });
+  }
+
+  push(token: Token): void {
+    this.#pending.push(token);
+    if (this.#queued || this.#blocked) return;
+    this.#queued = true;
+    flushSoon(this.#flushQueued);
+  }
+
+  /** The last message, after all tokens; the stream is ended by the handler's return, which waits for what is buffered. */
+  finish(finished: MessageInitShape<typeof GenerateFinishedSchema>): void {
+    this.#blocked = false;
+    this.#flush();
+    this.#write({ kind: { case: "finished", value: finished } });
+  }
+
+  readonly #flushQueued = (): void => {
+    this.#queued = false;
+    this.#flush();
+  };
+
+  #flush(): void {
+    if (this.#blocked || this.#pending.length === 0) return;
+    const tokens = this.#pending.map(wireToken);
+    this.#pending = [];
+    this.#write({ kind: { case: "tokens", value: { tokens } } });
+  }
+
+  #write(message: MessageInitShape<typeof GenerateResponseSchema>): void {
+    if (this.#call.destroyed || this.#call.cancelled) return;
+    if (!this.#call.write(message)) this.#blocked = true;
+  }
+}
+
+/** One immediate for all streams of a step. */
+let queue: (() => void)[] = [];
+
+function flushSoon(flush: () => void): void {
+  queue.push(flush);
+  if (queue.length > 1) return;
+  setImmediate(() => {
+    const flushes = queue;
+    queue = [];
+    for (const flush of flushes) flush();
+  });
+}

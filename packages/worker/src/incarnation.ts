@@ -1,0 +1,69 @@
+import { type KvasirError, LeaseTable, type StepSchedulerOptions } from "@kvasir/core";
+import type { DescribeResponse, KvLayout } from "@kvasir/proto";
+import { type AuditedBlocks, auditBlocks } from "./audit.ts";
+import { now } from "./clock.ts";
+import { Engine, type EngineHooks } from "./engine/engine.ts";
+import type { Kernel } from "./kernel/kernel.ts";
+
+/** Everything that lives and dies with one start of the sidecar. */
+export class Incarnation {
+  readonly epoch: bigint;
+  readonly ticketKey: Uint8Array;
+  readonly kernel: Kernel;
+  readonly engine: Engine;
+  readonly description: DescribeResponse;
+  readonly layout: KvLayout;
+  readonly transferAddress: string;
+  readonly leases = new LeaseTable();
+
+  constructor(parts: {
+    readonly epoch: bigint;
+    readonly ticketKey: Uint8Array;
+    readonly kernel: Kernel;
+    readonly description: DescribeResponse;
+    readonly transferAddress: string;
+    readonly limits: EngineLimits;
+    readonly hooks: EngineHooks;
+  }) {
+    const { description, limits } = parts;
+    if (description.layout === undefined) throw new Error("the sidecar describes no KV layout");
+    this.epoch = parts.epoch;
+    this.ticketKey = parts.ticketKey;
+    this.kernel = parts.kernel;
+    this.description = description;
+    this.layout = description.layout;
+    this.transferAddress = parts.transferAddress;
+    const options: StepSchedulerOptions = {
+      blockCount: description.blockCount,
+      blockSize: description.layout.blockSize,
+      tokenBudget: Math.min(limits.stepTokenCount, description.stepTokenMax || limits.stepTokenCount),
+      sequenceCountMax: limits.sequenceCountMax,
+      pinnedShareMax: limits.pinnedShareMax,
+    };
+    this.engine = new Engine(parts.kernel.execute(), options, parts.hooks);
+  }
+
+  /** Where every block is, and whether anything live is behind it. */
+  audit(): AuditedBlocks {
+    return auditBlocks({
+      sequences: this.engine.scheduler.sequences(),
+      pool: this.engine.scheduler.pool,
+      leases: this.leases,
+      isOwned: (sequenceId) => this.engine.isOwned(sequenceId),
+      now: now(),
+    });
+  }
+
+  /** Fails what runs here, and stops waiting for the sidecar. */
+  end(error: KvasirError): void {
+    this.engine.fail(error);
+    this.kernel.close();
+  }
+}
+
+export interface EngineLimits {
+  /** Token budget of a step. */
+  readonly stepTokenCount: number;
+  readonly sequenceCountMax: number;
+  readonly pinnedShareMax: number;
+}

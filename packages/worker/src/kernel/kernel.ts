@@ -1,0 +1,91 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import type { Metadata } from "@grpc/grpc-js";
+import { KvasirError } from "@kvasir/core";
+import {
+  type DescribeResponse,
+  type FetchRequestSchema,
+  KernelService,
+  type PublishRequestSchema,
+  type Span,
+  type StatsResponse,
+} from "@kvasir/proto";
+import { createClient, errorFromService, type RpcClient } from "@kvasir/rpc";
+
+const CALL_DEADLINE_MS = 10_000;
+const RETRY_FIRST_MS = 50;
+const RETRY_MAX_MS = 1_000;
+
+export type ExecuteStream = ReturnType<RpcClient<typeof KernelService>["execute"]>;
+export type FetchStream = ReturnType<RpcClient<typeof KernelService>["fetch"]>;
+
+/**
+ * One incarnation's sidecar. `release` and `fence` guard the reuse of blocks: they come back only when the sidecar has answered, or
+ * when it is gone and with it everything that could touch a block.
+ */
+export class Kernel {
+  readonly #client: RpcClient<typeof KernelService>;
+  readonly #gone = new AbortController();
+
+  constructor(socketPath: string) {
+    this.#client = createClient(KernelService, `unix:${socketPath}`);
+  }
+
+  describe(): Promise<DescribeResponse> {
+    return this.#client.describe({}, { deadlineMs: CALL_DEADLINE_MS });
+  }
+
+  execute(): ExecuteStream {
+    return this.#client.execute();
+  }
+
+  async publish(request: MessageInitShape<typeof PublishRequestSchema>, metadata: Metadata): Promise<void> {
+    await this.#client.publish(request, { metadata, deadlineMs: CALL_DEADLINE_MS });
+  }
+
+  fetch(request: MessageInitShape<typeof FetchRequestSchema>, metadata: Metadata): FetchStream {
+    return this.#client.fetch(request, { metadata });
+  }
+
+  release(leaseId: Uint8Array): Promise<void> {
+    return this.#untilAnswered(() => this.#client.release({ leaseId }, { deadlineMs: CALL_DEADLINE_MS }));
+  }
+
+  fence(leaseId: Uint8Array): Promise<void> {
+    return this.#untilAnswered(() => this.#client.fence({ leaseId }, { deadlineMs: CALL_DEADLINE_MS }));
+  }
+
+  stats(): Promise<StatsResponse> {
+    return this.#client.stats({}, { deadlineMs: 2_000 });
+  }
+
+  async spans(traceId: string): Promise<readonly Span[]> {
+    return (await this.#client.listSpans({ traceId }, { deadlineMs: 2_000 })).spans;
+  }
+
+  /** The process is gone: nothing is waited for any more, calls under way fail. */
+  close(): void {
+    this.#gone.abort();
+    this.#client.channel.close();
+  }
+
+  async #untilAnswered(call: () => Promise<unknown>): Promise<void> {
+    for (let delayMs = RETRY_FIRST_MS; !this.#gone.signal.aborted; delayMs = Math.min(2 * delayMs, RETRY_MAX_MS)) {
+      try {
+        await call();
+        return;
+      } catch (error) {
+        if (errorFromService(error).reason === "invalid_request") throw error;
+        await sleep(delayMs, undefined, { signal: this.#gone.signal }).catch(() => undefined);
+      }
+    }
+  }
+}
+
+export function sidecarLost(detail: string): KvasirError {
+  return new KvasirError({
+    reason: "unavailable",
+    message: `the sidecar is gone (${detail}); retry elsewhere`,
+    retryAfterMs: 1_000,
+  });
+}

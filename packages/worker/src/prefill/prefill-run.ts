@@ -1,0 +1,247 @@
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import type { ServerDuplexStream } from "@grpc/grpc-js";
+import {
+  addNanos,
+  advancePrefillHandover,
+  type BlockId,
+  type ErrorFacts,
+  type Instant,
+  isPrefillHandoverOver,
+  KvasirError,
+  msFromNanos,
+  nanosFromMs,
+  newPrefillHandover,
+  type PrefillHandover,
+  type PrefillHandoverEffect,
+  type PrefillHandoverEvent,
+  type SequenceId,
+  type Token,
+  unreachable,
+} from "@kvasir/core";
+import type { RunRequest, RunResponseSchema, RunTicketSchema } from "@kvasir/proto";
+import { errorFromService } from "@kvasir/rpc";
+import { now } from "../clock.ts";
+import type { Incarnation } from "../incarnation.ts";
+import type { CheckedRequest } from "../request-check.ts";
+import { signTicket } from "../ticket.ts";
+import { endSpan, metadataOf, type Traced, traceparentOf } from "../tracing.ts";
+import { wireToken } from "../wire-token.ts";
+
+export type RunCall = ServerDuplexStream<RunRequest, MessageInitShape<typeof RunResponseSchema>>;
+type RunMessage = MessageInitShape<typeof RunResponseSchema>;
+
+export interface PrefillRunFacts {
+  readonly incarnation: Incarnation;
+  readonly workerId: string;
+  /** 16 bytes: idempotency key, and the lease's id in the sidecar. */
+  readonly transferId: Uint8Array;
+  readonly request: CheckedRequest;
+  readonly admissionWaitMs: number;
+  readonly leaseMs: number;
+  /** `prefill.run`; ended here. */
+  readonly traced: Traced;
+}
+
+/**
+ * One hand-over on the prefill side: runs the effects of `advancePrefillHandover`. A second call with the same transfer id takes the
+ * hand-over over and is told again what was said; the first one ends as cancelled and no longer counts.
+ */
+export class PrefillRun {
+  readonly #facts: PrefillRunFacts;
+  readonly #leaseId: string;
+  readonly #arrivedAt = now();
+  readonly #said: RunMessage[] = [];
+  readonly #over = Promise.withResolvers<void>();
+  #state: PrefillHandover;
+  #sequenceId: SequenceId;
+  #call: { readonly stream: RunCall; readonly done: PromiseWithResolvers<void> } | undefined;
+  #publishing: Promise<unknown> | undefined;
+  #plannedAt: Instant | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #blockIds: readonly BlockId[] = [];
+  #leaseLifetimeMs: number;
+  #ticket: MessageInitShape<typeof RunTicketSchema> = {};
+
+  constructor(facts: PrefillRunFacts) {
+    this.#facts = facts;
+    this.#leaseId = Buffer.from(facts.transferId).toString("hex");
+    this.#leaseLifetimeMs = facts.leaseMs;
+    const { incarnation, request, traced } = facts;
+    const { promptTokenIds, sampling } = request;
+    const waitUntil = addNanos(this.#arrivedAt, nanosFromMs(facts.admissionWaitMs));
+    this.#state = newPrefillHandover(waitUntil);
+    this.#sequenceId = incarnation.engine.submit(
+      { kind: "prefill", promptTokenIds, sampling, maxTokens: sampling.maxTokens, traceparent: traceparentOf(traced) },
+      waitUntil,
+      {
+        admitted: (blockIds) => this.#admitted(blockIds),
+        refused: () => this.#apply({ kind: "TimePassed" }),
+        planned: () => {
+          this.#plannedAt = now();
+          this.#apply({ kind: "StepPlanned" });
+        },
+        sampled: (token, _index, end) => this.#apply({ kind: "TokenSampled", token, stopped: end !== undefined }),
+        failed: (error) => this.#apply({ kind: "Failed", error }),
+      },
+    );
+    this.#armTimer();
+  }
+
+  /** Resolves when the hand-over is over, however it ended. */
+  get over(): Promise<void> {
+    return this.#over.promise;
+  }
+
+  get isOver(): boolean {
+    return isPrefillHandoverOver(this.#state);
+  }
+
+  /** Serves the hand-over on a call; resolves or rejects as the call shall end. */
+  serve(stream: RunCall): Promise<void> {
+    const done = Promise.withResolvers<void>();
+    const replaced = this.#call;
+    this.#call = { stream, done };
+    replaced?.done.reject(
+      new KvasirError({ reason: "cancelled", message: "another call with this transfer_id took over" }),
+    );
+    for (const message of this.#said) stream.write(message);
+    return done.promise;
+  }
+
+  /** The caller of `stream` said that every block is verified. */
+  received(stream: RunCall): void {
+    if (this.#call?.stream === stream) this.#apply({ kind: "PeerReceived" });
+  }
+
+  /** The caller of `stream` went away. */
+  closed(stream: RunCall): void {
+    if (this.#call?.stream === stream) this.#apply({ kind: "PeerClosed" });
+  }
+
+  #admitted(blockIds: readonly BlockId[]): void {
+    const { incarnation, leaseMs, request } = this.#facts;
+    // The lease must outlive the queue before this prompt: what is expected to be computed first is added, doubled for safety.
+    const queued = incarnation.engine.scheduler.load().queuedPromptTokenCount + request.promptTokenIds.length;
+    this.#leaseLifetimeMs = Math.ceil(leaseMs + 2 * incarnation.engine.meter.prefillMs(queued));
+    const lease = incarnation.leases.grant(
+      this.#leaseId,
+      "pin",
+      this.#sequenceId,
+      nanosFromMs(this.#leaseLifetimeMs),
+      now(),
+    );
+    this.#blockIds = blockIds;
+    this.#apply({ kind: "BlocksTaken", leaseEnd: lease.expiresAt });
+  }
+
+  #apply(event: PrefillHandoverEvent): void {
+    const { next, effects } = advancePrefillHandover(this.#state, event, now());
+    this.#state = next;
+    for (const effect of effects) this.#perform(effect);
+    this.#armTimer();
+  }
+
+  #perform(effect: PrefillHandoverEffect): void {
+    switch (effect.kind) {
+      case "OpenExport":
+        this.#openExport();
+        break;
+      case "SendTicket":
+        this.#say({ kind: { case: "ticket", value: this.#ticket } });
+        this.#facts.incarnation.engine.apply({ kind: "ExportOpened", sequenceId: this.#sequenceId });
+        break;
+      case "SendFirstToken":
+        this.#sendFirstToken(effect.token, effect.stopped);
+        break;
+      case "FreeBlocks":
+        void this.#freeBlocks();
+        break;
+      case "EndStream":
+        this.#end(effect.error);
+        break;
+      default:
+        unreachable(effect);
+    }
+  }
+
+  #openExport(): void {
+    const { incarnation, request, transferId, workerId, traced } = this.#facts;
+    const tokenCount = request.promptTokenIds.length;
+    const expiresAtUnixMs = BigInt(Date.now() + this.#leaseLifetimeMs);
+    const ticket = signTicket(
+      {
+        leaseId: transferId,
+        sourceWorkerId: workerId,
+        sourceEpoch: incarnation.epoch,
+        tokenBegin: 0,
+        tokenEnd: tokenCount,
+        expiresAtUnixMs,
+        layoutFingerprint: incarnation.layout.fingerprint,
+        tenantScope: request.tenantScope,
+      },
+      incarnation.ticketKey,
+    );
+    this.#ticket = { ticket, sourceAddress: incarnation.transferAddress, leaseMs: this.#leaseLifetimeMs };
+    this.#publishing = incarnation.kernel
+      .publish(
+        {
+          leaseId: transferId,
+          sequenceId: BigInt(this.#sequenceId),
+          tokenCount,
+          blockIds: [...this.#blockIds],
+          tenantScope: request.tenantScope,
+          expiresAtUnixMs,
+        },
+        metadataOf(traced),
+      )
+      .then(
+        () => this.#apply({ kind: "ExportOpened" }),
+        (error: unknown) => this.#apply({ kind: "Failed", error: errorFromService(error) }),
+      );
+  }
+
+  #sendFirstToken(token: Token, stopped: boolean): void {
+    const sampledAt = now();
+    const plannedAt = this.#plannedAt ?? sampledAt;
+    const queueMs = msFromNanos(plannedAt - this.#arrivedAt);
+    const computeMs = msFromNanos(sampledAt - plannedAt);
+    this.#facts.traced.span.setAttributes({ "kvasir.queue_ms": queueMs, "kvasir.compute_ms": computeMs });
+    this.#say({ kind: { case: "firstToken", value: { token: wireToken(token), stopped, queueMs, computeMs } } });
+  }
+
+  /** Blocks return only after the sidecar promised that no pull reads them. */
+  async #freeBlocks(): Promise<void> {
+    const { incarnation, transferId } = this.#facts;
+    const { engine, kernel, leases } = incarnation;
+    engine.close(this.#sequenceId);
+    leases.release(this.#leaseId);
+    if (this.#publishing) {
+      await this.#publishing;
+      await kernel.release(transferId);
+    }
+    engine.apply({ kind: "TransferClosed", sequenceId: this.#sequenceId });
+  }
+
+  #say(message: RunMessage): void {
+    this.#said.push(message);
+    this.#call?.stream.write(message);
+  }
+
+  #end(error: ErrorFacts | undefined): void {
+    clearTimeout(this.#timer);
+    const { span } = this.#facts.traced;
+    const thrown = error && (error instanceof KvasirError ? error : new KvasirError(error));
+    span.setAttribute("kvasir.handover_end", this.#state.kind);
+    endSpan(span, thrown);
+    if (thrown) this.#call?.done.reject(thrown);
+    else this.#call?.done.resolve();
+    this.#over.resolve();
+  }
+
+  #armTimer(): void {
+    clearTimeout(this.#timer);
+    if (this.isOver) return;
+    const delayMs = Math.max(0, Math.ceil(msFromNanos(this.#state.deadline - now())));
+    this.#timer = setTimeout(() => this.#apply({ kind: "TimePassed" }), delayMs);
+  }
+}

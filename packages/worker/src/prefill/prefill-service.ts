@@ -1,0 +1,125 @@
+import { KvasirError, nanosFromMs } from "@kvasir/core";
+import type { PrefillService, RunRequest, RunStart } from "@kvasir/proto";
+import { contextFromMetadata, type Implementation, messages } from "@kvasir/rpc";
+import type { Tracer } from "@opentelemetry/api";
+import { now } from "../clock.ts";
+import type { Incarnation } from "../incarnation.ts";
+import { checkEpoch, checkRequest, invalid, tooLarge } from "../request-check.ts";
+import { endSpan, startSpan } from "../tracing.ts";
+import { PrefillRun, type RunCall } from "./prefill-run.ts";
+
+const TRANSFER_ID_BYTES = 16;
+
+export interface PrefillServiceOptions {
+  readonly workerId: string;
+  readonly current: () => Incarnation | undefined;
+  readonly tracer: Tracer;
+  readonly leaseMs: number;
+  readonly admissionWaitMs: number;
+  /** Tells of each hand-over's start and end. */
+  readonly onRun: (change: 1 | -1) => void;
+}
+
+/** `PrefillService`: many hand-overs, one for each transfer id. */
+export function prefillService(options: PrefillServiceOptions): Implementation<typeof PrefillService> {
+  const runs = new Map<string, { readonly run: PrefillRun; readonly epoch: bigint }>();
+  /** Transfer ids that are over, with the time when they may be forgotten: a late repetition must not start anew. */
+  const tombstones = new Map<string, number>();
+
+  function start(request: RunStart, call: RunCall): PrefillRun {
+    const incarnation = checkEpoch(options.current(), request.expectedEpoch);
+    if (request.transferId.length !== TRANSFER_ID_BYTES) {
+      const length = request.transferId.length;
+      throw invalid("transfer_id", `transfer_id has ${length} bytes, must have ${TRANSFER_ID_BYTES}`);
+    }
+    const key = Buffer.from(request.transferId).toString("hex");
+    const known = runs.get(key);
+    if (known && known.epoch === incarnation.epoch) return known.run;
+    forget(tombstones);
+    if (tombstones.has(key)) {
+      const message = `transfer ${key} is already over; start again with a new transfer_id`;
+      throw new KvasirError({ reason: "lease_expired", message });
+    }
+    checkLayout(request, incarnation);
+    const traced = startSpan(options.tracer, "prefill.run", contextFromMetadata(call.metadata), {
+      "kvasir.worker_id": options.workerId,
+      "kvasir.request_id": request.requestId,
+      "kvasir.prompt_tokens": request.promptTokenIds.length,
+    });
+    let run: PrefillRun;
+    try {
+      const checked = checkRequest(request, incarnation);
+      if (!fits(checked.promptTokenIds, incarnation)) throw tooLarge(incarnation);
+      const { workerId, admissionWaitMs, leaseMs } = options;
+      const { transferId } = request;
+      run = new PrefillRun({ incarnation, workerId, transferId, request: checked, admissionWaitMs, leaseMs, traced });
+    } catch (error) {
+      endSpan(traced.span, error instanceof Error ? error : undefined);
+      throw error;
+    }
+    runs.set(key, { run, epoch: incarnation.epoch });
+    options.onRun(1);
+    void run.over.then(() => {
+      options.onRun(-1);
+      runs.delete(key);
+      tombstones.set(key, now() + nanosFromMs(options.leaseMs));
+    });
+    return run;
+  }
+
+  return {
+    async run(call) {
+      const ended = Promise.withResolvers<never>();
+      let run: PrefillRun | undefined;
+      call.on("cancelled", () => {
+        run?.closed(call);
+        ended.reject(new KvasirError({ reason: "cancelled", message: "the caller went away" }));
+      });
+      const served = (async () => {
+        const requests = messages(call);
+        const first = await requests.next();
+        if (first.done || first.value.kind.case !== "start")
+          throw invalid("start", "the first message must be `start`");
+        run = start(first.value.kind.value, call);
+        const done = run.serve(call);
+        void listen(requests, run, call);
+        await done;
+      })();
+      served.catch(() => undefined);
+      ended.promise.catch(() => undefined);
+      await Promise.race([served, ended.promise]);
+    },
+  };
+}
+
+/** Reads on until `received` or the end of the caller's side, which frees as well. */
+async function listen(requests: AsyncIterable<RunRequest>, run: PrefillRun, call: RunCall): Promise<void> {
+  try {
+    for await (const request of requests) {
+      if (request.kind.case === "received") run.received(call);
+    }
+  } catch {
+    // A broken stream is an ended one.
+  }
+  run.closed(call);
+}
+
+function checkLayout(request: RunStart, incarnation: Incarnation): void {
+  const { fingerprint } = incarnation.layout;
+  if (Buffer.compare(request.layoutFingerprint, fingerprint) === 0) return;
+  const [theirs, ours] = [request.layoutFingerprint, fingerprint].map((bytes) => Buffer.from(bytes).toString("hex"));
+  const message = `the decode side's KV layout is ${theirs}, ours ${ours}; both must serve the same model, dtype and block size`;
+  throw new KvasirError({ reason: "layout_mismatch", message });
+}
+
+function fits(promptTokenIds: readonly number[], incarnation: Incarnation): boolean {
+  return promptTokenIds.length <= incarnation.description.blockCount * incarnation.layout.blockSize;
+}
+
+function forget(tombstones: Map<string, number>): void {
+  const instant = now();
+  for (const [key, until] of tombstones) {
+    if (until > instant) return;
+    tombstones.delete(key);
+  }
+}

@@ -1,0 +1,84 @@
+import { create } from "@bufbuild/protobuf";
+import { clipMaxTokens, KvasirError } from "@kvasir/core";
+import { type SamplingParams, SamplingParamsSchema } from "@kvasir/proto";
+import type { Incarnation } from "./incarnation.ts";
+
+const TENANT_SCOPE_BYTES = 16;
+const TEMPERATURE_MAX = 2;
+const TOP_LOGPROBS_MAX = 20;
+
+export interface CheckedRequest {
+  readonly promptTokenIds: readonly number[];
+  /** With `maxTokens` cut at the context's end. */
+  readonly sampling: SamplingParams;
+  readonly tenantScope: Uint8Array;
+}
+
+/** Checks what a gateway or a decode worker sent, as far as the engine relies on it; throws INVALID_REQUEST naming the field. */
+export function checkRequest(
+  request: {
+    readonly promptTokenIds: readonly number[];
+    readonly sampling?: SamplingParams | undefined;
+    readonly tenantScope: Uint8Array;
+  },
+  incarnation: Incarnation,
+): CheckedRequest {
+  const { promptTokenIds, sampling, tenantScope } = request;
+  const { contextLength, vocabSize } = incarnation.description;
+  if (promptTokenIds.length === 0)
+    throw invalid("prompt_token_ids", "prompt_token_ids is empty; send at least one token");
+  const foreign = promptTokenIds.find((tokenId) => tokenId >= vocabSize);
+  if (foreign !== undefined) {
+    throw invalid("prompt_token_ids", `prompt_token_ids has ${foreign}, the vocabulary ends at ${vocabSize - 1}`);
+  }
+  if (tenantScope.length !== TENANT_SCOPE_BYTES) {
+    throw invalid("tenant_scope", `tenant_scope has ${tenantScope.length} bytes, must have ${TENANT_SCOPE_BYTES}`);
+  }
+  if (sampling === undefined) throw invalid("sampling", "sampling is missing");
+  checkSampling(sampling);
+  const maxTokens = clipMaxTokens(promptTokenIds.length, sampling.maxTokens, contextLength);
+  if (maxTokens < 1) {
+    const length = promptTokenIds.length;
+    throw invalid(
+      "prompt_token_ids",
+      `the prompt has ${length} tokens, the context ${contextLength}: no room for an answer`,
+    );
+  }
+  return { promptTokenIds, sampling: create(SamplingParamsSchema, { ...sampling, maxTokens }), tenantScope };
+}
+
+function checkSampling(sampling: SamplingParams): void {
+  const { temperature, topP, maxTokens, topLogprobs } = sampling;
+  if (!(temperature >= 0 && temperature <= TEMPERATURE_MAX)) {
+    throw invalid("temperature", `temperature is ${temperature}; use 0 to ${TEMPERATURE_MAX}`);
+  }
+  if (!(topP >= 0 && topP <= 1)) throw invalid("top_p", `top_p is ${topP}; use more than 0, up to 1`);
+  if (maxTokens < 1) throw invalid("max_tokens", "max_tokens is 0; use at least 1");
+  if (topLogprobs > TOP_LOGPROBS_MAX) {
+    throw invalid("top_logprobs", `top_logprobs is ${topLogprobs}; use 0 to ${TOP_LOGPROBS_MAX}`);
+  }
+}
+
+export function invalid(field: string, message: string): KvasirError {
+  return new KvasirError({ reason: "invalid_request", message, field });
+}
+
+/** A request that even an empty pool could not hold. */
+export function tooLarge(incarnation: Incarnation): KvasirError {
+  const { blockCount, layout } = incarnation.description;
+  const tokens = blockCount * (layout?.blockSize ?? 0);
+  return invalid("max_tokens", `prompt and max_tokens need more than the ${tokens} tokens of KV that this worker has`);
+}
+
+/** The incarnation that the caller was sent to, or the reason why not. */
+export function checkEpoch(current: Incarnation | undefined, expectedEpoch: bigint): Incarnation {
+  if (current === undefined) {
+    const message = "the sidecar is not running yet; retry elsewhere";
+    throw new KvasirError({ reason: "unavailable", message, retryAfterMs: 1_000 });
+  }
+  if (expectedEpoch !== current.epoch) {
+    const message = `the placement names epoch ${expectedEpoch}, this is epoch ${current.epoch}; ask for a new placement`;
+    throw new KvasirError({ reason: "stale_epoch", message });
+  }
+  return current;
+}

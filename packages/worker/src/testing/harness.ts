@@ -1,0 +1,158 @@
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import { credentials } from "@grpc/grpc-js";
+import type { KvasirError } from "@kvasir/core";
+import {
+  DecodeService,
+  type GenerateFinished,
+  type GenerateResponse,
+  PlacementMode,
+  type PlacementSchema,
+  type SamplingParamsSchema,
+} from "@kvasir/proto";
+import { createClient, errorFromService } from "@kvasir/rpc";
+import { FakeKernel, type FakeKernelOptions, type Faults, noFaults } from "@kvasir/testkit/fake-kernel";
+import { trace } from "@opentelemetry/api";
+import { SILENT } from "../log.ts";
+import type { LaunchSidecar } from "../sidecar/sidecar-process.ts";
+import { type Role, Worker } from "../worker.ts";
+
+export interface TestWorker {
+  readonly worker: Worker;
+  readonly address: string;
+  /** Applies to this and all later incarnations. */
+  readonly faults: Faults;
+  /** The fake of the current incarnation. */
+  readonly kernel: () => FakeKernel;
+  readonly stop: () => Promise<void>;
+}
+
+export interface TestWorkerOptions extends Partial<Omit<FakeKernelOptions, "epoch" | "ticketKey" | "faults">> {
+  readonly leaseMs?: number;
+  readonly admissionWaitMs?: number;
+  readonly stepTokenCount?: number;
+  readonly stepStallMs?: number;
+}
+
+let lastEpoch = 0;
+
+/** A whole worker in this process, with real sockets, over a fake sidecar. */
+export async function startTestWorker(
+  workerId: string,
+  role: Role,
+  options: TestWorkerOptions = {},
+): Promise<TestWorker> {
+  const faults = noFaults();
+  let kernel: FakeKernel | undefined;
+  const launch: LaunchSidecar = async ({ epoch, ticketKey }) => {
+    const started = new FakeKernel({ ...options, epoch, ticketKey, faults });
+    await started.start();
+    kernel = started;
+    const { socketPath, transferAddress, exited } = started;
+    return { socketPath, transferAddress, pid: undefined, exited, stop: () => started.kill("stopped") };
+  };
+  const worker = new Worker({
+    workerId,
+    role,
+    launch,
+    nextEpoch: async () => ++lastEpoch,
+    limits: { stepTokenCount: options.stepTokenCount ?? 32, sequenceCountMax: 16, pinnedShareMax: 0.7 },
+    leaseMs: options.leaseMs ?? 5_000,
+    admissionWaitMs: options.admissionWaitMs ?? 300,
+    stepStallMs: options.stepStallMs ?? 10_000,
+    tracer: trace.getTracer("test"),
+    log: SILENT,
+    onStep: () => undefined,
+  });
+  const address = await worker.start("127.0.0.1:0");
+  return {
+    worker,
+    address,
+    faults,
+    kernel: () => {
+      if (!kernel) throw new Error("no sidecar was started");
+      return kernel;
+    },
+    stop: () => worker.stop(0),
+  };
+}
+
+export interface GenerateOptions {
+  readonly decode: TestWorker;
+  readonly prefill?: TestWorker;
+  readonly promptTokenCount?: number;
+  readonly maxTokens?: number;
+  readonly seed?: bigint;
+  readonly stopTokenIds?: number[];
+  readonly deadlineMs?: number;
+  /** Replaces fields of the request. */
+  readonly change?: {
+    readonly promptTokenIds?: number[];
+    readonly tenantScope?: Uint8Array;
+    readonly sampling?: MessageInitShape<typeof SamplingParamsSchema>;
+    readonly placement?: MessageInitShape<typeof PlacementSchema>;
+  };
+}
+
+export interface Generated {
+  readonly tokenIds: number[];
+  readonly accepted: boolean;
+  readonly finished: GenerateFinished | undefined;
+  readonly error: KvasirError | undefined;
+}
+
+export interface RunningGeneration {
+  readonly result: Promise<Generated>;
+  readonly firstToken: Promise<void>;
+  readonly accepted: Promise<void>;
+  cancel(): void;
+}
+
+/** One request as a gateway makes it. */
+export function generate(options: GenerateOptions): RunningGeneration {
+  const { decode, prefill, promptTokenCount = 40, maxTokens = 12, seed = 5n, stopTokenIds = [] } = options;
+  const client = createClient(DecodeService, decode.address, credentials.createInsecure());
+  const request = {
+    requestId: "request",
+    promptTokenIds: Array.from({ length: promptTokenCount }, (_, index) => index % 100),
+    sampling: { seed, maxTokens, stopTokenIds },
+    placement: {
+      mode: prefill ? PlacementMode.SPLIT : PlacementMode.AGGREGATED,
+      decode: refOf(decode),
+      ...(prefill ? { prefill: refOf(prefill) } : {}),
+    },
+    tenantScope: new Uint8Array(16).fill(1),
+    ...options.change,
+  };
+  const settings = options.deadlineMs === undefined ? {} : { deadlineMs: options.deadlineMs };
+  const call = client.generate(request, settings);
+  const firstToken = Promise.withResolvers<void>();
+  const accepted = Promise.withResolvers<void>();
+  const tokenIds: number[] = [];
+  let isAccepted = false;
+  let finished: GenerateFinished | undefined;
+  const result = new Promise<Generated>((resolve) => {
+    const settle = (error: KvasirError | undefined) => {
+      firstToken.resolve();
+      accepted.resolve();
+      client.channel.close();
+      resolve({ tokenIds, accepted: isAccepted, finished, error });
+    };
+    call.on("data", (response: GenerateResponse) => {
+      if (response.kind.case === "accepted") {
+        isAccepted = true;
+        accepted.resolve();
+      } else if (response.kind.case === "tokens") {
+        tokenIds.push(...response.kind.value.tokens.map((token) => token.tokenId));
+        firstToken.resolve();
+      } else if (response.kind.case === "finished") finished = response.kind.value;
+    });
+    call.on("end", () => settle(undefined));
+    call.on("error", (error) => settle(errorFromService(error)));
+  });
+  return { result, firstToken: firstToken.promise, accepted: accepted.promise, cancel: () => call.cancel() };
+}
+
+export function refOf(target: TestWorker): { workerId: string; epoch: bigint; address: string } {
+  const epoch = target.worker.supervisor.current?.epoch ?? 0n;
+  return { workerId: target.worker.workerId, epoch, address: target.address };
+}

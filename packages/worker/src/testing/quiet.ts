@@ -1,0 +1,41 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { expect } from "vitest";
+import type { TestWorker } from "./harness.ts";
+
+/** Waits until `check` holds; fails with its last complaint. */
+export async function eventually(check: () => void, withinMs = 3_000): Promise<void> {
+  const until = performance.now() + withinMs;
+  for (;;) {
+    try {
+      check();
+      return;
+    } catch (error) {
+      if (performance.now() > until) throw error;
+      await sleep(10);
+    }
+  }
+}
+
+/** Nothing is held any more on any of the workers, and nothing was ever done to a block that was not its owner's to touch. */
+export async function expectQuiet(...workers: TestWorker[]): Promise<void> {
+  for (const { worker, kernel } of workers) {
+    await eventually(() => {
+      const incarnation = worker.supervisor.current;
+      const audit = incarnation?.audit();
+      const blocks = { used: audit?.used, reserved: audit?.reserved, leased: audit?.leased, pinned: audit?.pinned };
+      expect({ ...blocks, orphaned: audit?.orphaned, leases: incarnation?.leases.size }).toEqual({
+        used: 0,
+        reserved: 0,
+        leased: 0,
+        pinned: 0,
+        orphaned: 0,
+        leases: 0,
+      });
+      expect(kernel().openExportCount).toBe(0);
+      expect(kernel().runningFetchCount).toBe(0);
+      expect(kernel().device.sequences.size).toBe(0);
+    });
+    expect(kernel().violations).toEqual([]);
+    worker.supervisor.current?.engine.scheduler.checkInvariants();
+  }
+}

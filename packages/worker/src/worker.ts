@@ -1,0 +1,101 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { DecodeService, PrefillService } from "@kvasir/proto";
+import { createServer, type RpcServer } from "@kvasir/rpc";
+import type { Tracer } from "@opentelemetry/api";
+import { decodeService } from "./decode/decode-service.ts";
+import { PrefillPeers } from "./decode/peers.ts";
+import type { StepTimes } from "./engine/step-meter.ts";
+import type { EngineLimits, Incarnation } from "./incarnation.ts";
+import type { Log } from "./log.ts";
+import { prefillService } from "./prefill/prefill-service.ts";
+import type { LaunchSidecar } from "./sidecar/sidecar-process.ts";
+import { Supervisor } from "./sidecar/supervisor.ts";
+
+export type Role = "prefill" | "decode" | "mixed";
+
+export interface WorkerOptions {
+  readonly workerId: string;
+  readonly role: Role;
+  readonly launch: LaunchSidecar;
+  readonly nextEpoch: () => Promise<number>;
+  readonly limits: EngineLimits;
+  /** How long transfers may keep blocks. Larger: slow peers get through; smaller: what a dead peer held returns sooner. */
+  readonly leaseMs: number;
+  /** How long a request may wait for blocks before it is refused as overloaded. */
+  readonly admissionWaitMs: number;
+  readonly stepStallMs: number;
+  readonly tracer: Tracer;
+  readonly log: Log;
+  readonly onStep: (times: StepTimes) => void;
+}
+
+/** One worker: a supervised sidecar and the gRPC services of its role. Knows nothing of Redis, routers or flags. */
+export class Worker {
+  readonly workerId: string;
+  readonly role: Role;
+  readonly supervisor: Supervisor;
+  readonly #options: WorkerOptions;
+  readonly #server: RpcServer;
+  readonly #peers = new PrefillPeers();
+  readonly #loadWatchers = new Set<() => void>();
+  #generationCount = 0;
+  #runCount = 0;
+  #draining = false;
+
+  constructor(options: WorkerOptions) {
+    this.#options = options;
+    this.workerId = options.workerId;
+    this.role = options.role;
+    const { launch, nextEpoch, limits, stepStallMs, log, onStep } = options;
+    const onLoad = () => {
+      for (const watcher of this.#loadWatchers) watcher();
+    };
+    this.supervisor = new Supervisor({ launch, nextEpoch, limits, stepStallMs, log, onStep, onLoad });
+    this.#server = createServer();
+    this.#addServices();
+  }
+
+  /** The incarnation that takes new work: none while the sidecar starts, and none when the worker is about to stop. */
+  get current(): Incarnation | undefined {
+    return this.#draining ? undefined : this.supervisor.current;
+  }
+
+  /** Calls back whenever the load may have changed. */
+  onLoad(watcher: () => void): void {
+    this.#loadWatchers.add(watcher);
+  }
+
+  /** Starts sidecar and services; answers with the address bound. */
+  async start(listen: string): Promise<string> {
+    await this.supervisor.start();
+    return this.#server.listen(listen);
+  }
+
+  /** Takes no more work, waits up to `graceMs` for what runs, fails the rest, ends the sidecar. */
+  async stop(graceMs: number): Promise<void> {
+    this.#draining = true;
+    const until = performance.now() + graceMs;
+    while (this.#generationCount + this.#runCount > 0 && performance.now() < until) await sleep(20);
+    await this.supervisor.stop();
+    await this.#server.close(500);
+    this.#peers.close();
+  }
+
+  #addServices(): void {
+    const { workerId, role, tracer, leaseMs, admissionWaitMs } = this.#options;
+    const shared = { workerId, tracer, leaseMs, admissionWaitMs, current: () => this.current };
+    if (role !== "prefill") {
+      const onGeneration = (change: number) => {
+        this.#generationCount += change;
+      };
+      const mixed = role === "mixed";
+      this.#server.add(DecodeService, decodeService({ ...shared, mixed, peers: this.#peers, onGeneration }));
+    }
+    if (role !== "decode") {
+      const onRun = (change: number) => {
+        this.#runCount += change;
+      };
+      this.#server.add(PrefillService, prefillService({ ...shared, onRun }));
+    }
+  }
+}
