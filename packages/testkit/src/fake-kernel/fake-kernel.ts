@@ -124,7 +124,7 @@ export class FakeKernel {
         try {
           for await (const request of messages(call)) {
             const stepId = Number(request.stepId);
-            if (stepId === faults.failStepId)
+            if (stepId >= faults.failStepId)
               throw new KvasirError({ reason: "internal", message: "the device failed" });
             if (stepId >= faults.hangStepId) await this.#gone.promise;
             if (faults.stepDelayMs > 0) await sleep(faults.stepDelayMs);
@@ -134,7 +134,8 @@ export class FakeKernel {
             }
             this.#stepCount++;
             const deviceNanos = BigInt(Math.round(faults.stepDelayMs * 1e6) + 1_000);
-            call.write({ stepId: request.stepId, results, deviceNanos, deviceIdleNanos: 0n });
+            const answeredId = stepId >= faults.lieStepId ? request.stepId + 5n : request.stepId;
+            call.write({ stepId: answeredId, results, deviceNanos, deviceIdleNanos: 0n });
           }
         } finally {
           this.#executeOpen = false;

@@ -4,10 +4,12 @@ import type { ErrorReason } from "@kvasir/core";
 export interface Faults {
   /** Time that each step takes. */
   stepDelayMs: number;
-  /** Step id (counted over the stream) at which the Execute stream breaks. */
+  /** Step id, counted over the stream, from which the Execute stream breaks. */
   failStepId: number;
   /** Step id from which no step is answered any more. */
   hangStepId: number;
+  /** Step id from which steps are answered as if they were others. */
+  lieStepId: number;
   /** Time that a fetch waits before each block. */
   fetchDelayMs: number;
   /** Ends each fetch with this reason before its first byte. */
@@ -25,8 +27,9 @@ export interface Faults {
 export function noFaults(): Faults {
   return {
     stepDelayMs: 0,
-    failStepId: 0,
+    failStepId: Number.POSITIVE_INFINITY,
     hangStepId: Number.POSITIVE_INFINITY,
+    lieStepId: Number.POSITIVE_INFINITY,
     fetchDelayMs: 0,
     refuseFetch: undefined,
     stallFetchAfter: Number.POSITIVE_INFINITY,

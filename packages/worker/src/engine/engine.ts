@@ -72,7 +72,9 @@ export class Engine {
     this.#stream = stream;
     this.#hooks = hooks;
     stream.on("data", (response: ExecuteResponse) => this.#answer(response));
-    stream.on("error", (error) => this.#hooks.lost(errorFromService(error)));
+    stream.on("error", (error) => {
+      this.#hooks.lost(sidecarLost(`its Execute stream broke: ${errorFromService(error).message}`));
+    });
     stream.on("end", () => this.#hooks.lost(sidecarLost("it ended the Execute stream")));
   }
 

@@ -1,0 +1,260 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { PrefillService, type RunResponse } from "@kvasir/proto";
+import { createClient, errorFromService } from "@kvasir/rpc";
+import { fakeToken } from "@kvasir/testkit/fake-kernel";
+import { afterEach, expect, test } from "vitest";
+import { generate, refOf, startTestWorker, type TestWorker, type TestWorkerOptions } from "./testing/harness.ts";
+import { eventually, expectQuiet } from "./testing/quiet.ts";
+import type { Role } from "./worker.ts";
+
+const running: TestWorker[] = [];
+
+async function start(workerId: string, role: Role, options: TestWorkerOptions = {}): Promise<TestWorker> {
+  const started = await startTestWorker(workerId, role, options);
+  running.push(started);
+  return started;
+}
+
+async function pair(options: TestWorkerOptions = {}): Promise<{ prefill: TestWorker; decode: TestWorker }> {
+  return { prefill: await start("prefill", "prefill", options), decode: await start("decode", "decode", options) };
+}
+
+afterEach(async () => {
+  await Promise.all(running.splice(0).map((started) => started.stop()));
+});
+
+async function works(workers: { prefill: TestWorker; decode: TestWorker }): Promise<void> {
+  const { tokenIds, error } = await generate(workers).result;
+  expect(error).toBeUndefined();
+  expect(tokenIds).toHaveLength(12);
+}
+
+test("when a sidecar dies in mid-stream its requests fail as unavailable, and a new incarnation with a higher epoch takes over", async () => {
+  const workers = await pair();
+  for (const victim of [workers.decode, workers.prefill]) {
+    const before = refOf(victim).epoch;
+    victim.faults.stepDelayMs = 30;
+    const generation = generate({ ...workers, promptTokenCount: 100, maxTokens: 100 });
+    await (victim === workers.decode ? generation.firstToken : generation.accepted);
+    await sleep(40);
+    await victim.kernel().kill();
+    expect((await generation.result).error).toMatchObject({ reason: "unavailable" });
+    victim.faults.stepDelayMs = 0;
+    await eventually(() => expect(refOf(victim).epoch).toBeGreaterThan(before));
+    await works(workers);
+    await expectQuiet(workers.prefill, workers.decode);
+  }
+});
+
+test("a placement of an earlier incarnation is refused as stale, at decode and at prefill", async () => {
+  const { prefill, decode } = await pair();
+  const old = { prefill: refOf(prefill), decode: refOf(decode) };
+  const stale = async (placement: typeof old) => {
+    const change = { placement: { mode: 2, ...placement } };
+    expect((await generate({ prefill, decode, change }).result).error).toMatchObject({ reason: "stale_epoch" });
+  };
+  await stale({ ...old, decode: { ...old.decode, epoch: old.decode.epoch - 1n } });
+  await stale({ ...old, prefill: { ...old.prefill, epoch: old.prefill.epoch - 1n } });
+  await expectQuiet(prefill, decode);
+});
+
+test("a broken, a hung and a lying device all end the incarnation, not the worker", async () => {
+  const workers = await pair({ stepStallMs: 200 });
+  const { decode } = workers;
+  const healthy = { ...decode.faults };
+  for (const fault of [{ failStepId: 3 }, { hangStepId: 3 }, { lieStepId: 3 }]) {
+    const before = refOf(decode).epoch;
+    Object.assign(decode.faults, fault);
+    expect((await generate(workers).result).error).toMatchObject({ reason: "unavailable" });
+    Object.assign(decode.faults, healthy);
+    await eventually(() => expect(refOf(decode).epoch).toBeGreaterThan(before));
+    await works(workers);
+  }
+  await expectQuiet(workers.prefill, decode);
+});
+
+test("a refused, a broken and a stalled fetch end the request with their reason and free both sides", async () => {
+  const workers = await pair({ leaseMs: 300 });
+  const { faults } = workers.decode;
+  const cases: [Partial<typeof faults>, string][] = [
+    [{ refuseFetch: "digest_mismatch" }, "digest_mismatch"],
+    [{ refuseFetch: "lease_expired" }, "lease_expired"],
+    [{ dropFetchAfter: 16 }, "unavailable"],
+    [{ stallFetchAfter: 16 }, "lease_expired"],
+  ];
+  const healthy = { ...faults };
+  for (const [fault, reason] of cases) {
+    Object.assign(faults, healthy, fault);
+    expect((await generate(workers).result).error).toMatchObject({ reason });
+    await expectQuiet(workers.prefill, workers.decode);
+  }
+  Object.assign(faults, healthy);
+  await works(workers);
+});
+
+test("an export that cannot be opened ends the request with its reason", async () => {
+  const workers = await pair();
+  workers.prefill.faults.refusePublish = "overloaded";
+  expect((await generate(workers).result).error).toMatchObject({ reason: "overloaded" });
+  await expectQuiet(workers.prefill, workers.decode);
+});
+
+test("a cancel in any state frees everything on both sides, even while fences are slow", async () => {
+  const workers = await pair({ blockCount: 12 });
+  const { prefill, decode } = workers;
+  const healthy = { ...prefill.faults };
+  const situations: [string, Partial<typeof healthy>, Partial<typeof healthy>, number][] = [
+    ["publishing", { publishDelayMs: 60 }, {}, 20],
+    ["computing", { stepDelayMs: 40 }, {}, 60],
+    ["pulling", {}, { fetchDelayMs: 40 }, 60],
+    ["stalled", {}, { stallFetchAfter: 16 }, 40],
+    ["decoding", {}, { stepDelayMs: 15 }, 60],
+  ];
+  for (const [name, prefillFaults, decodeFaults, afterMs] of situations) {
+    Object.assign(prefill.faults, healthy, { fenceDelayMs: 30 }, prefillFaults);
+    Object.assign(decode.faults, healthy, { fenceDelayMs: 30 }, decodeFaults);
+    const generations = [1, 2].map(() => generate({ ...workers, promptTokenCount: 60, maxTokens: 30 }));
+    await sleep(afterMs);
+    for (const generation of generations) generation.cancel();
+    for (const generation of generations) expect((await generation.result).error?.reason, name).toBe("cancelled");
+    await expectQuiet(prefill, decode);
+  }
+  Object.assign(prefill.faults, healthy);
+  Object.assign(decode.faults, healthy);
+  await works(workers);
+});
+
+test("a cancel in the queue, and one in an aggregated generation, free everything", async () => {
+  const mixed = await start("mixed", "mixed", { blockCount: 4, admissionWaitMs: 5_000 });
+  mixed.faults.stepDelayMs = 10;
+  const first = generate({ decode: mixed, promptTokenCount: 30, maxTokens: 30 });
+  await first.firstToken;
+  const second = generate({ decode: mixed, promptTokenCount: 30, maxTokens: 30 });
+  await sleep(50);
+  expect(mixed.worker.supervisor.current?.engine.scheduler.waitingCount).toBe(1);
+  second.cancel();
+  first.cancel();
+  expect((await second.result).accepted).toBe(false);
+  await expectQuiet(mixed);
+});
+
+test("a request's own deadline ends it and frees everything", async () => {
+  const workers = await pair();
+  workers.decode.faults.stepDelayMs = 20;
+  const { error } = await generate({ ...workers, maxTokens: 200, deadlineMs: 150 }).result;
+  expect(error).toMatchObject({ reason: "deadline_exceeded" });
+  await expectQuiet(workers.prefill, workers.decode);
+});
+
+/** A decode side that is only a protocol: for what ours would never do. */
+function openRun(prefill: TestWorker, transferId: Uint8Array, promptTokenCount = 40) {
+  const client = createClient(PrefillService, prefill.address);
+  const call = client.run();
+  const responses: RunResponse[] = [];
+  const ended = new Promise<string>((resolve) => {
+    call.on("data", (response: RunResponse) => responses.push(response));
+    call.on("error", (error) => resolve(errorFromService(error).reason));
+    call.on("end", () => resolve("ended"));
+  });
+  void ended.then(() => client.channel.close());
+  const incarnation = prefill.worker.supervisor.current;
+  call.write({
+    kind: {
+      case: "start",
+      value: {
+        requestId: "request",
+        transferId,
+        promptTokenIds: Array.from({ length: promptTokenCount }, () => 1),
+        sampling: { seed: 5n, maxTokens: 9 },
+        tenantScope: new Uint8Array(16),
+        expectedEpoch: incarnation?.epoch ?? 0n,
+        layoutFingerprint: incarnation?.layout.fingerprint ?? new Uint8Array(),
+      },
+    },
+  });
+  return { call, responses, ended, kinds: () => responses.map((response) => response.kind.case) };
+}
+
+test("what nobody pulls is pinned until the lease ends, not longer", async () => {
+  const prefill = await start("prefill", "prefill", { leaseMs: 200 });
+  const run = openRun(prefill, new Uint8Array(16).fill(1));
+  await eventually(() => expect(run.kinds()).toEqual(["ticket", "firstToken"]));
+  expect(prefill.worker.supervisor.current?.audit()).toMatchObject({ pinned: 3, orphaned: 0 });
+  expect(await run.ended).toBe("lease_expired");
+  await expectQuiet(prefill);
+});
+
+test("a decode side that goes away, by a cancel or by the end of its stream, frees the pins at once", async () => {
+  const prefill = await start("prefill", "prefill");
+  for (const leave of ["cancel", "end"] as const) {
+    const run = openRun(prefill, new Uint8Array(16).fill(leave.length));
+    await eventually(() => expect(run.kinds()).toEqual(["ticket", "firstToken"]));
+    run.call[leave]();
+    await run.ended;
+    await expectQuiet(prefill);
+  }
+});
+
+test("a second call with a transfer id gets the same answers and takes over; after the end the id is spent", async () => {
+  const prefill = await start("prefill", "prefill");
+  const transferId = new Uint8Array(16).fill(7);
+  const first = openRun(prefill, transferId);
+  await eventually(() => expect(first.kinds()).toEqual(["ticket", "firstToken"]));
+  const second = openRun(prefill, transferId);
+  await eventually(() => expect(second.responses).toEqual(first.responses));
+  expect(await first.ended).toBe("cancelled");
+  expect(prefill.worker.supervisor.current?.audit()).toMatchObject({ pinned: 3 });
+  expect(prefill.kernel().device.promptTokensComputed).toBe(40n);
+  second.call.write({ kind: { case: "received", value: {} } });
+  second.call.end();
+  expect(await second.ended).toBe("ended");
+  expect(await openRun(prefill, transferId).ended).toBe("lease_expired");
+  await expectQuiet(prefill);
+});
+
+test("computed prompts that nobody pulls stop further admission at their share, and others are told overloaded", async () => {
+  const prefill = await start("prefill", "prefill", { blockCount: 4, admissionWaitMs: 100 });
+  const first = openRun(prefill, new Uint8Array(16).fill(1), 48);
+  await eventually(() => expect(first.kinds()).toEqual(["ticket", "firstToken"]));
+  const second = openRun(prefill, new Uint8Array(16).fill(2), 10);
+  expect(await second.ended).toBe("overloaded");
+  expect(second.kinds()).toEqual([]);
+  first.call.cancel();
+  await expectQuiet(prefill);
+});
+
+test("200 requests of which some are cancelled at random moments, with faults: each ends once and nothing is left", async () => {
+  const workers = await pair({ blockCount: 40, admissionWaitMs: 10_000 });
+  const mixed = await start("mixed", "mixed", { blockCount: 40, admissionWaitMs: 10_000 });
+  for (const worker of [workers.decode, mixed]) worker.faults.stepDelayMs = 1;
+  workers.decode.faults.fenceDelayMs = 3;
+  workers.prefill.faults.fenceDelayMs = 3;
+  let seed = 12_345;
+  const random = (below: number) => {
+    seed = (Math.imul(seed, 1_103_515_245) + 12_345) >>> 0;
+    return (seed >>> 8) % below;
+  };
+  const ends = new Map<string, number>();
+  const one = async (index: number) => {
+    const promptTokenCount = 1 + random(150);
+    const maxTokens = 1 + random(40);
+    const target = index % 3 === 0 ? { decode: mixed } : workers;
+    const generation = generate({ ...target, promptTokenCount, maxTokens, seed: BigInt(index) });
+    const cancelAfterMs = random(60);
+    if (index % 10 === 0) void sleep(cancelAfterMs).then(() => generation.cancel());
+    const { tokenIds, error } = await generation.result;
+    const expected = Array.from({ length: maxTokens }, (_, token) => fakeToken(promptTokenCount, BigInt(index), token));
+    expect(tokenIds).toEqual(expected.slice(0, error ? tokenIds.length : maxTokens));
+    const end = error?.reason ?? "finished";
+    ends.set(end, (ends.get(end) ?? 0) + 1);
+  };
+  let next = 0;
+  await Promise.all(
+    Array.from({ length: 16 }, async () => {
+      while (next < 200) await one(next++);
+    }),
+  );
+  expect((ends.get("finished") ?? 0) + (ends.get("cancelled") ?? 0)).toBe(200);
+  expect(ends.get("cancelled") ?? 0).toBeLessThanOrEqual(20);
+  await expectQuiet(workers.prefill, workers.decode, mixed);
+});
