@@ -1,0 +1,49 @@
+import { WorkerRole } from "@kvasir/proto";
+import type { Incarnation } from "../incarnation.ts";
+import type { Role } from "../worker.ts";
+import type { AttachState } from "./attach-stream.ts";
+
+const WIRE_ROLE: Readonly<Record<Role, WorkerRole>> = {
+  prefill: WorkerRole.PREFILL,
+  decode: WorkerRole.DECODE,
+  mixed: WorkerRole.MIXED,
+};
+
+/** What a router is told of one incarnation. */
+export function attachState(
+  incarnation: Incarnation,
+  worker: {
+    readonly workerId: string;
+    readonly role: Role;
+    readonly address: string;
+    readonly adminAddress: string;
+    readonly model: string;
+  },
+): AttachState {
+  const { engine, description, layout, epoch } = incarnation;
+  return {
+    epoch,
+    hello: {
+      workerId: worker.workerId,
+      role: WIRE_ROLE[worker.role],
+      address: worker.address,
+      adminAddress: worker.adminAddress,
+      model: worker.model,
+      layout,
+      blockCount: description.blockCount,
+      contextLength: description.contextLength,
+    },
+    load: () => {
+      const load = engine.scheduler.load();
+      return {
+        freeBlocks: load.availableBlockCount,
+        running: load.runningCount,
+        waiting: load.waitingCount,
+        queuedPromptTokens: load.queuedPromptTokenCount,
+        contextTokens: BigInt(load.contextTokenCount),
+        prefillTokensPerSecond: engine.meter.prefillTokensPerSecond,
+        decodeStepMs: engine.meter.decodeStepMs,
+      };
+    },
+  };
+}

@@ -1,0 +1,131 @@
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import { type AttachRequestSchema, RouterService, type WorkerHelloSchema, type WorkerLoadSchema } from "@kvasir/proto";
+import { createClient, errorFromService, type RpcClient } from "@kvasir/rpc";
+import type { Log } from "../log.ts";
+
+/** Load goes out at changes, but not more often than this. Larger: placement knows less; smaller: more messages. */
+const LOAD_INTERVAL_MIN_MS = 20;
+const LOAD_INTERVAL_MAX_MS = 1_000;
+const RECONNECT_FIRST_MS = 100;
+const RECONNECT_MAX_MS = 1_000;
+
+export interface AttachState {
+  readonly epoch: bigint;
+  readonly hello: MessageInitShape<typeof WorkerHelloSchema>;
+  readonly load: () => MessageInitShape<typeof WorkerLoadSchema>;
+}
+
+/**
+ * The line to one router: hello, then load at changes and at least every second. Connects again, with hello, after every break,
+ * for as long as it is not closed; while `state` gives nothing (the sidecar is away) it stays apart.
+ */
+export class AttachStream {
+  readonly #client: RpcClient<typeof RouterService>;
+  readonly #state: () => AttachState | undefined;
+  readonly #log: Log;
+  readonly #routerId: string;
+  #stream: ReturnType<RpcClient<typeof RouterService>["attach"]> | undefined;
+  #epoch = 0n;
+  #sequence = 0n;
+  #sentAtMs = 0;
+  #loadTimer: NodeJS.Timeout | undefined;
+  #loadTimerAtMs = 0;
+  #reconnectTimer: NodeJS.Timeout | undefined;
+  #reconnectMs = RECONNECT_FIRST_MS;
+  #closed = false;
+  #wasAttached = false;
+
+  constructor(routerId: string, address: string, state: () => AttachState | undefined, log: Log) {
+    this.#routerId = routerId;
+    this.#client = createClient(RouterService, address);
+    this.#state = state;
+    this.#log = log;
+    this.#connect();
+  }
+
+  /** The load changed. Cheap: at most a timer is moved. */
+  loadChanged(): void {
+    if (this.#stream) this.#sendWithin(LOAD_INTERVAL_MIN_MS);
+  }
+
+  /** Another incarnation, or none: what was said before is void. */
+  incarnationChanged(): void {
+    if (this.#closed) return;
+    this.#drop();
+    this.#connect();
+  }
+
+  /** Leaves on purpose. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#send({ case: "goodbye", value: {} });
+    const stream = this.#stream;
+    this.#stream = undefined;
+    clearTimeout(this.#loadTimer);
+    clearTimeout(this.#reconnectTimer);
+    stream?.once("status", () => this.#client.channel.close());
+    stream?.end();
+    if (!stream) this.#client.channel.close();
+  }
+
+  #connect(): void {
+    clearTimeout(this.#reconnectTimer);
+    const state = this.#state();
+    if (this.#closed || !state) return;
+    this.#epoch = state.epoch;
+    this.#sequence = 0n;
+    const stream = this.#client.attach();
+    this.#stream = stream;
+    stream.on("data", () => {
+      if (!this.#wasAttached) this.#log.info({ router: this.#routerId }, "attached to the router");
+      this.#wasAttached = true;
+      this.#reconnectMs = RECONNECT_FIRST_MS;
+    });
+    stream.on("error", (error) => this.#lost(stream, errorFromService(error).message));
+    stream.on("end", () => this.#lost(stream, "the router ended the stream"));
+    this.#send({ case: "hello", value: state.hello });
+    this.#sendLoad();
+  }
+
+  #lost(stream: unknown, message: string): void {
+    if (this.#stream !== stream || this.#closed) return;
+    if (this.#wasAttached) this.#log.warn({ router: this.#routerId }, `detached from the router: ${message}`);
+    this.#wasAttached = false;
+    this.#drop();
+    this.#reconnectTimer = setTimeout(() => this.#connect(), this.#reconnectMs);
+    this.#reconnectMs = Math.min(2 * this.#reconnectMs, RECONNECT_MAX_MS);
+  }
+
+  #drop(): void {
+    clearTimeout(this.#loadTimer);
+    this.#loadTimer = undefined;
+    const stream = this.#stream;
+    this.#stream = undefined;
+    stream?.cancel();
+  }
+
+  #sendLoad(): void {
+    clearTimeout(this.#loadTimer);
+    this.#loadTimer = undefined;
+    const load = this.#state()?.load();
+    if (load) this.#send({ case: "load", value: load });
+    this.#sendWithin(LOAD_INTERVAL_MAX_MS);
+  }
+
+  /** Arranges that load goes out this long after the last time, or sooner if that is arranged already. */
+  #sendWithin(intervalMs: number): void {
+    const atMs = this.#sentAtMs + intervalMs;
+    if (this.#loadTimer && this.#loadTimerAtMs <= atMs) return;
+    clearTimeout(this.#loadTimer);
+    this.#loadTimerAtMs = atMs;
+    this.#loadTimer = setTimeout(() => this.#sendLoad(), Math.max(0, atMs - performance.now()));
+  }
+
+  #send(kind: MessageInitShape<typeof AttachRequestSchema>["kind"]): void {
+    if (!this.#stream) return;
+    this.#sequence += 1n;
+    this.#sentAtMs = performance.now();
+    this.#stream.write({ epoch: this.#epoch, sequence: this.#sequence, ...(kind ? { kind } : {}) });
+  }
+}
