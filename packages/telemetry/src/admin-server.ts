@@ -1,0 +1,107 @@
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { isTraceId, type SpanRecord } from "./span-record.ts";
+import type { Telemetry } from "./telemetry.ts";
+
+export interface Readiness {
+  readonly ready: boolean;
+  /** Why not, for people. */
+  readonly reason?: string;
+}
+
+export interface AdminServerOptions {
+  /** host:port; port 0 takes any. */
+  readonly listen: string;
+  readonly telemetry: Telemetry;
+  isReady(): Readiness;
+  /** Spans of processes that have no admin server of their own: a worker's sidecar. */
+  extraSpans?(traceId: string): Promise<readonly SpanRecord[]>;
+}
+
+export interface AdminServer {
+  /** host:port bound. */
+  readonly address: string;
+  close(): Promise<void>;
+}
+
+export interface AdminAnswer {
+  readonly status: number;
+  readonly contentType: string;
+  readonly body: string;
+}
+
+/** Answers GET on `/live`, `/ready`, `/health`, `/metrics` and `/debug/traces/<traceId>`; undefined for any other path. */
+export async function answerAdmin(
+  path: string,
+  options: Omit<AdminServerOptions, "listen">,
+): Promise<AdminAnswer | undefined> {
+  if (path === "/live") return json(200, { live: true });
+  if (path === "/ready" || path === "/health") {
+    const readiness = options.isReady();
+    return json(readiness.ready ? 200 : 503, readiness);
+  }
+  if (path === "/metrics") {
+    const { registry } = options.telemetry;
+    return { status: 200, contentType: registry.contentType, body: await registry.metrics() };
+  }
+  if (!path.startsWith("/debug/traces/")) return undefined;
+  const traceId = path.slice("/debug/traces/".length).toLowerCase();
+  if (!isTraceId(traceId)) return json(400, { error: `trace id ${JSON.stringify(traceId)} is not 32 hex digits` });
+  const own = options.telemetry.spans(traceId);
+  try {
+    return json(200, [...own, ...((await options.extraSpans?.(traceId)) ?? [])]);
+  } catch (error) {
+    options.telemetry.logger.warn({ err: error, traceId }, "spans of the sidecar are missing from this answer");
+    return json(200, own);
+  }
+}
+
+/** The HTTP side of a service: for probes, Prometheus and people. Never for clients' traffic. */
+export async function startAdminServer(options: AdminServerOptions): Promise<AdminServer> {
+  const server = createServer((request, response) => {
+    respond(request, response, options).catch((error: unknown) => {
+      options.telemetry.logger.error({ err: error, url: request.url }, "an admin request failed");
+      if (!response.headersSent) send(response, json(500, { error: "internal" }));
+    });
+  });
+  const { host, port } = splitAddress(options.listen);
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", (error) => reject(new Error(`cannot listen on ${options.listen}: ${error.message}`)));
+    server.listen(port, host, resolve);
+  });
+  const bound = server.address() as AddressInfo;
+  return {
+    address: `${options.listen.slice(0, options.listen.lastIndexOf(":"))}:${bound.port}`,
+    close() {
+      return new Promise((resolve) => {
+        server.close(() => resolve());
+        server.closeAllConnections();
+      });
+    },
+  };
+}
+
+async function respond(request: IncomingMessage, response: ServerResponse, options: AdminServerOptions): Promise<void> {
+  if (request.method !== "GET" && request.method !== "HEAD") {
+    send(response, json(405, { error: `${request.method} is not allowed here` }));
+    return;
+  }
+  const path = (request.url ?? "/").split("?", 1)[0] ?? "/";
+  send(response, (await answerAdmin(path, options)) ?? json(404, { error: `nothing at ${path}` }));
+}
+
+function send(response: ServerResponse, answer: AdminAnswer): void {
+  const body = Buffer.from(answer.body);
+  response.writeHead(answer.status, { "content-type": answer.contentType, "content-length": body.length });
+  response.end(body);
+}
+
+function json(status: number, value: unknown): AdminAnswer {
+  return { status, contentType: "application/json; charset=utf-8", body: JSON.stringify(value) };
+}
+
+/** `[::1]:80` → `::1` and 80. */
+function splitAddress(address: string): { host: string; port: number } {
+  const colon = address.lastIndexOf(":");
+  return { host: address.slice(0, colon).replace(/^\[|\]$/g, ""), port: Number(address.slice(colon + 1)) };
+}

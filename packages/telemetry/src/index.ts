@@ -1,0 +1,12 @@
+export {
+  type AdminAnswer,
+  type AdminServer,
+  type AdminServerOptions,
+  answerAdmin,
+  type Readiness,
+  startAdminServer,
+} from "./admin-server.ts";
+export { failSpan, inSpan } from "./in-span.ts";
+export { isTraceId, type SpanRecord, spanRecordFromJson } from "./span-record.ts";
+export { startTelemetry, type Telemetry, type TelemetryOptions } from "./telemetry.ts";
+export { renderTimeline } from "./timeline.ts";

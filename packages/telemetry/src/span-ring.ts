@@ -1,0 +1,123 @@
+import { type HrTime, SpanStatusCode } from "@opentelemetry/api";
+import type { ReadableSpan, SpanProcessor } from "@opentelemetry/sdk-trace";
+import type { SpanRecord } from "./span-record.ts";
+
+const NONE = -1;
+
+/**
+ * The last spans that ended in this process, by trace id. Adding is O(1) and converts nothing: a span becomes a record only when
+ * somebody reads its trace. The slots of one trace are chained from the oldest to the newest, so overwriting the oldest slot of
+ * the ring always takes the head of its trace's chain.
+ */
+export class SpanRing implements SpanProcessor {
+  readonly #identity: { readonly service: string; readonly instance: string };
+  readonly #slots: (ReadableSpan | undefined)[];
+  readonly #next: Int32Array;
+  readonly #chains = new Map<string, { head: number; tail: number }>();
+  readonly #clock = new FineClock();
+  readonly #fineStartNanos = new WeakMap<object, number>();
+  #cursor = 0;
+
+  constructor(identity: { readonly service: string; readonly instance: string }, spanCount: number) {
+    this.#identity = identity;
+    this.#slots = new Array<ReadableSpan | undefined>(spanCount).fill(undefined);
+    this.#next = new Int32Array(spanCount).fill(NONE);
+  }
+
+  onStart(span: { readonly startTime: HrTime }): void {
+    // The SDK starts spans at whole milliseconds; neighbours in one request are often closer than that.
+    const nanos = this.#clock.nanosIntoMillisecond(span.startTime);
+    if (nanos !== undefined) this.#fineStartNanos.set(span, nanos);
+  }
+
+  onEnd(span: ReadableSpan): void {
+    const slot = this.#cursor;
+    this.#cursor = (slot + 1) % this.#slots.length;
+    this.#forget(slot);
+    this.#slots[slot] = span;
+    this.#next[slot] = NONE;
+    const { traceId } = span.spanContext();
+    const chain = this.#chains.get(traceId);
+    if (chain === undefined) {
+      this.#chains.set(traceId, { head: slot, tail: slot });
+    } else {
+      this.#next[chain.tail] = slot;
+      chain.tail = slot;
+    }
+  }
+
+  /** Traces of which at least one span is kept. */
+  get traceCount(): number {
+    return this.#chains.size;
+  }
+
+  /** Spans of one trace that ended here and are still kept, oldest end first. */
+  spans(traceId: string): readonly SpanRecord[] {
+    const records: SpanRecord[] = [];
+    for (let slot = this.#chains.get(traceId)?.head ?? NONE; slot !== NONE; slot = this.#next[slot] ?? NONE) {
+      const span = this.#slots[slot];
+      if (span !== undefined) records.push(this.#record(span));
+    }
+    return records;
+  }
+
+  forceFlush(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  shutdown(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  #forget(slot: number): void {
+    const old = this.#slots[slot];
+    if (old === undefined) return;
+    const { traceId } = old.spanContext();
+    const next = this.#next[slot] ?? NONE;
+    const chain = this.#chains.get(traceId);
+    if (next === NONE) this.#chains.delete(traceId);
+    else if (chain !== undefined) chain.head = next;
+  }
+
+  #record(span: ReadableSpan): SpanRecord {
+    const { traceId, spanId } = span.spanContext();
+    const start = nanosFromHrTime(span.startTime) + BigInt(this.#fineStartNanos.get(span) ?? 0);
+    const attributes: Record<string, string | number | boolean> = {};
+    for (const [key, value] of Object.entries(span.attributes)) {
+      if (typeof value === "string" || typeof value === "number" || typeof value === "boolean") attributes[key] = value;
+      else if (value !== undefined && value !== null) attributes[key] = JSON.stringify(value);
+    }
+    const record: SpanRecord = {
+      traceId,
+      spanId,
+      parentSpanId: span.parentSpanContext?.spanId ?? "",
+      name: span.name,
+      service: this.#identity.service,
+      instance: this.#identity.instance,
+      startUnixNanos: start.toString(),
+      endUnixNanos: (start + nanosFromHrTime(span.duration)).toString(),
+      attributes,
+    };
+    return span.status.code === SpanStatusCode.ERROR ? { ...record, error: span.status.message ?? "failed" } : record;
+  }
+}
+
+/** Wall time below the millisecond: the monotonic clock, pinned to the wall clock's current millisecond at every reading. */
+class FineClock {
+  #offsetMs = performance.timeOrigin;
+
+  /** Undefined when `start` is not now: its caller chose it. */
+  nanosIntoMillisecond(start: HrTime): number | undefined {
+    const wallMs = Date.now();
+    const monotonicMs = performance.now();
+    const fineMs = Math.min(Math.max(monotonicMs + this.#offsetMs, wallMs), wallMs + 0.999);
+    this.#offsetMs = fineMs - monotonicMs;
+    const startMs = start[0] * 1_000 + start[1] / 1e6;
+    if (startMs !== wallMs && startMs !== wallMs - 1) return undefined;
+    return Math.round((fineMs - startMs) * 1e6);
+  }
+}
+
+function nanosFromHrTime([seconds, nanos]: HrTime): bigint {
+  return BigInt(seconds) * 1_000_000_000n + BigInt(Math.round(nanos));
+}
