@@ -1,6 +1,7 @@
 import type { Metadata } from "@grpc/grpc-js";
 import { metadataFromContext } from "@kvasir/rpc";
-import { type Attributes, type Context, type Span, SpanStatusCode, type Tracer, trace } from "@opentelemetry/api";
+import { failSpan } from "@kvasir/telemetry";
+import { type Attributes, type Context, type Span, type Tracer, trace } from "@opentelemetry/api";
 
 /** A span, the context that makes others its children, and what travels to other processes. */
 export interface Traced {
@@ -25,9 +26,6 @@ export function traceparentOf(traced: Traced): string {
 }
 
 export function endSpan(span: Span, error?: Error): void {
-  if (error) {
-    span.setStatus({ code: SpanStatusCode.ERROR, message: error.message });
-    if ("reason" in error) span.setAttribute("kvasir.error_reason", String(error.reason));
-  }
+  if (error) failSpan(span, error);
   span.end();
 }

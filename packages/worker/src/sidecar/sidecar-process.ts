@@ -35,6 +35,7 @@ export interface SidecarCommand {
   readonly blockSize: number;
   readonly kvDtype: string;
   readonly threads: number | undefined;
+  readonly cpus: string | undefined;
   readonly stepTokenMax: number;
 }
 
@@ -79,6 +80,7 @@ function args(command: SidecarCommand, epoch: bigint, socketPath: string): strin
     "block-size": command.blockSize,
     "kv-dtype": command.kvDtype,
     threads: command.threads,
+    cpus: command.cpus,
     "step-token-max": command.stepTokenMax,
   };
   const given = Object.entries(flags).filter(([, value]) => value !== undefined);

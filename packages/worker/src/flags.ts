@@ -1,0 +1,147 @@
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { defineOptions } from "@kvasir/config";
+import type { Role } from "./worker.ts";
+
+const BUILT_SIDECAR = fileURLToPath(
+  new URL("../../../services/sidecar/target/release/kvasir-sidecar", import.meta.url),
+);
+
+/** Flags of a worker process. `roles`: what this service can be, its default first. */
+export function workerFlags(service: string, summary: string, roles: readonly [Role, ...Role[]]) {
+  return defineOptions(service, summary, {
+    id: {
+      type: "string",
+      env: "KVASIR_ID",
+      help: "Name of this worker, unique in the cluster. Default: role, host name and process id.",
+    },
+    role: { type: "string", env: "KVASIR_ROLE", default: roles[0], choices: roles, help: "What this worker does." },
+    model: { type: "string", env: "KVASIR_MODEL", required: true, help: "Model directory, or a GGUF file." },
+    servedModelName: {
+      type: "string",
+      env: "KVASIR_SERVED_MODEL_NAME",
+      help: "Name that clients use. Default: the last part of --model.",
+    },
+    redisUrl: {
+      type: "string",
+      env: "KVASIR_REDIS_URL",
+      default: "redis://127.0.0.1:6379",
+      help: "Redis with membership and epochs.",
+    },
+    cluster: { type: "string", env: "KVASIR_CLUSTER", default: "local", help: "Cluster to join." },
+    listen: { type: "address", env: "KVASIR_LISTEN", default: "127.0.0.1:0", help: "gRPC address." },
+    adminListen: {
+      type: "address",
+      env: "KVASIR_ADMIN_LISTEN",
+      default: "127.0.0.1:0",
+      help: "HTTP address of probes, metrics and traces.",
+    },
+    transferListen: {
+      type: "address",
+      env: "KVASIR_TRANSFER_LISTEN",
+      default: "127.0.0.1:0",
+      help: "Address where the sidecar serves KV.",
+    },
+    advertiseHost: {
+      type: "string",
+      env: "KVASIR_ADVERTISE_HOST",
+      help: "Host that others reach this one by. Default: the hosts of the listen addresses.",
+    },
+    kvBytes: {
+      type: "bytes",
+      env: "KVASIR_KV_BYTES",
+      default: "256MiB",
+      min: 1,
+      help: "Memory of the KV pool. Larger: more sequences at once.",
+    },
+    blockSize: {
+      type: "string",
+      env: "KVASIR_BLOCK_SIZE",
+      default: "32",
+      choices: ["16", "32", "64"],
+      help: "Tokens per KV block. Larger: fewer, bigger transfers; smaller: less waste at the end of a sequence.",
+    },
+    kvDtype: {
+      type: "string",
+      env: "KVASIR_KV_DTYPE",
+      default: "bf16",
+      choices: ["bf16", "f16", "f32"],
+      help: "Number format of KV.",
+    },
+    threads: {
+      type: "integer",
+      env: "KVASIR_THREADS",
+      min: 1,
+      help: "Compute threads of the sidecar. Default: its own choice.",
+    },
+    cpus: {
+      type: "string",
+      env: "KVASIR_CPUS",
+      help: "Processors for the sidecar's compute threads, e.g. 0,2-3. Default: any.",
+    },
+    stepTokens: {
+      type: "integer",
+      env: "KVASIR_STEP_TOKENS",
+      default: 512,
+      min: 1,
+      help: "Most tokens in one step. Larger: prompts finish sooner, running sequences wait longer for each token.",
+    },
+    maxSequences: {
+      type: "integer",
+      env: "KVASIR_MAX_SEQUENCES",
+      default: 128,
+      min: 1,
+      help: "Most sequences in the batch. Larger: more throughput, longer steps.",
+    },
+    leaseMs: {
+      type: "integer",
+      env: "KVASIR_LEASE_MS",
+      default: 30_000,
+      min: 1,
+      help: "Life of a transfer's lease. Larger: slow peers get through; smaller: what a dead peer held returns sooner.",
+    },
+    admissionWaitMs: {
+      type: "integer",
+      env: "KVASIR_ADMISSION_WAIT_MS",
+      default: 2_000,
+      min: 0,
+      help: "How long a request may wait for blocks before it is refused as overloaded.",
+    },
+    pinnedPercentMax: {
+      type: "integer",
+      env: "KVASIR_PINNED_PERCENT_MAX",
+      default: 70,
+      min: 0,
+      max: 100,
+      help: "Share of the pool that computed prompts may hold before no more are admitted.",
+    },
+    stepStallMs: {
+      type: "integer",
+      env: "KVASIR_STEP_STALL_MS",
+      default: 60_000,
+      min: 100,
+      help: "A step that takes longer means a hung device: the sidecar is restarted.",
+    },
+    stopGraceMs: {
+      type: "integer",
+      env: "KVASIR_STOP_GRACE_MS",
+      default: 5_000,
+      min: 0,
+      help: "Time for running requests to finish after SIGTERM.",
+    },
+    sidecarBinary: {
+      type: "string",
+      env: "KVASIR_SIDECAR_BINARY",
+      default: BUILT_SIDECAR,
+      help: "The kvasir-sidecar program.",
+    },
+    stateDir: {
+      type: "string",
+      env: "KVASIR_STATE_DIR",
+      default: join(tmpdir(), "kvasir"),
+      help: "Directory for the socket between worker and sidecar.",
+    },
+    parentWatch: { type: "boolean", env: "KVASIR_PARENT_WATCH", help: "End when stdin reaches its end." },
+  });
+}

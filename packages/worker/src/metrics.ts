@@ -1,0 +1,129 @@
+import type { StatsResponse } from "@kvasir/proto";
+import { Counter, Gauge, Histogram, type Registry } from "prom-client";
+import type { StepTimes } from "./engine/step-meter.ts";
+import type { Incarnation } from "./incarnation.ts";
+
+/** One scrape reads the sidecar's counters once: answers are shared for this long. */
+const STATS_FRESH_MS = 100;
+
+const SIDECAR_COUNTERS = {
+  prompt_tokens_computed: ["Prompt tokens computed by this sidecar", (stats) => stats.promptTokensComputed],
+  decode_tokens_computed: ["Tokens after the prompt computed by this sidecar", (stats) => stats.decodeTokensComputed],
+  kv_bytes_received: ["KV bytes received and verified", (stats) => stats.kvBytesReceived],
+  kv_bytes_sent: ["KV bytes sent", (stats) => stats.kvBytesSent],
+  frames_refused: ["KV frames refused on arrival", (stats) => stats.framesRefused],
+  steps: ["Steps run", (stats) => stats.steps],
+} as const satisfies Record<string, readonly [string, (stats: StatsResponse) => bigint]>;
+
+const SIDECAR_GAUGES = {
+  exports_open: ["Exports open to pulls", (stats) => stats.exportsOpen],
+  fetches_running: ["Fetches that may write", (stats) => stats.fetchesRunning],
+  pulls_running: ["Pulls being served", (stats) => stats.pullsRunning],
+  sequences: ["Sequences the device knows", (stats) => stats.sequences],
+} as const satisfies Record<string, readonly [string, (stats: StatsResponse) => number]>;
+
+const STEP_SECONDS = [1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2, 5];
+
+/** Registers the worker's metrics. Everything but the step histogram is read when it is scraped. */
+export function registerMetrics(
+  registry: Registry,
+  current: () => Incarnation | undefined,
+  restartCount: () => number,
+): { readonly stepAnswered: (times: StepTimes) => void } {
+  const registers = [registry];
+  const stats = cachedStats(current);
+
+  new Gauge({
+    name: "kvasir_blocks",
+    help: "KV blocks by state. total = free + used; reserved, leased and pinned overlap with them; orphaned must be 0",
+    labelNames: ["state"],
+    registers,
+    collect() {
+      const audit = current()?.audit();
+      for (const state of ["total", "free", "used", "reserved", "leased", "pinned", "orphaned"] as const) {
+        this.set({ state }, audit?.[state] ?? 0);
+      }
+    },
+  });
+  new Gauge({
+    name: "kvasir_sequences",
+    help: "Sequences in the batch (running), and before their first step or their KV (waiting)",
+    labelNames: ["state"],
+    registers,
+    collect() {
+      const load = current()?.engine.scheduler.load();
+      this.set({ state: "running" }, load?.runningCount ?? 0);
+      this.set({ state: "waiting" }, load?.waitingCount ?? 0);
+    },
+  });
+  new Counter({
+    name: "kvasir_sidecar_restarts_total",
+    help: "Starts of the sidecar after the first",
+    registers,
+    collect() {
+      this.reset();
+      this.inc(restartCount());
+    },
+  });
+  new Gauge({
+    name: "kvasir_sidecar_epoch",
+    help: "Epoch of the running sidecar, 0 while there is none",
+    registers,
+    collect() {
+      this.set(Number(current()?.epoch ?? 0n));
+    },
+  });
+  for (const [name, [help, read]] of Object.entries(SIDECAR_COUNTERS)) {
+    new Counter({
+      name: `kvasir_sidecar_${name}_total`,
+      help: `${help}, since it started`,
+      registers,
+      async collect() {
+        const found = await stats();
+        this.reset();
+        this.inc(found ? Number(read(found)) : 0);
+      },
+    });
+  }
+  for (const [name, [help, read]] of Object.entries(SIDECAR_GAUGES)) {
+    new Gauge({
+      name: `kvasir_sidecar_${name}`,
+      help,
+      registers,
+      async collect() {
+        const found = await stats();
+        this.set(found ? read(found) : 0);
+      },
+    });
+  }
+  const steps = new Histogram({
+    name: "kvasir_step_seconds",
+    help: "Time of a step as this worker sees it (wall), on the device, and of the device waiting for it (idle)",
+    labelNames: ["part"],
+    buckets: STEP_SECONDS,
+    registers,
+  });
+  return {
+    stepAnswered({ wallNanos, deviceNanos, idleNanos }) {
+      steps.observe({ part: "wall" }, wallNanos / 1e9);
+      steps.observe({ part: "device" }, deviceNanos / 1e9);
+      if (idleNanos !== undefined) steps.observe({ part: "idle" }, idleNanos / 1e9);
+    },
+  };
+}
+
+function cachedStats(current: () => Incarnation | undefined): () => Promise<StatsResponse | undefined> {
+  let readAtMs = Number.NEGATIVE_INFINITY;
+  let answer: Promise<StatsResponse | undefined> = Promise.resolve(undefined);
+  return () => {
+    if (performance.now() - readAtMs > STATS_FRESH_MS) {
+      readAtMs = performance.now();
+      // A sidecar that just died answers nothing; its successor will.
+      answer =
+        current()
+          ?.kernel.stats()
+          .catch(() => undefined) ?? Promise.resolve(undefined);
+    }
+    return answer;
+  };
+}

@@ -1,0 +1,143 @@
+import { hostname } from "node:os";
+import { basename, resolve } from "node:path";
+import { announceReady, runMain, waitForEnd } from "@kvasir/config";
+import { connectState, type Registration, type State } from "@kvasir/state";
+import { type AdminServer, startAdminServer, startTelemetry, type Telemetry } from "@kvasir/telemetry";
+import { AttachClient } from "./attach/attach-client.ts";
+import { attachState } from "./attach/attach-state.ts";
+import { workerFlags } from "./flags.ts";
+import type { Incarnation } from "./incarnation.ts";
+import { registerMetrics } from "./metrics.ts";
+import { sidecarLauncher } from "./sidecar/sidecar-process.ts";
+import { spanRecordFromSidecar } from "./sidecar-spans.ts";
+import { socketPath } from "./socket-path.ts";
+import { type Role, Worker } from "./worker.ts";
+
+/** Tokens that the sidecar sizes its buffers for, at least. */
+const STEP_TOKENS_SIDECAR_MIN = 2_048;
+
+type Values = Extract<ReturnType<ReturnType<typeof workerFlags>["parse"]>, { readonly kind: "values" }>["values"];
+
+/** The whole main of a worker service. `roles`: what it can be, its default first. */
+export async function runWorker(service: "prefill" | "decode", roles: readonly [Role, ...Role[]]): Promise<void> {
+  const summary = service === "prefill" ? "computes prompts and hands their KV over" : "generates tokens";
+  await runMain(workerFlags(service, summary, roles), (values) => serve(service, values));
+}
+
+async function serve(service: string, values: Values): Promise<void> {
+  const role = values.role as Role;
+  const workerId = values.id ?? `${role}-${hostname()}-${process.pid}`;
+  const end = waitForEnd(values.parentWatch);
+  const telemetry = startTelemetry({ service, instanceId: workerId });
+  const state = await connectState(values.redisUrl, values.cluster);
+  const { worker, admin } = await start(values, role, workerId, telemetry, state);
+  const address = await Promise.race([
+    worker.start(values.listen),
+    // Asked to end while the model loads: our own end closes the sidecar's stdin, which ends it.
+    end.then(() => process.exit(0)),
+  ]);
+  const reachable = advertised(address, values.advertiseHost);
+  const adminAddress = advertised(admin.address, values.advertiseHost);
+  const model = values.servedModelName ?? basename(resolve(values.model));
+  const facts = { workerId, role, address: reachable, adminAddress, model };
+
+  const attach = new AttachClient(() => worker.current && attachState(worker.current, facts), telemetry.logger);
+  const unwatch = state.watch("router", (routers) => attach.setRouters(routers));
+  worker.onLoad(() => attach.loadChanged());
+  let registration = register(state, worker.current, facts);
+  worker.supervisor.watch((incarnation) => {
+    attach.incarnationChanged();
+    void registration?.close();
+    registration = register(state, incarnation, facts);
+  });
+  announceReady({ service, id: workerId, grpc: address, admin: admin.address });
+  telemetry.logger.info({ role, model, epoch: String(worker.current?.epoch), address }, "ready");
+
+  const reason = await end;
+  telemetry.logger.info({ reason }, "stopping");
+  unwatch();
+  attach.close();
+  await registration?.close();
+  await worker.stop(reason === "parent gone" ? 0 : values.stopGraceMs);
+  await admin.close();
+  await state.close();
+  await telemetry.close();
+  process.exit(0);
+}
+
+async function start(
+  values: Values,
+  role: Role,
+  workerId: string,
+  telemetry: Telemetry,
+  state: State,
+): Promise<{ worker: Worker; admin: AdminServer }> {
+  const launch = sidecarLauncher(
+    {
+      binary: values.sidecarBinary,
+      role,
+      workerId,
+      model: values.model,
+      socketPath: (epoch) => socketPath(values.stateDir, workerId, epoch),
+      transferListen: values.transferListen,
+      advertiseHost: values.advertiseHost,
+      kvBytes: values.kvBytes,
+      blockSize: Number(values.blockSize),
+      kvDtype: values.kvDtype,
+      threads: values.threads,
+      cpus: values.cpus,
+      stepTokenMax: Math.max(STEP_TOKENS_SIDECAR_MIN, values.stepTokens),
+    },
+    telemetry.logger,
+  );
+  const metrics = registerMetrics(
+    telemetry.registry,
+    () => worker.supervisor.current,
+    () => worker.supervisor.restartCount,
+  );
+  const worker: Worker = new Worker({
+    workerId,
+    role,
+    launch,
+    nextEpoch: () => state.nextEpoch(),
+    limits: {
+      stepTokenCount: values.stepTokens,
+      sequenceCountMax: values.maxSequences,
+      pinnedShareMax: values.pinnedPercentMax / 100,
+    },
+    leaseMs: values.leaseMs,
+    admissionWaitMs: values.admissionWaitMs,
+    stepStallMs: values.stepStallMs,
+    tracer: telemetry.tracer,
+    log: telemetry.logger,
+    onStep: metrics.stepAnswered,
+  });
+  const admin = await startAdminServer({
+    listen: values.adminListen,
+    telemetry,
+    isReady: () => (worker.current ? { ready: true } : { ready: false, reason: "the sidecar is not running" }),
+    extraSpans: async (traceId) => {
+      const spans = (await worker.supervisor.current?.kernel.spans(traceId)) ?? [];
+      return spans.map((span) => spanRecordFromSidecar(span, `${workerId}-sidecar`));
+    },
+  });
+  return { worker, admin };
+}
+
+function register(
+  state: State,
+  incarnation: Incarnation | undefined,
+  facts: { workerId: string; role: Role; address: string; adminAddress: string; model: string },
+): Registration | undefined {
+  if (!incarnation) return undefined;
+  return state.register("worker", facts.workerId, {
+    ...facts,
+    epoch: Number(incarnation.epoch),
+    fingerprint: Buffer.from(incarnation.layout.fingerprint).toString("hex"),
+  });
+}
+
+/** An address that others can use: the port that was bound, on the advertised host. */
+function advertised(bound: string, host: string | undefined): string {
+  return host === undefined ? bound : `${host}:${bound.slice(bound.lastIndexOf(":") + 1)}`;
+}

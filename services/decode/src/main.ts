@@ -1,0 +1,3 @@
+import { runWorker } from "@kvasir/worker";
+
+await runWorker("decode", ["decode", "mixed"]);
