@@ -1,0 +1,226 @@
+//! Flags.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Holds a model and its KV on one device: runs steps for a worker and moves KV between sidecars.
+#[derive(Debug, Parser)]
+#[command(name = "kvasir-sidecar", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve one worker until its end of stdin closes
+    Serve(ServeFlags),
+    /// Check a model's files and print its configuration as JSON
+    Inspect {
+        /// Directory or .gguf file
+        model: PathBuf,
+    },
+    /// Generate greedily without a worker and print JSON; for comparisons
+    Generate(GenerateFlags),
+    /// Measure decode and prefill speed and print JSON
+    BenchEngine(BenchEngineFlags),
+    /// Measure KV pulls between two processes
+    #[command(subcommand)]
+    BenchPull(BenchPull),
+}
+
+/// What a sidecar is for; told to people, the same engine serves all.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Role {
+    /// Computes prompts
+    Prefill,
+    /// Generates
+    Decode,
+    /// Both
+    Mixed,
+}
+
+/// Element type of the KV pool.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Dtype {
+    /// binary32
+    F32,
+    /// binary16
+    F16,
+    /// bfloat16
+    Bf16,
+}
+
+impl From<Dtype> for kvasir_engine::KvDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// How to run a model.
+#[derive(Debug, Clone, Args)]
+pub struct EngineFlags {
+    /// Directory of a Hugging Face model, or a .gguf file
+    #[arg(long, env = "KVASIR_MODEL")]
+    pub model: PathBuf,
+    /// Memory for KV, e.g. 512MiB; taken as it is used
+    #[arg(long, default_value = "512MiB", value_parser = bytes, env = "KVASIR_KV_BYTES")]
+    pub kv_bytes: u64,
+    /// Tokens per block: 16, 32 or 64
+    #[arg(long, default_value_t = 32, env = "KVASIR_BLOCK_SIZE")]
+    pub block_size: usize,
+    /// Element type of KV
+    #[arg(long, value_enum, default_value_t = Dtype::Bf16, env = "KVASIR_KV_DTYPE")]
+    pub kv_dtype: Dtype,
+    /// Compute threads; 0 takes one for each core
+    #[arg(long, default_value_t = 0, env = "KVASIR_THREADS")]
+    pub threads: usize,
+    /// Most tokens in one step
+    #[arg(long, default_value_t = 2048, env = "KVASIR_STEP_TOKEN_MAX")]
+    pub step_token_max: usize,
+}
+
+impl EngineFlags {
+    /// Threads to start.
+    pub fn thread_count(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            count => count,
+        }
+    }
+}
+
+/// How to serve.
+#[derive(Debug, Clone, Args)]
+pub struct ServeFlags {
+    /// What the worker does
+    #[arg(long, value_enum, default_value_t = Role::Mixed)]
+    pub role: Role,
+    /// The engine.
+    #[command(flatten)]
+    pub engine: EngineFlags,
+    /// Unix socket for the worker
+    #[arg(long)]
+    pub socket: PathBuf,
+    /// Address for other sidecars; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Host that others connect to, when it is not the one listened on
+    #[arg(long)]
+    pub advertise: Option<String>,
+    /// The worker's stable name
+    #[arg(long)]
+    pub worker_id: String,
+    /// The worker's incarnation
+    #[arg(long)]
+    pub epoch: u64,
+}
+
+/// What to generate.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateFlags {
+    /// The engine.
+    #[command(flatten)]
+    pub engine: EngineFlags,
+    /// Prompt as token ids, e.g. 1,2,3
+    #[arg(long, value_delimiter = ',', required_unless_present = "batch")]
+    pub tokens: Vec<u32>,
+    /// JSON file with a list of prompts, run in one mixed batch
+    #[arg(long, conflicts_with = "tokens")]
+    pub batch: Option<PathBuf>,
+    /// Tokens to generate
+    #[arg(long, default_value_t = 16)]
+    pub max_tokens: u32,
+    /// Prompt tokens of one sequence in one step
+    #[arg(long, default_value_t = 512)]
+    pub chunk: usize,
+    /// Write the prompt's logits here: f32, little endian, [tokens, vocabulary]
+    #[arg(long)]
+    pub logits_out: Option<PathBuf>,
+}
+
+/// What to measure.
+#[derive(Debug, Clone, Args)]
+pub struct BenchEngineFlags {
+    /// The engine.
+    #[command(flatten)]
+    pub engine: EngineFlags,
+    /// Batch sizes of decoding
+    #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
+    pub batches: Vec<usize>,
+    /// Prompt lengths
+    #[arg(long, value_delimiter = ',', default_value = "512,2048")]
+    pub prompts: Vec<usize>,
+    /// Context of decoding sequences
+    #[arg(long, default_value_t = 512)]
+    pub context: usize,
+    /// Repetitions after one that warms up
+    #[arg(long, default_value_t = 3)]
+    pub repetitions: usize,
+}
+
+/// The two ends of a pull.
+#[derive(Debug, Clone, Subcommand)]
+pub enum BenchPull {
+    /// Export a filled pool; prints one JSON line with the address and a ticket, and stays until stdin ends
+    Serve {
+        /// KV to export, e.g. 1GiB
+        #[arg(long, default_value = "1GiB", value_parser = bytes)]
+        bytes: u64,
+        /// Address to listen on
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
+    },
+    /// Pull from it and print JSON
+    Fetch {
+        /// The line that `serve` printed
+        #[arg(long)]
+        offer: String,
+        /// Sizes to pull
+        #[arg(long, value_delimiter = ',', default_value = "64KiB,1MiB,16MiB,1GiB", value_parser = bytes)]
+        sizes: Vec<u64>,
+        /// Pulls of each size after one that warms up
+        #[arg(long, default_value_t = 5)]
+        repetitions: usize,
+    },
+}
+
+/// `512`, `64KiB`, `1.5GiB`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let units = [("KiB", 1u64 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
+    let (number, unit) = units
+        .iter()
+        .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|number| (number, *unit)))
+        .unwrap_or((text, 1));
+    match number.trim().parse::<f64>() {
+        Ok(value) if value >= 1.0 && value * (unit as f64) < 1e18 => Ok((value * unit as f64) as u64),
+        _ => Err("use a number with B, KiB, MiB or GiB, e.g. 512MiB".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(bytes("512MiB"), Ok(512 << 20));
+        assert_eq!(bytes("1.5KiB"), Ok(1536));
+        assert_eq!(bytes("77"), Ok(77));
+        assert!(bytes("-1").is_err() && bytes("NaNGiB").is_err() && bytes("1e300GiB").is_err() && bytes("").is_err());
+    }
+}

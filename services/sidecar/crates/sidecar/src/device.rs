@@ -1,0 +1,210 @@
+//! The thread that owns the engine. Everybody else reaches it through a bounded channel.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime};
+
+use kvasir_engine::{Engine, StepError, StepOutput, StepPlan};
+use opentelemetry::trace::{Span as _, SpanBuilder, Tracer};
+use opentelemetry::{Context, KeyValue};
+use tokio::sync::mpsc::{self, error::TryRecvError};
+
+use crate::exports::Exports;
+use crate::stats::{Stats, add};
+use crate::telemetry::{Telemetry, context_from_traceparent};
+
+/// Steps that may wait while one runs: with it, two are unanswered.
+const QUEUED_STEPS: usize = 2;
+
+/// What the thread is asked to do.
+pub enum DeviceCommand {
+    /// Run a step and answer.
+    Step {
+        /// What to run.
+        plan: StepPlan,
+        /// Trace contexts of the plan's new sequences.
+        traceparents: Vec<(u64, String)>,
+        /// Where the answer goes; a closed one is fine.
+        answer: mpsc::Sender<DeviceAnswer>,
+        /// Names the answer.
+        step_id: u64,
+    },
+    /// Forget every sequence.
+    Reset,
+}
+
+/// A step's answer.
+pub struct DeviceAnswer {
+    /// The command's.
+    pub step_id: u64,
+    /// What came of it.
+    pub outcome: Result<StepOutput, StepError>,
+    /// How long the device waited for this step after the one before.
+    pub idle_nanos: u64,
+}
+
+/// Sends commands to the device thread.
+pub type DeviceHandle = mpsc::Sender<DeviceCommand>;
+
+/// Starts the thread. It ends when every handle is gone.
+///
+/// # Errors
+/// The system's, when no thread can be made.
+pub fn start_device(
+    engine: Engine,
+    exports: Arc<Exports>,
+    stats: Arc<Stats>,
+    telemetry: Telemetry,
+) -> std::io::Result<DeviceHandle> {
+    let (sender, receiver) = mpsc::channel(QUEUED_STEPS);
+    let device = Device {
+        engine,
+        exports,
+        stats,
+        telemetry,
+        prompts: HashMap::new(),
+        born: Instant::now(),
+    };
+    std::thread::Builder::new()
+        .name("device".into())
+        .spawn(move || device.run(receiver))?;
+    Ok(sender)
+}
+
+/// A prompt being computed, for its span.
+struct Prompt {
+    context: Context,
+    began: Option<SystemTime>,
+    prompt_tokens: u32,
+    computed_tokens: u64,
+    chunks: i64,
+    device_nanos: u64,
+}
+
+struct Device {
+    engine: Engine,
+    exports: Arc<Exports>,
+    stats: Arc<Stats>,
+    telemetry: Telemetry,
+    prompts: HashMap<u64, Prompt>,
+    born: Instant,
+}
+
+impl Device {
+    fn run(mut self, mut receiver: mpsc::Receiver<DeviceCommand>) {
+        let mut finished: Option<Instant> = None;
+        loop {
+            let (command, waited) = match receiver.try_recv() {
+                Ok(command) => (command, false),
+                Err(TryRecvError::Empty) => match receiver.blocking_recv() {
+                    Some(command) => (command, true),
+                    None => return,
+                },
+                Err(TryRecvError::Disconnected) => return,
+            };
+            match command {
+                DeviceCommand::Reset => {
+                    self.engine.reset();
+                    self.exports.forget_all();
+                    self.prompts.clear();
+                    finished = None;
+                }
+                DeviceCommand::Step {
+                    plan,
+                    traceparents,
+                    answer,
+                    step_id,
+                } => {
+                    let idle = if waited {
+                        finished.map_or(0, |at| nanos(at.elapsed()))
+                    } else {
+                        0
+                    };
+                    let outcome = self.step(&plan, traceparents);
+                    finished = Some(Instant::now());
+                    // A worker that went away does not want the answer; the stream's end resets the engine.
+                    let _ = answer.blocking_send(DeviceAnswer {
+                        step_id,
+                        outcome,
+                        idle_nanos: idle,
+                    });
+                }
+            }
+            self.stats
+                .sequences
+                .store(self.engine.sequence_count() as u32, Ordering::Relaxed);
+        }
+    }
+
+    fn step(&mut self, plan: &StepPlan, traceparents: Vec<(u64, String)>) -> Result<StepOutput, StepError> {
+        self.stats
+            .step_began_nanos
+            .store(nanos(self.born.elapsed()).max(1), Ordering::Relaxed);
+        let began = SystemTime::now();
+        let outcome = self.engine.step(plan);
+        self.stats.step_began_nanos.store(0, Ordering::Relaxed);
+        let output = outcome?;
+        add(&self.stats.steps, 1);
+        add(&self.stats.device_nanos, output.device_nanos);
+        add(&self.stats.prompt_tokens, output.prompt_tokens);
+        add(&self.stats.decode_tokens, output.decode_tokens);
+        for sequence_id in &plan.dropped {
+            self.exports.forget(*sequence_id);
+            self.prompts.remove(sequence_id);
+        }
+        for start in &plan.starts {
+            let traceparent = traceparents.iter().find(|(id, _)| *id == start.sequence_id);
+            let context = context_from_traceparent(traceparent.map_or("", |(_, text)| text.as_str()));
+            let prompt = Prompt {
+                context,
+                began: None,
+                prompt_tokens: start.prompt_token_count,
+                computed_tokens: 0,
+                chunks: 0,
+                device_nanos: 0,
+            };
+            self.prompts.insert(start.sequence_id, prompt);
+        }
+        for slice in &plan.slices {
+            let end = slice.start_position + slice.token_count;
+            let Some(prompt) = self.prompts.get_mut(&slice.sequence_id) else {
+                continue;
+            };
+            if slice.start_position >= prompt.prompt_tokens {
+                self.prompts.remove(&slice.sequence_id);
+                continue;
+            }
+            self.exports.advance(slice.sequence_id, end);
+            prompt.began.get_or_insert(began);
+            prompt.computed_tokens += u64::from(slice.token_count);
+            prompt.chunks += 1;
+            prompt.device_nanos += output.device_nanos;
+            if end >= prompt.prompt_tokens {
+                if let Some(prompt) = self.prompts.remove(&slice.sequence_id) {
+                    self.record(prompt);
+                }
+            }
+        }
+        Ok(output)
+    }
+
+    /// The span `sidecar.prefill`, from the first chunk's start to the last one's end.
+    fn record(&self, prompt: Prompt) {
+        let attributes = vec![
+            KeyValue::new("kvasir.prompt_tokens", prompt.computed_tokens as i64),
+            KeyValue::new("kvasir.chunks", prompt.chunks),
+            KeyValue::new("kvasir.device_ms", prompt.device_nanos as f64 / 1e6),
+        ];
+        let began = prompt.began.unwrap_or_else(SystemTime::now);
+        let builder = SpanBuilder::from_name("sidecar.prefill")
+            .with_start_time(began)
+            .with_attributes(attributes);
+        let mut span = self.telemetry.tracer.build_with_context(builder, &prompt.context);
+        span.end();
+    }
+}
+
+fn nanos(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,130 @@
+//! How calls fail, and how that travels: a gRPC code and an `ErrorDetail` in the trailing metadata `kvasir-error-bin`.
+
+use prost::Message;
+use tonic::metadata::{BinaryMetadataValue, MetadataMap};
+use tonic::{Code, Status};
+
+use crate::proto::common::{ErrorDetail, ErrorReason};
+
+const METADATA_KEY: &str = "kvasir-error-bin";
+
+/// A call that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The caller is wrong.
+    #[error("{field}: {message}")]
+    InvalidRequest {
+        /// Which field.
+        field: &'static str,
+        /// What to mend.
+        message: String,
+    },
+    /// The lease ran out, was released, or was never signed by us.
+    #[error("{0}")]
+    LeaseExpired(String),
+    /// The message names an earlier incarnation.
+    #[error("epoch {found} is not served; this sidecar is epoch {expected}")]
+    StaleEpoch {
+        /// In the message.
+        found: u64,
+        /// Ours.
+        expected: u64,
+    },
+    /// KV of different models or shapes.
+    #[error("{0}")]
+    LayoutMismatch(String),
+    /// Bytes that are not what was sent.
+    #[error("{0}")]
+    DigestMismatch(String),
+    /// The peer is lost or busy with somebody else.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The time given is over.
+    #[error("{0}")]
+    DeadlineExceeded(String),
+    /// The caller stopped it.
+    #[error("{0}")]
+    Cancelled(String),
+    /// A second user of what has one.
+    #[error("{0}")]
+    Busy(String),
+    /// A defect.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl CallError {
+    fn reason(&self) -> (Code, ErrorReason) {
+        match self {
+            Self::InvalidRequest { .. } => (Code::InvalidArgument, ErrorReason::InvalidRequest),
+            Self::LeaseExpired(_) => (Code::FailedPrecondition, ErrorReason::LeaseExpired),
+            Self::StaleEpoch { .. } => (Code::FailedPrecondition, ErrorReason::StaleEpoch),
+            Self::LayoutMismatch(_) => (Code::FailedPrecondition, ErrorReason::LayoutMismatch),
+            Self::DigestMismatch(_) => (Code::DataLoss, ErrorReason::DigestMismatch),
+            Self::Unavailable(_) => (Code::Unavailable, ErrorReason::Unavailable),
+            Self::DeadlineExceeded(_) => (Code::DeadlineExceeded, ErrorReason::DeadlineExceeded),
+            Self::Cancelled(_) => (Code::Cancelled, ErrorReason::Cancelled),
+            Self::Busy(_) => (Code::FailedPrecondition, ErrorReason::Unavailable),
+            Self::Internal(_) => (Code::Internal, ErrorReason::Internal),
+        }
+    }
+
+    /// What a peer's status means here. A lost connection is `Unavailable`.
+    pub fn from_status(status: &Status) -> Self {
+        let detail = status
+            .metadata()
+            .get_bin(METADATA_KEY)
+            .and_then(|value| value.to_bytes().ok())
+            .and_then(|bytes| ErrorDetail::decode(bytes).ok());
+        let message = match &detail {
+            Some(detail) if !detail.message.is_empty() => detail.message.clone(),
+            _ => status.message().to_owned(),
+        };
+        match detail.map(|detail| detail.reason()) {
+            Some(ErrorReason::LeaseExpired) => Self::LeaseExpired(message),
+            Some(ErrorReason::StaleEpoch | ErrorReason::InvalidRequest) => Self::LeaseExpired(message),
+            Some(ErrorReason::LayoutMismatch) => Self::LayoutMismatch(message),
+            Some(ErrorReason::DigestMismatch) => Self::DigestMismatch(message),
+            Some(ErrorReason::DeadlineExceeded) => Self::DeadlineExceeded(message),
+            Some(ErrorReason::Internal) => Self::Internal(message),
+            _ => Self::Unavailable(format!("the peer is lost: {message}")),
+        }
+    }
+}
+
+impl From<CallError> for Status {
+    fn from(error: CallError) -> Self {
+        let (code, reason) = error.reason();
+        let field = match &error {
+            CallError::InvalidRequest { field, .. } => (*field).to_owned(),
+            _ => String::new(),
+        };
+        let message = error.to_string();
+        let detail = ErrorDetail {
+            reason: reason.into(),
+            message: message.clone(),
+            retry_after_ms: 0,
+            field,
+        };
+        let mut metadata = MetadataMap::new();
+        metadata.insert_bin(METADATA_KEY, BinaryMetadataValue::from_bytes(&detail.encode_to_vec()));
+        Status::with_metadata(code, message, metadata)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_survives_the_wire() {
+        let error = CallError::LayoutMismatch("fingerprints differ".into());
+        assert_eq!(CallError::from_status(&Status::from(error.clone())), error);
+    }
+
+    #[test]
+    fn a_bare_status_is_a_lost_peer() {
+        let status = Status::unavailable("tcp connect error");
+        assert!(matches!(CallError::from_status(&status), CallError::Unavailable(_)));
+    }
+}

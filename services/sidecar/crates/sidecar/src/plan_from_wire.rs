@@ -1,0 +1,97 @@
+//! `ExecuteRequest` to the engine's plan and back.
+
+use kvasir_engine::{SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, StepPlan, TokenLogprob};
+
+use crate::device::DeviceAnswer;
+use crate::proto::{common, kernel};
+
+/// The plan, and the trace contexts of its new sequences. Nothing is checked here: the engine does, whole.
+pub fn plan_from_wire(request: kernel::ExecuteRequest) -> (StepPlan, Vec<(u64, String)>) {
+    let mut traceparents = Vec::new();
+    let starts = request
+        .starts
+        .into_iter()
+        .map(|start| {
+            if !start.traceparent.is_empty() {
+                traceparents.push((start.sequence_id, start.traceparent));
+            }
+            SequenceStart {
+                sequence_id: start.sequence_id,
+                prompt_token_count: start.prompt_token_count,
+                sampling: sampling_from_wire(start.sampling.unwrap_or_default()),
+                block_ids: start.block_ids,
+            }
+        })
+        .collect();
+    let slices = request
+        .slices
+        .into_iter()
+        .map(|slice| Slice {
+            sequence_id: slice.sequence_id,
+            start_position: slice.start_position,
+            token_count: slice.token_count,
+            token_ids: slice.token_ids,
+            appended_block_ids: slice.appended_block_ids,
+            sample: slice.sample,
+        })
+        .collect();
+    (
+        StepPlan {
+            starts,
+            slices,
+            dropped: request.dropped_sequence_ids,
+        },
+        traceparents,
+    )
+}
+
+fn sampling_from_wire(wire: common::SamplingParams) -> SamplingParams {
+    SamplingParams {
+        temperature: wire.temperature,
+        top_k: wire.top_k,
+        top_p: wire.top_p,
+        seed: wire.seed,
+        max_tokens: wire.max_tokens,
+        stop_token_ids: wire.stop_token_ids,
+        logprobs: wire.logprobs,
+        top_logprobs: wire.top_logprobs,
+    }
+}
+
+/// The answer of a step that ran.
+pub fn response_to_wire(answer: DeviceAnswer) -> Result<kernel::ExecuteResponse, kvasir_engine::StepError> {
+    let output = answer.outcome?;
+    let results = output
+        .results
+        .into_iter()
+        .map(|result| kernel::SliceResult {
+            sequence_id: result.sequence_id,
+            outcome: match result.outcome {
+                SliceOutcome::Computed => kernel::SliceOutcome::Computed,
+                SliceOutcome::Sampled => kernel::SliceOutcome::Sampled,
+                SliceOutcome::Stopped => kernel::SliceOutcome::Stopped,
+                SliceOutcome::Skipped => kernel::SliceOutcome::Skipped,
+            }
+            .into(),
+            token: result.token.map(token_to_wire),
+        })
+        .collect();
+    Ok(kernel::ExecuteResponse {
+        step_id: answer.step_id,
+        results,
+        device_nanos: output.device_nanos,
+        device_idle_nanos: answer.idle_nanos,
+    })
+}
+
+fn token_to_wire(token: SampledToken) -> common::SampledToken {
+    let logprob = |pair: TokenLogprob| common::TokenLogprob {
+        token_id: pair.token_id,
+        logprob: pair.logprob,
+    };
+    common::SampledToken {
+        token_id: token.token_id,
+        logprob: token.logprob,
+        top_logprobs: token.top_logprobs.into_iter().map(logprob).collect(),
+    }
+}

@@ -1,0 +1,195 @@
+//! `kvasir-sidecar serve`: load, listen, share the worker's fate.
+
+use std::io::{BufRead, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use kvasir_engine::{Engine, EngineOptions};
+use kvasir_model::ModelSource;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::cli::{EngineFlags, ServeFlags};
+use crate::device::start_device;
+use crate::exports::Exports;
+use crate::fetch::Connections;
+use crate::fetches::Fetches;
+use crate::http2;
+use crate::kernel_service::{Description, WorkerFacing};
+use crate::memory::check_memory;
+use crate::proto::kernel::kernel_service_server::KernelServiceServer;
+use crate::proto::transfer::kv_transfer_service_server::KvTransferServiceServer;
+use crate::state::Sidecar;
+use crate::stats::Stats;
+use crate::telemetry::{Telemetry, unix_ms};
+use crate::ticket::TicketKey;
+use crate::transfer_service::TransferService;
+
+/// Anything that ends the process; shown as one line.
+pub type Fatal = Box<dyn std::error::Error + Send + Sync>;
+
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Loads the engine; `progress` gets bytes done and bytes in all.
+///
+/// # Errors
+/// One line: what is wrong with the model, an option, or the machine's memory.
+pub fn load_engine(flags: &EngineFlags, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine, Fatal> {
+    let source = ModelSource::open(&flags.model)?;
+    check_memory(source.total_bytes())?;
+    let options = EngineOptions {
+        kv_bytes: flags.kv_bytes,
+        block_size: flags.block_size,
+        kv_dtype: flags.kv_dtype.into(),
+        threads: flags.thread_count(),
+        step_token_max: flags.step_token_max,
+    };
+    Ok(Engine::load(&source, options, progress)?)
+}
+
+/// Runs until stdin ends or the process is told to stop.
+///
+/// # Errors
+/// Whatever keeps it from starting.
+pub fn serve(flags: ServeFlags) -> Result<(), Fatal> {
+    let key = read_ticket_key()?;
+    exit_with_stdin();
+    let mut last = Instant::now();
+    let engine = load_engine(&flags.engine, &mut |done_bytes, total_bytes| {
+        if last.elapsed() > Duration::from_millis(200) || done_bytes == total_bytes {
+            last = Instant::now();
+            say(&serde_json::json!({"event": "loading", "done_bytes": done_bytes, "total_bytes": total_bytes}));
+        }
+    })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(run(flags, key, engine))
+}
+
+async fn run(flags: ServeFlags, key: TicketKey, engine: Engine) -> Result<(), Fatal> {
+    let telemetry = Telemetry::start(&flags.worker_id);
+    let (exports, stats) = (Arc::new(Exports::default()), Arc::new(Stats::default()));
+    let sidecar = Arc::new(Sidecar {
+        worker_id: flags.worker_id.clone(),
+        epoch: flags.epoch,
+        ticket_key: key,
+        pool: engine.pool(),
+        layout: engine.layout().clone(),
+        exports: Arc::clone(&exports),
+        fetches: Fetches::default(),
+        stats: Arc::clone(&stats),
+        telemetry: telemetry.clone(),
+    });
+    let listener = TcpListener::bind(flags.listen)
+        .await
+        .map_err(|error| format!("cannot listen on {}: {error}; choose another --listen", flags.listen))?;
+    let transfer_address = advertised(&flags, listener.local_addr()?);
+    let description = Description {
+        context_length: engine.config().context_length,
+        vocab_size: engine.config().vocab_size,
+        device: engine.description(),
+        step_token_max: flags.engine.step_token_max,
+        transfer_address: transfer_address.clone(),
+    };
+    let device = start_device(engine, Arc::clone(&exports), stats, telemetry.clone())?;
+    let worker_facing = WorkerFacing {
+        sidecar: Arc::clone(&sidecar),
+        device,
+        description,
+        connections: Arc::new(Connections::default()),
+        executing: Arc::new(AtomicBool::new(false)),
+        born: Instant::now(),
+    };
+    let socket = bind_socket(&flags.socket)?;
+    let kernel = KernelServiceServer::new(worker_facing)
+        .max_decoding_message_size(http2::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(http2::MESSAGE_BYTES_MAX);
+    let transfer =
+        KvTransferServiceServer::new(TransferService(sidecar)).max_encoding_message_size(http2::MESSAGE_BYTES_MAX);
+    let mut servers = tokio::task::JoinSet::new();
+    servers.spawn(
+        Server::builder()
+            .add_service(kernel)
+            .serve_with_incoming(UnixListenerStream::new(socket)),
+    );
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    servers.spawn(http2::server().add_service(transfer).serve_with_incoming(incoming));
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
+        loop {
+            ticks.tick().await;
+            exports.sweep(unix_ms()).await;
+        }
+    });
+    say(&serde_json::json!({"event": "ready", "socket": flags.socket, "transfer_address": transfer_address}));
+
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let outcome = tokio::select! {
+        ended = servers.join_next() => match ended {
+            Some(Ok(Err(error))) => Err(format!("a server ended: {error}").into()),
+            _ => Err("a server ended".into()),
+        },
+        _ = terminate.recv() => Ok(()),
+        // A terminal's Ctrl-C reaches the whole group; the worker says when to stop.
+        () = ignore_interrupts() => Ok(()),
+    };
+    let _ = std::fs::remove_file(&flags.socket);
+    tokio::task::spawn_blocking(move || telemetry.shut_down()).await?;
+    outcome
+}
+
+async fn ignore_interrupts() {
+    while tokio::signal::ctrl_c().await.is_ok() {}
+    std::future::pending().await
+}
+
+/// A socket that only this user can open, in place of a stale one.
+fn bind_socket(path: &PathBuf) -> Result<UnixListener, Fatal> {
+    if path.exists() {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)
+        .map_err(|error| format!("cannot listen on {}: {error}; choose another --socket", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// What peers are told to connect to.
+fn advertised(flags: &ServeFlags, bound: SocketAddr) -> String {
+    match &flags.advertise {
+        Some(host) => format!("{host}:{}", bound.port()),
+        None => bound.to_string(),
+    }
+}
+
+fn read_ticket_key() -> Result<TicketKey, Fatal> {
+    let mut line = String::new();
+    // Locked for this line only: the watcher reads on.
+    std::io::stdin().lock().read_line(&mut line)?;
+    TicketKey::from_hex(line.trim())
+        .ok_or_else(|| "the first line of stdin is not a ticket key; give 64 hex digits, then keep stdin open".into())
+}
+
+/// The worker holds stdin open as long as it lives.
+fn exit_with_stdin() {
+    std::thread::spawn(|| {
+        let mut buffer = [0; 256];
+        let mut stdin = std::io::stdin().lock();
+        while stdin.read(&mut buffer).is_ok_and(|count| count > 0) {}
+        std::process::exit(0);
+    });
+}
+
+/// One JSON line to the worker. A worker that is gone ends us through stdin.
+fn say(event: &serde_json::Value) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = writeln!(stdout, "{event}").and_then(|()| stdout.flush());
+}
