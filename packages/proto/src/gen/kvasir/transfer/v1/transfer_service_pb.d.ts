@@ -296,6 +296,13 @@ export declare type Frame = Message<"kvasir.transfer.v1.Frame"> & {
    * @generated from field: bytes data = 9;
    */
   data: Uint8Array;
+
+  /**
+   * How long the source waited for these tokens to be computed after it had sent the frame before.
+   *
+   * @generated from field: uint64 source_wait_nanos = 10;
+   */
+  sourceWaitNanos: bigint;
 };
 
 /**
