@@ -1,7 +1,7 @@
 import { hostname } from "node:os";
 import { basename, resolve } from "node:path";
 import { announceReady, runMain, waitForEnd } from "@kvasir/config";
-import { connectState, type Registration, type State } from "@kvasir/state";
+import { connectState, type RegisteredRecord, type State } from "@kvasir/state";
 import { type AdminServer, startAdminServer, startTelemetry, type Telemetry } from "@kvasir/telemetry";
 import { AttachClient } from "./attach/attach-client.ts";
 import { attachState } from "./attach/attach-state.ts";
@@ -29,7 +29,7 @@ async function serve(service: string, values: Values): Promise<void> {
   const workerId = values.id ?? `${role}-${hostname()}-${process.pid}`;
   const end = waitForEnd(values.parentWatch);
   const telemetry = startTelemetry({ service, instanceId: workerId });
-  const state = await connectState(values.redisUrl, values.cluster);
+  const state = await connectState(values.redisUrl, values.cluster, { log: telemetry.logger });
   const { worker, admin } = await start(values, role, workerId, telemetry, state);
   const address = await Promise.race([
     worker.start(values.listen),
@@ -44,11 +44,13 @@ async function serve(service: string, values: Values): Promise<void> {
   const attach = new AttachClient(() => worker.current && attachState(worker.current, facts), telemetry.logger);
   const unwatch = state.watch("router", (routers) => attach.setRouters(routers));
   worker.onLoad(() => attach.loadChanged());
-  let registration = register(state, worker.current, facts);
+  const first = worker.current;
+  if (first === undefined) throw new Error("the sidecar was lost while the worker started");
+  const registration = await state.register("worker", workerId, recordOf(first, facts));
   worker.supervisor.watch((incarnation) => {
     attach.incarnationChanged();
-    void registration?.close();
-    registration = register(state, incarnation, facts);
+    // While there is none, the old record stands: its epoch is refused by whoever is asked with it.
+    if (incarnation) void registration.update(recordOf(incarnation, facts));
   });
   announceReady({ service, id: workerId, grpc: address, admin: admin.address });
   telemetry.logger.info({ role, model, epoch: String(worker.current?.epoch), address }, "ready");
@@ -57,7 +59,7 @@ async function serve(service: string, values: Values): Promise<void> {
   telemetry.logger.info({ reason }, "stopping");
   unwatch();
   attach.close();
-  await registration?.close();
+  await registration.close();
   await worker.stop(reason === "parent gone" ? 0 : values.stopGraceMs);
   await admin.close();
   await state.close();
@@ -124,17 +126,12 @@ async function start(
   return { worker, admin };
 }
 
-function register(
-  state: State,
-  incarnation: Incarnation | undefined,
+function recordOf(
+  incarnation: Incarnation,
   facts: { workerId: string; role: Role; address: string; adminAddress: string; model: string },
-): Registration | undefined {
-  if (!incarnation) return undefined;
-  return state.register("worker", facts.workerId, {
-    ...facts,
-    epoch: Number(incarnation.epoch),
-    fingerprint: Buffer.from(incarnation.layout.fingerprint).toString("hex"),
-  });
+): RegisteredRecord<"worker"> {
+  const fingerprint = Buffer.from(incarnation.layout.fingerprint).toString("hex");
+  return { ...facts, epoch: Number(incarnation.epoch), fingerprint };
 }
 
 /** An address that others can use: the port that was bound, on the advertised host. */
