@@ -1,0 +1,10 @@
+export type {
+  GatewayRecord,
+  RecordByKind,
+  RecordKind,
+  RegisteredRecord,
+  RouterRecord,
+  WorkerRecord,
+} from "./records.ts";
+export { type StateLog, withoutPassword } from "./redis-connection.ts";
+export { connectState, type Registration, type State, type StateOptions } from "./state.ts";
