@@ -1,9 +1,10 @@
 //! Speed of the engine on random weights of SmolLM2-135M's shape: `cargo run --release --example synthetic -- [q4_1|q8_0|bf16|f32] [threads]`.
 
 use kvasir_engine::{
-    Engine, EngineError, EngineOptions, KvDtype, LayerWeights, ModelSpec, PackedMatrix, WeightType, Weights, bench,
+    Engine, EngineError, EngineOptions, KvDtype, LayerWeights, PackedMatrix, WeightType, Weights, bench,
     random::philox4x32,
 };
+use kvasir_model::{ModelConfig, RopeConfig, RopeScaling};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -15,7 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         other => return Err(format!("weight type is {other}; use q4_1, q8_0, bf16 or f32").into()),
     };
     let threads = arguments.get(1).map_or(Ok(2), |text| text.parse())?;
-    let spec = ModelSpec {
+    let config = ModelConfig {
+        architecture: "llama".into(),
         hidden_size: 576,
         intermediate_size: 1536,
         layer_count: 30,
@@ -25,9 +27,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         vocab_size: 49_152,
         context_length: 8192,
         rms_norm_eps: 1e-5,
-        inverse_frequencies: (0..32).map(|i| 100_000_f32.powf(-(i as f32) / 32.0)).collect(),
-        rope: "base=100000,dim=64,scaling=none".into(),
-        revision: "synthetic".into(),
+        rope: RopeConfig {
+            base: 100_000.0,
+            dim: 64,
+            scaling: RopeScaling::None,
+        },
+        tied_embeddings: true,
+        eos_token_ids: Vec::new(),
+        bos_token_id: None,
     };
     let head_type = if weight_type.is_quantised() {
         WeightType::Q8_0
@@ -35,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         weight_type
     };
     let matrix = |weight_type, rows, cols| random_matrix(weight_type, rows, cols);
-    let layers = (0..spec.layer_count)
+    let layers = (0..config.layer_count)
         .map(|_| {
             Ok(LayerWeights {
                 attention_norm: vec![1.0; 576],
@@ -63,7 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         threads,
         step_token_max: 4096,
     };
-    let mut engine = Engine::from_weights(spec, weights, options)?;
+    let mut engine = Engine::from_weights(config, "synthetic".into(), weights, options)?;
     let report = bench::run(&mut engine, &bench::BenchOptions::default())?;
     println!(
         "{} MB of weights each step, {}",

@@ -114,7 +114,7 @@ impl Measurement {
 
 /// Prefills `batch` sequences of `length` made-up tokens each, one sequence after the other, with room for `max_tokens` more.
 fn prefill(engine: &mut Engine, batch: usize, length: usize, max_tokens: usize) -> Result<(), StepError> {
-    let vocab = engine.spec().vocab_size as u32;
+    let vocab = engine.config().vocab_size as u32;
     let blocks_each = (length + max_tokens).div_ceil(engine.layout().block_size);
     for sequence in 0..batch {
         let first_block = (sequence * blocks_each) as u32;

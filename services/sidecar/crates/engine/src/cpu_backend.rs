@@ -2,12 +2,12 @@
 
 use crate::backend::Backend;
 use crate::error::{EngineError, StepError};
-use crate::spec::ModelSpec;
 use crate::weights::{LayerWeights, Weights};
 use kvasir_kernels::{
     Activations, AlignedF32, Batch, Cpu, KernelError, KvPool, PackedMatrix, Product, Projections, QuantisedRows,
     RopeTable, Span, attention, gated_linear, gather_rows, linear, rmsnorm, rotate_and_store,
 };
+use kvasir_model::ModelConfig;
 use std::sync::Arc;
 
 /// Rows of one pass. More amortise reading the weights better; fewer keep activations in the caches: at 512 the widest buffer of a small
@@ -17,7 +17,8 @@ const ROWS_MAX: usize = 512;
 /// Weights, pool and scratch memory of one model.
 pub struct CpuBackend {
     cpu: Arc<Cpu>,
-    spec: ModelSpec,
+    config: ModelConfig,
+    inverse_frequencies: Vec<f32>,
     weights: Weights,
     pool: Arc<KvPool>,
     scratch: Scratch,
@@ -44,12 +45,13 @@ impl CpuBackend {
     ///
     /// # Errors
     /// [`EngineError::Configuration`], [`EngineError::Shape`].
-    pub fn new(cpu: Arc<Cpu>, spec: ModelSpec, weights: Weights, pool: Arc<KvPool>) -> Result<Self, EngineError> {
-        spec.check()?;
-        weights.check(&spec)?;
+    pub fn new(cpu: Arc<Cpu>, config: ModelConfig, weights: Weights, pool: Arc<KvPool>) -> Result<Self, EngineError> {
+        weights.check(&config)?;
+        let inverse_frequencies = config.rope.inverse_frequencies();
         Ok(Self {
             cpu,
-            spec,
+            config,
+            inverse_frequencies,
             weights,
             pool,
             scratch: Scratch::default(),
@@ -59,24 +61,25 @@ impl CpuBackend {
     fn run_layers(&mut self, tokens: &[u32], batch: &Batch<'_>) -> Result<(), KernelError> {
         let Self {
             cpu,
-            spec,
+            config,
+            inverse_frequencies,
             weights,
             pool,
             scratch,
         } = self;
         let rows = tokens.len();
-        scratch.hidden.resize(rows * spec.hidden_size);
-        scratch.normed.resize(rows * spec.hidden_size);
-        scratch.query.resize(rows * spec.head_count * spec.head_size);
-        scratch.attended.resize(rows * spec.head_count * spec.head_size);
-        scratch.key.resize(rows * spec.kv_head_count * spec.head_size);
-        scratch.value.resize(rows * spec.kv_head_count * spec.head_size);
-        scratch.gated.resize(rows * spec.intermediate_size);
+        scratch.hidden.resize(rows * config.hidden_size);
+        scratch.normed.resize(rows * config.hidden_size);
+        scratch.query.resize(rows * config.head_count * config.head_size);
+        scratch.attended.resize(rows * config.head_count * config.head_size);
+        scratch.key.resize(rows * config.kv_head_count * config.head_size);
+        scratch.value.resize(rows * config.kv_head_count * config.head_size);
+        scratch.gated.resize(rows * config.intermediate_size);
         gather_rows(cpu, &weights.embedding, tokens, &mut scratch.hidden)?;
-        scratch.rope.fill(cpu, batch, &spec.inverse_frequencies);
+        scratch.rope.fill(cpu, batch, inverse_frequencies);
         for (index, layer) in weights.layers.iter().enumerate() {
-            attend(cpu, spec, pool, index, layer, batch, scratch)?;
-            feed_forward(cpu, spec, layer, rows, scratch)?;
+            attend(cpu, config, pool, index, layer, batch, scratch)?;
+            feed_forward(cpu, config, layer, rows, scratch)?;
         }
         Ok(())
     }
@@ -84,13 +87,13 @@ impl CpuBackend {
     fn run_head(&mut self, logit_rows: &[usize], logits: &mut AlignedF32) -> Result<(), KernelError> {
         let Self {
             cpu,
-            spec,
+            config,
             weights,
             scratch,
             ..
         } = self;
-        let (rows, width) = (logit_rows.len(), spec.hidden_size);
-        logits.resize(rows * spec.vocab_size);
+        let (rows, width) = (logit_rows.len(), config.hidden_size);
+        logits.resize(rows * config.vocab_size);
         // Rows ascend, so gathering them to the front never overwrites one that is still needed.
         for (to, from) in logit_rows.iter().enumerate() {
             scratch.hidden.copy_within(from * width..(from + 1) * width, to * width);
@@ -101,7 +104,7 @@ impl CpuBackend {
             &mut scratch.normed,
             &scratch.hidden[..rows * width],
             &weights.output_norm,
-            spec.rms_norm_eps,
+            config.rms_norm_eps,
         )?;
         let head = weights.head();
         let x = prepare(cpu, &scratch.normed, &mut scratch.quantised, rows, &[head])?;
@@ -120,7 +123,7 @@ impl CpuBackend {
 /// `hidden += attention(norm(hidden))`
 fn attend(
     cpu: &Cpu,
-    spec: &ModelSpec,
+    config: &ModelConfig,
     pool: &KvPool,
     index: usize,
     layer: &LayerWeights,
@@ -133,7 +136,7 @@ fn attend(
         &mut scratch.normed,
         &scratch.hidden,
         &layer.attention_norm,
-        spec.rms_norm_eps,
+        config.rms_norm_eps,
     )?;
     let weights = [&layer.query, &layer.key, &layer.value];
     let x = prepare(cpu, &scratch.normed, &mut scratch.quantised, rows, &weights)?;
@@ -167,7 +170,7 @@ fn attend(
 /// `hidden += down(silu(gate(norm(hidden))) · up(norm(hidden)))`
 fn feed_forward(
     cpu: &Cpu,
-    spec: &ModelSpec,
+    config: &ModelConfig,
     layer: &LayerWeights,
     rows: usize,
     scratch: &mut Scratch,
@@ -177,7 +180,7 @@ fn feed_forward(
         &mut scratch.normed,
         &scratch.hidden,
         &layer.mlp_norm,
-        spec.rms_norm_eps,
+        config.rms_norm_eps,
     )?;
     let x = prepare(
         cpu,

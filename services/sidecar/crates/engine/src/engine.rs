@@ -7,10 +7,10 @@ use crate::layout::KvLayout;
 use crate::plan::{SampledToken, Slice, SliceOutcome, SliceResult, StepOutput, StepPlan};
 use crate::sampling::{SamplingScratch, sample};
 use crate::sequence::Sequence;
-use crate::spec::ModelSpec;
 use crate::validate::{Limits, validate};
 use crate::weights::Weights;
 use kvasir_kernels::{AlignedF32, Cpu, KvDtype, KvPool, KvShape, Span};
+use kvasir_model::ModelConfig;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -37,7 +37,7 @@ pub struct EngineOptions {
 pub struct Engine {
     cpu: Arc<Cpu>,
     backend: Box<dyn Backend>,
-    spec: ModelSpec,
+    config: ModelConfig,
     layout: KvLayout,
     limits: Limits,
     sequences: HashMap<u64, Sequence>,
@@ -45,13 +45,18 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over weights that are already packed.
+    /// An engine over weights that are already packed; `revision` names them, see [`KvLayout::model_revision`].
     ///
     /// # Errors
     /// See [`EngineError`].
-    pub fn from_weights(spec: ModelSpec, weights: Weights, options: EngineOptions) -> Result<Self, EngineError> {
+    pub fn from_weights(
+        config: ModelConfig,
+        revision: String,
+        weights: Weights,
+        options: EngineOptions,
+    ) -> Result<Self, EngineError> {
         let cpu = Cpu::new(options.threads).map_err(EngineError::Threads)?;
-        Self::on_cpu(Arc::new(cpu), spec, weights, options)
+        Self::on_cpu(Arc::new(cpu), config, revision, weights, options)
     }
 
     /// The same on a given CPU device, whose threads count instead of the option's.
@@ -60,11 +65,11 @@ impl Engine {
     /// See [`EngineError`].
     pub fn on_cpu(
         cpu: Arc<Cpu>,
-        spec: ModelSpec,
+        config: ModelConfig,
+        revision: String,
         weights: Weights,
         options: EngineOptions,
     ) -> Result<Self, EngineError> {
-        spec.check()?;
         if options.step_token_max == 0 {
             return Err(EngineError::Option {
                 option: "step_token_max",
@@ -73,36 +78,36 @@ impl Engine {
             });
         }
         let shape = KvShape {
-            layer_count: spec.layer_count,
-            kv_head_count: spec.kv_head_count,
-            head_size: spec.head_size,
+            layer_count: config.layer_count,
+            kv_head_count: config.kv_head_count,
+            head_size: config.head_size,
             block_size: options.block_size,
             dtype: options.kv_dtype,
         };
         let pool = Arc::new(KvPool::new(shape, options.kv_bytes)?);
         let layout = KvLayout {
-            model_revision: spec.revision.clone(),
+            model_revision: revision,
             dtype: shape.dtype,
             block_size: shape.block_size,
             layer_count: shape.layer_count,
             kv_head_count: shape.kv_head_count,
             head_size: shape.head_size,
-            rope: spec.rope.clone(),
+            rope: config.rope.describe(),
             fingerprint: [0; 16],
         };
         let limits = Limits {
             block_size: shape.block_size,
             block_count: pool.block_count(),
-            context_length: spec.context_length,
-            vocab_size: spec.vocab_size,
+            context_length: config.context_length,
+            vocab_size: config.vocab_size,
             step_token_max: options.step_token_max,
         };
-        let backend = Box::new(CpuBackend::new(Arc::clone(&cpu), spec.clone(), weights, pool)?);
+        let backend = Box::new(CpuBackend::new(Arc::clone(&cpu), config.clone(), weights, pool)?);
         let layout = layout.with_fingerprint();
         Ok(Self {
             cpu,
             backend,
-            spec,
+            config,
             layout,
             limits,
             sequences: HashMap::new(),
@@ -121,8 +126,8 @@ impl Engine {
     }
 
     /// Sizes of the model.
-    pub fn spec(&self) -> &ModelSpec {
-        &self.spec
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
     }
 
     /// Sequences known.

@@ -5,6 +5,9 @@ use kvasir_kernels::{BatchError, KernelError, PoolError};
 /// An engine that cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    /// The model's files are not what they should be.
+    #[error(transparent)]
+    Model(#[from] kvasir_model::LoadError),
     /// A weight's shape does not follow from the configuration.
     #[error("{tensor}: {expected}, found {rows}x{cols}")]
     Shape {

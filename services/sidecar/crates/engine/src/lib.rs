@@ -8,11 +8,11 @@ mod cpu_backend;
 mod engine;
 mod error;
 mod layout;
+mod load;
 mod plan;
 pub mod random;
 mod sampling;
 mod sequence;
-mod spec;
 mod validate;
 mod weights;
 
@@ -24,5 +24,4 @@ pub use layout::{KvLayout, dtype_name};
 pub use plan::{
     SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, SliceResult, StepOutput, StepPlan, TokenLogprob,
 };
-pub use spec::ModelSpec;
 pub use weights::{LayerWeights, Weights};

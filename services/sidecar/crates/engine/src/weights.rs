@@ -1,8 +1,8 @@
 //! The packed weights of a model.
 
 use crate::error::EngineError;
-use crate::spec::ModelSpec;
 use kvasir_kernels::PackedMatrix;
+use kvasir_model::ModelConfig;
 
 /// All weights. Matrices are `[out, in]`.
 pub struct Weights {
@@ -39,20 +39,26 @@ pub struct LayerWeights {
 }
 
 impl Weights {
-    /// Checks every shape against the model's sizes.
+    /// Checks every shape against the model's configuration.
     ///
     /// # Errors
     /// [`EngineError::Shape`] naming the weight.
-    pub fn check(&self, spec: &ModelSpec) -> Result<(), EngineError> {
-        let (hidden, queries) = (spec.hidden_size, spec.head_count * spec.head_size);
-        let (kv, mlp) = (spec.kv_head_count * spec.head_size, spec.intermediate_size);
-        matrix("embedding", &self.embedding, spec.vocab_size, hidden)?;
+    pub fn check(&self, config: &ModelConfig) -> Result<(), EngineError> {
+        let (hidden, queries) = (config.hidden_size, config.head_count * config.head_size);
+        let (kv, mlp) = (config.kv_head_count * config.head_size, config.intermediate_size);
+        if config.kv_head_count == 0 || !config.head_count.is_multiple_of(config.kv_head_count) {
+            let (heads, kv_heads) = (config.head_count, config.kv_head_count);
+            return Err(EngineError::Configuration(format!(
+                "{heads} query heads do not divide among {kv_heads} KV heads"
+            )));
+        }
+        matrix("embedding", &self.embedding, config.vocab_size, hidden)?;
         vector("output norm", &self.output_norm, hidden)?;
         if let Some(output) = &self.output {
-            matrix("output", output, spec.vocab_size, hidden)?;
+            matrix("output", output, config.vocab_size, hidden)?;
         }
-        if self.layers.len() != spec.layer_count {
-            let (found, expected) = (self.layers.len(), spec.layer_count);
+        if self.layers.len() != config.layer_count {
+            let (found, expected) = (self.layers.len(), config.layer_count);
             return Err(EngineError::Configuration(format!(
                 "{found} layers of weights, {expected} expected"
             )));

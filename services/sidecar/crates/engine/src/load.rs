@@ -1,0 +1,108 @@
+//! From model files to packed weights.
+
+use crate::engine::{Engine, EngineOptions};
+use crate::error::EngineError;
+use crate::weights::{LayerWeights, Weights};
+use kvasir_kernels::{PackedMatrix, WeightType};
+use kvasir_model::{LayerTensor, ModelSource, Tensor, TensorId, TensorType, quant::dequantize};
+
+impl Engine {
+    /// Loads a model: packs its weights, reading every page of the files once, and makes the KV pool. `progress` is told (bytes done,
+    /// bytes in all) after each tensor.
+    ///
+    /// # Errors
+    /// See [`EngineError`]; messages name file and tensor.
+    pub fn load(
+        source: &ModelSource,
+        options: EngineOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, EngineError> {
+        let mut loader = Loader {
+            source,
+            progress,
+            done: 0,
+        };
+        let weights = loader.weights()?;
+        Self::from_weights(source.config().clone(), source.revision().to_owned(), weights, options)
+    }
+}
+
+struct Loader<'a> {
+    source: &'a ModelSource,
+    progress: &'a mut dyn FnMut(u64, u64),
+    done: u64,
+}
+
+impl<'a> Loader<'a> {
+    fn weights(&mut self) -> Result<Weights, EngineError> {
+        let config = self.source.config();
+        let embedding = self.matrix(TensorId::Embedding)?;
+        let layers = (0..config.layer_count)
+            .map(|index| self.layer(index))
+            .collect::<Result<_, _>>()?;
+        let output_norm = self.vector(TensorId::OutputNorm)?;
+        let output = if config.tied_embeddings {
+            None
+        } else {
+            Some(self.matrix(TensorId::Output)?)
+        };
+        Ok(Weights {
+            embedding,
+            output_norm,
+            output,
+            layers,
+        })
+    }
+
+    fn layer(&mut self, index: usize) -> Result<LayerWeights, EngineError> {
+        let id = |part| TensorId::Layer { index, part };
+        Ok(LayerWeights {
+            attention_norm: self.vector(id(LayerTensor::AttentionNorm))?,
+            query: self.matrix(id(LayerTensor::Query))?,
+            key: self.matrix(id(LayerTensor::Key))?,
+            value: self.matrix(id(LayerTensor::Value))?,
+            attention_output: self.matrix(id(LayerTensor::AttentionOutput))?,
+            mlp_norm: self.vector(id(LayerTensor::MlpNorm))?,
+            gate: self.matrix(id(LayerTensor::Gate))?,
+            up: self.matrix(id(LayerTensor::Up))?,
+            down: self.matrix(id(LayerTensor::Down))?,
+        })
+    }
+
+    fn matrix(&mut self, id: TensorId) -> Result<PackedMatrix, EngineError> {
+        let tensor = self.source.tensor(id)?;
+        let weight_type = weight_type(tensor.tensor_type);
+        let packed = PackedMatrix::pack(weight_type, tensor.rows, tensor.cols, &tensor.bytes).map_err(|source| {
+            EngineError::Weight {
+                tensor: tensor.name.clone().into_owned(),
+                source,
+            }
+        })?;
+        self.report(&tensor);
+        Ok(packed)
+    }
+
+    fn vector(&mut self, id: TensorId) -> Result<Vec<f32>, EngineError> {
+        let tensor = self.source.tensor(id)?;
+        let mut values = vec![0.0; tensor.rows * tensor.cols];
+        dequantize(tensor.tensor_type, &tensor.bytes, &mut values);
+        self.report(&tensor);
+        Ok(values)
+    }
+
+    fn report(&mut self, tensor: &Tensor<'_>) {
+        self.done += tensor.bytes.len() as u64;
+        (self.progress)(self.done, self.source.total_bytes());
+    }
+}
+
+fn weight_type(tensor_type: TensorType) -> WeightType {
+    match tensor_type {
+        TensorType::F32 => WeightType::F32,
+        TensorType::F16 => WeightType::F16,
+        TensorType::Bf16 => WeightType::Bf16,
+        TensorType::Q8_0 => WeightType::Q8_0,
+        TensorType::Q4_0 => WeightType::Q4_0,
+        TensorType::Q4_1 => WeightType::Q4_1,
+    }
+}
