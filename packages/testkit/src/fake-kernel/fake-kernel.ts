@@ -43,6 +43,8 @@ export class FakeKernel {
   readonly faults: Faults;
   readonly device: FakeDevice;
   readonly violations: string[] = [];
+  /** Trace contexts of the sequences started and the fetches asked for. */
+  readonly traceparents: string[] = [];
   readonly transferAddress = `fake:${nextPort++}`;
   readonly socketPath: string;
   readonly #directory: string;
@@ -128,6 +130,7 @@ export class FakeKernel {
               throw new KvasirError({ reason: "internal", message: "the device failed" });
             if (stepId >= faults.hangStepId) await this.#gone.promise;
             if (faults.stepDelayMs > 0) await sleep(faults.stepDelayMs);
+            for (const start of request.starts) this.traceparents.push(start.traceparent);
             const results = device.step(request, (blockId, sequenceId) => this.#touched(blockId, sequenceId));
             for (const slice of request.slices) {
               this.#computed.set(slice.sequenceId, device.sequences.get(slice.sequenceId)?.position ?? 0);
@@ -159,6 +162,7 @@ export class FakeKernel {
       },
       fetch: async (request, call) => {
         const key = hex(request.leaseId);
+        this.traceparents.push(String(call.metadata.get("traceparent")[0]));
         const fetch = { running: true, fenced: false, blockIds: request.blockIds };
         this.#fetches.set(key, fetch);
         try {

@@ -9,9 +9,9 @@ import {
   type PlacementSchema,
   type SamplingParamsSchema,
 } from "@kvasir/proto";
-import { createClient, errorFromService } from "@kvasir/rpc";
+import { createClient, errorFromService, metadataFromContext } from "@kvasir/rpc";
 import { FakeKernel, type FakeKernelOptions, type Faults, noFaults } from "@kvasir/testkit/fake-kernel";
-import { trace } from "@opentelemetry/api";
+import { ROOT_CONTEXT, type Span, type Tracer, trace } from "@opentelemetry/api";
 import { SILENT } from "../log.ts";
 import type { LaunchSidecar } from "../sidecar/sidecar-process.ts";
 import { type Role, Worker } from "../worker.ts";
@@ -31,6 +31,7 @@ export interface TestWorkerOptions extends Partial<Omit<FakeKernelOptions, "epoc
   readonly admissionWaitMs?: number;
   readonly stepTokenCount?: number;
   readonly stepStallMs?: number;
+  readonly tracer?: Tracer;
 }
 
 let lastEpoch = 0;
@@ -59,7 +60,7 @@ export async function startTestWorker(
     leaseMs: options.leaseMs ?? 5_000,
     admissionWaitMs: options.admissionWaitMs ?? 300,
     stepStallMs: options.stepStallMs ?? 10_000,
-    tracer: trace.getTracer("test"),
+    tracer: options.tracer ?? trace.getTracer("test"),
     log: SILENT,
     onStep: () => undefined,
   });
@@ -84,6 +85,7 @@ export interface GenerateOptions {
   readonly seed?: bigint;
   readonly stopTokenIds?: number[];
   readonly deadlineMs?: number;
+  readonly parent?: Span;
   /** Replaces fields of the request. */
   readonly change?: {
     readonly promptTokenIds?: number[];
@@ -123,7 +125,10 @@ export function generate(options: GenerateOptions): RunningGeneration {
     tenantScope: new Uint8Array(16).fill(1),
     ...options.change,
   };
-  const settings = options.deadlineMs === undefined ? {} : { deadlineMs: options.deadlineMs };
+  const settings = {
+    ...(options.deadlineMs === undefined ? {} : { deadlineMs: options.deadlineMs }),
+    ...(options.parent ? { metadata: metadataFromContext(trace.setSpan(ROOT_CONTEXT, options.parent)) } : {}),
+  };
   const call = client.generate(request, settings);
   const firstToken = Promise.withResolvers<void>();
   const accepted = Promise.withResolvers<void>();

@@ -1,0 +1,90 @@
+import { startTelemetry } from "@kvasir/telemetry";
+import { afterAll, afterEach, expect, test } from "vitest";
+import { registerMetrics } from "./metrics.ts";
+import { generate, startTestWorker, type TestWorker } from "./testing/harness.ts";
+import { eventually, expectQuiet } from "./testing/quiet.ts";
+
+const telemetry = startTelemetry({ service: "decode", instanceId: "test", logLevel: "silent" });
+const running: TestWorker[] = [];
+afterEach(() => Promise.all(running.splice(0).map((started) => started.stop())));
+afterAll(() => telemetry.close());
+
+async function pair() {
+  const tracer = telemetry.tracer;
+  const prefill = await startTestWorker("prefill", "prefill", { tracer });
+  const decode = await startTestWorker("decode", "decode", { tracer });
+  running.push(prefill, decode);
+  return { prefill, decode };
+}
+
+test("one request is one tree of spans over both workers", async () => {
+  const workers = await pair();
+  const root = telemetry.tracer.startSpan("gateway.request");
+  const { finished } = await generate({ ...workers, parent: root }).result;
+  root.end();
+  expect(finished?.timings).toMatchObject({ firstTokenMs: expect.any(Number), decodeMs: expect.any(Number) });
+  const { traceId, spanId } = root.spanContext();
+  await eventually(() => expect(telemetry.spans(traceId)).toHaveLength(6));
+  const spans = telemetry.spans(traceId);
+  const byId = new Map(spans.map((span) => [span.spanId, span.name]));
+  const parents = Object.fromEntries(spans.map((span) => [span.name, byId.get(span.parentSpanId)]));
+  expect(parents).toEqual({
+    "gateway.request": undefined,
+    "decode.generate": "gateway.request",
+    "decode.reserve": "decode.generate",
+    "prefill.run": "decode.generate",
+    handover: "decode.generate",
+    "decode.steps": "decode.generate",
+  });
+  expect(spans.find((span) => span.name === "decode.generate")?.parentSpanId).toBe(spanId);
+  expect(spans.find((span) => span.name === "decode.generate")?.attributes).toMatchObject({
+    "kvasir.prompt_tokens": 40,
+    "kvasir.generated_tokens": 12,
+    "kvasir.kv_bytes_moved": 2560,
+    "kvasir.prefill_worker_id": "prefill",
+  });
+  expect(spans.find((span) => span.name === "prefill.run")?.attributes).toMatchObject({
+    "kvasir.handover_end": "received",
+  });
+  expect(workers.prefill.kernel().traceparents.join()).toContain(traceId);
+  expect(workers.decode.kernel().traceparents.join()).toContain(traceId);
+});
+
+test("metrics tell blocks by state, the sidecar's own counters, and the parts of a step", async () => {
+  const workers = await pair();
+  const { prefill, decode } = workers;
+  const registered = registerMetrics(
+    telemetry.registry,
+    () => decode.worker.supervisor.current,
+    () => 0,
+  );
+  registered.stepAnswered({ wallNanos: 2e6, deviceNanos: 1e6, idleNanos: undefined });
+  const value = async (name: string) => {
+    const text = await telemetry.registry.metrics();
+    return Number(
+      text
+        .split("\n")
+        .find((line) => line.startsWith(`${name} `))
+        ?.split(" ")[1],
+    );
+  };
+  decode.faults.stallFetchAfter = 16;
+  const generation = generate(workers);
+  await generation.firstToken;
+  expect(await value('kvasir_blocks{state="leased"}')).toBe(4);
+  expect(await value('kvasir_blocks{state="total"}')).toBe(64);
+  expect(await value("kvasir_sidecar_fetches_running")).toBe(1);
+  expect(await value('kvasir_sequences{state="waiting"}')).toBe(1);
+  generation.cancel();
+  await generation.result;
+  await expectQuiet(prefill, decode);
+  decode.faults.stallFetchAfter = Number.POSITIVE_INFINITY;
+  await generate(workers).result;
+  await new Promise((resolve) => setTimeout(resolve, 150));
+  expect(await value('kvasir_blocks{state="leased"}')).toBe(0);
+  expect(await value('kvasir_blocks{state="orphaned"}')).toBe(0);
+  expect(await value("kvasir_sidecar_decode_tokens_computed_total")).toBe(11);
+  expect(await value("kvasir_sidecar_prompt_tokens_computed_total")).toBe(0);
+  expect(await value('kvasir_step_seconds_count{part="wall"}')).toBe(1);
+  expect(await value('kvasir_step_seconds_count{part="idle"}')).toBeNaN();
+});
