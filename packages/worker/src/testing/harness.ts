@@ -16,9 +16,13 @@ import { SILENT } from "../log.ts";
 import type { LaunchSidecar } from "../sidecar/sidecar-process.ts";
 import { type Role, Worker } from "../worker.ts";
 
-export interface TestWorker {
+/** A worker that requests can be sent to. */
+export interface RunningWorker {
   readonly worker: Worker;
   readonly address: string;
+}
+
+export interface TestWorker extends RunningWorker {
   /** Applies to this and all later incarnations. */
   readonly faults: Faults;
   /** The fake of the current incarnation. */
@@ -78,8 +82,8 @@ export async function startTestWorker(
 }
 
 export interface GenerateOptions {
-  readonly decode: TestWorker;
-  readonly prefill?: TestWorker;
+  readonly decode: RunningWorker;
+  readonly prefill?: RunningWorker;
   readonly promptTokenCount?: number;
   readonly maxTokens?: number;
   readonly seed?: bigint;
@@ -157,7 +161,7 @@ export function generate(options: GenerateOptions): RunningGeneration {
   return { result, firstToken: firstToken.promise, accepted: accepted.promise, cancel: () => call.cancel() };
 }
 
-export function refOf(target: TestWorker): { workerId: string; epoch: bigint; address: string } {
+export function refOf(target: RunningWorker): { workerId: string; epoch: bigint; address: string } {
   const epoch = target.worker.supervisor.current?.epoch ?? 0n;
   return { workerId: target.worker.workerId, epoch, address: target.address };
 }

@@ -1,0 +1,60 @@
+import { mkdtempSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { trace } from "@opentelemetry/api";
+import { SILENT } from "../log.ts";
+import { sidecarLauncher } from "../sidecar/sidecar-process.ts";
+import { socketPath } from "../socket-path.ts";
+import { type Role, Worker } from "../worker.ts";
+import type { RunningWorker } from "./harness.ts";
+
+export const SIDECAR_BINARY = fileURLToPath(
+  new URL("../../../../services/sidecar/target/release/kvasir-sidecar", import.meta.url),
+);
+
+let lastEpoch = 0;
+
+/** A worker in this process with the real sidecar beside it. */
+export async function startRealWorker(
+  workerId: string,
+  role: Role,
+  options: {
+    readonly model: string;
+    readonly stepTokenCount?: number;
+    readonly kvBytes?: number;
+    readonly kvDtype?: string;
+  },
+): Promise<RunningWorker & { readonly stop: () => Promise<void> }> {
+  const stateDir = mkdtempSync(join(tmpdir(), "real-worker-"));
+  const command = {
+    binary: SIDECAR_BINARY,
+    role,
+    workerId,
+    model: options.model,
+    socketPath: (epoch: bigint) => socketPath(stateDir, workerId, epoch),
+    transferListen: "127.0.0.1:0",
+    advertiseHost: undefined,
+    kvBytes: options.kvBytes ?? 4 * 2 ** 20,
+    blockSize: 16,
+    kvDtype: options.kvDtype ?? "f32",
+    threads: 1,
+    cpus: undefined,
+    stepTokenMax: 2048,
+  };
+  const worker = new Worker({
+    workerId,
+    role,
+    launch: sidecarLauncher(command, SILENT),
+    nextEpoch: async () => ++lastEpoch,
+    limits: { stepTokenCount: options.stepTokenCount ?? 64, sequenceCountMax: 32, pinnedShareMax: 0.7 },
+    leaseMs: 5_000,
+    admissionWaitMs: 10_000,
+    stepStallMs: 10_000,
+    tracer: trace.getTracer("test"),
+    log: SILENT,
+    onStep: () => undefined,
+  });
+  const address = await worker.start("127.0.0.1:0");
+  return { worker, address, stop: () => worker.stop(0) };
+}
