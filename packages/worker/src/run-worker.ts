@@ -31,11 +31,9 @@ async function serve(service: string, values: Values): Promise<void> {
   const telemetry = startTelemetry({ service, instanceId: workerId });
   const state = await connectState(values.redisUrl, values.cluster, { log: telemetry.logger });
   const { worker, admin } = await start(values, role, workerId, telemetry, state);
-  const address = await Promise.race([
-    worker.start(values.listen),
-    // Asked to end while the model loads: our own end closes the sidecar's stdin, which ends it.
-    end.then(() => process.exit(0)),
-  ]);
+  const address = await Promise.race([worker.start(values.listen), end.then(() => undefined)]);
+  // Asked to end while the model loads: our own end closes the sidecar's stdin, which ends it.
+  if (address === undefined) process.exit(0);
   const reachable = advertised(address, values.advertiseHost);
   const adminAddress = advertised(admin.address, values.advertiseHost);
   const model = values.servedModelName ?? basename(resolve(values.model));
@@ -58,7 +56,7 @@ async function serve(service: string, values: Values): Promise<void> {
   const reason = await end;
   telemetry.logger.info({ reason }, "stopping");
   unwatch();
-  attach.close();
+  await attach.close();
   await registration.close();
   await worker.stop(reason === "parent gone" ? 0 : values.stopGraceMs);
   await admin.close();

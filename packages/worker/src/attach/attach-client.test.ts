@@ -56,7 +56,7 @@ test("hello first, then load with a gapless sequence: at once on a change but no
   expect(received.map((request) => request.kind.case)).toEqual(
     received.map((_, index) => (index === 0 ? "hello" : "load")),
   );
-  client.close();
+  await client.close();
   await eventually(() => expect(received.at(-1)?.kind.case).toBe("goodbye"));
   await close();
 });

@@ -22,7 +22,7 @@ export class AttachClient {
     const addresses = new Map(routers.map(({ routerId, address }) => [routerId, address]));
     for (const [routerId, { address, stream }] of this.#streams) {
       if (addresses.get(routerId) === address) continue;
-      stream.close();
+      void stream.close();
       this.#streams.delete(routerId);
     }
     for (const [routerId, address] of addresses) {
@@ -40,7 +40,9 @@ export class AttachClient {
     for (const { stream } of this.#streams.values()) stream.incarnationChanged();
   }
 
-  close(): void {
-    this.setRouters([]);
+  async close(): Promise<void> {
+    const streams = [...this.#streams.values()];
+    this.#streams.clear();
+    await Promise.all(streams.map(({ stream }) => stream.close()));
   }
 }

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type AttachRequestSchema, RouterService, type WorkerHelloSchema, type WorkerLoadSchema } from "@kvasir/proto";
 import { createClient, errorFromService, type RpcClient } from "@kvasir/rpc";
@@ -6,6 +7,8 @@ import type { Log } from "../log.ts";
 /** Load goes out at changes, but not more often than this. Larger: placement knows less; smaller: more messages. */
 const LOAD_INTERVAL_MIN_MS = 20;
 const LOAD_INTERVAL_MAX_MS = 1_000;
+/** A router that does not answer must not hold up the end of a worker. */
+const GOODBYE_MAX_MS = 500;
 const RECONNECT_FIRST_MS = 100;
 const RECONNECT_MAX_MS = 1_000;
 
@@ -55,18 +58,21 @@ export class AttachStream {
     this.#connect();
   }
 
-  /** Leaves on purpose. */
-  close(): void {
+  /** Leaves on purpose: resolves when the router has taken note, or soon after if it does not. */
+  async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    clearTimeout(this.#loadTimer);
+    clearTimeout(this.#reconnectTimer);
     this.#send({ case: "goodbye", value: {} });
     const stream = this.#stream;
     this.#stream = undefined;
-    clearTimeout(this.#loadTimer);
-    clearTimeout(this.#reconnectTimer);
-    stream?.once("status", () => this.#client.channel.close());
-    stream?.end();
-    if (!stream) this.#client.channel.close();
+    if (stream) {
+      const ended = new Promise((resolve) => stream.once("status", resolve));
+      stream.end();
+      await Promise.race([ended, sleep(GOODBYE_MAX_MS, undefined, { ref: false })]);
+    }
+    this.#client.channel.close();
   }
 
   #connect(): void {

@@ -82,7 +82,8 @@ export async function startTestWorker(
 }
 
 export interface GenerateOptions {
-  readonly decode: RunningWorker;
+  /** Without `worker`, `change` names the placement. */
+  readonly decode: Pick<RunningWorker, "address"> & Partial<RunningWorker>;
   readonly prefill?: RunningWorker;
   readonly promptTokenCount?: number;
   readonly maxTokens?: number;
@@ -161,7 +162,11 @@ export function generate(options: GenerateOptions): RunningGeneration {
   return { result, firstToken: firstToken.promise, accepted: accepted.promise, cancel: () => call.cancel() };
 }
 
-export function refOf(target: RunningWorker): { workerId: string; epoch: bigint; address: string } {
-  const epoch = target.worker.supervisor.current?.epoch ?? 0n;
-  return { workerId: target.worker.workerId, epoch, address: target.address };
+export function refOf(target: Pick<RunningWorker, "address"> & Partial<RunningWorker>): {
+  workerId: string;
+  epoch: bigint;
+  address: string;
+} {
+  const epoch = target.worker?.supervisor.current?.epoch ?? 0n;
+  return { workerId: target.worker?.workerId ?? "", epoch, address: target.address };
 }
