@@ -1,0 +1,88 @@
+import { z } from "zod";
+import { RequestError } from "./openai-error.ts";
+
+const TOKENS_MAX = 2 ** 31 - 1;
+const STOPS_MAX = 16;
+const DOCUMENTS_MAX = 1024;
+
+const Stop = z.string().min(1, "is empty; give at least one character").max(1024);
+const Document = z.union([z.string().min(1), z.strictObject({ title: z.string().nullish(), text: z.string().min(1) })]);
+
+/** Fields of both endpoints. `null` means absent, as OpenAI's clients send it. */
+const COMMON = {
+  model: z.string().min(1),
+  max_tokens: z.int().min(1).max(TOKENS_MAX).nullish(),
+  temperature: z.number().min(0).max(2).nullish(),
+  top_p: z.number().gt(0).max(1).nullish(),
+  top_k: z.int().min(-1).max(TOKENS_MAX).nullish(),
+  seed: z.int().nullish(),
+  stop: z.union([Stop, z.array(Stop).max(STOPS_MAX)]).nullish(),
+  ignore_eos: z.boolean().nullish(),
+  stream: z.boolean().nullish(),
+  stream_options: z.strictObject({ include_usage: z.boolean().nullish() }).nullish(),
+  // Without effect here.
+  user: z.string().nullish(),
+  metadata: z.record(z.string(), z.unknown()).nullish(),
+  n: z.literal(1).nullish(),
+  presence_penalty: z.literal(0).nullish(),
+  frequency_penalty: z.literal(0).nullish(),
+};
+
+const Content = z.union([z.string(), z.array(z.strictObject({ type: z.literal("text"), text: z.string() })).min(1)]);
+
+export const ChatRequest = z.strictObject({
+  ...COMMON,
+  messages: z
+    .array(
+      z.strictObject({
+        role: z.enum(["system", "developer", "user", "assistant"]),
+        content: Content,
+        name: z.string().nullish(),
+      }),
+    )
+    .min(1),
+  max_completion_tokens: z.int().min(1).max(TOKENS_MAX).nullish(),
+  documents: z.array(Document).max(DOCUMENTS_MAX).nullish(),
+  logprobs: z.boolean().nullish(),
+  top_logprobs: z.int().min(0).max(20).nullish(),
+  store: z.literal(false).nullish(),
+  service_tier: z.enum(["auto", "default"]).nullish(),
+  response_format: z.strictObject({ type: z.literal("text") }).nullish(),
+});
+export type ChatRequest = z.infer<typeof ChatRequest>;
+
+export const CompletionRequest = z.strictObject({
+  ...COMMON,
+  prompt: z.union([z.string(), z.array(z.string()).length(1), z.array(z.int().nonnegative()).min(1)]),
+  logprobs: z.int().min(0).max(20).nullish(),
+  echo: z.literal(false).nullish(),
+  best_of: z.literal(1).nullish(),
+});
+export type CompletionRequest = z.infer<typeof CompletionRequest>;
+
+/** Checks a body; the first thing wrong is refused with the field's path in `param`. */
+export function checkRequest<S extends z.ZodType>(schema: S, body: object): z.infer<S> {
+  const checked = schema.safeParse(body);
+  if (checked.success) return checked.data;
+  const issue = deepest(checked.error.issues[0]);
+  if (issue?.code === "unrecognized_keys") {
+    const param = [...issue.path, issue.keys[0]].join(".");
+    throw new RequestError(`${param} is not supported; remove it`, { param, code: "unsupported_field" });
+  }
+  const param = issue?.path.join(".") || "body";
+  throw new RequestError(`${param}: ${issue?.message ?? "is wrong"}`, { param, code: "invalid_value" });
+}
+
+type Issue = z.core.$ZodIssue;
+
+/** Of a union that no member fits, the complaint that got furthest says most. */
+function deepest(issue: Issue | undefined): Issue | undefined {
+  if (issue?.code !== "invalid_union") return issue;
+  let best: Issue | undefined;
+  for (const branch of issue.errors) {
+    const inner = deepest(branch[0]);
+    if (inner !== undefined && inner.path.length > (best?.path.length ?? 0)) best = inner;
+  }
+  if (best === undefined) return issue;
+  return { ...best, path: [...issue.path, ...best.path] };
+}

@@ -1,0 +1,108 @@
+import { createHmac } from "node:crypto";
+import { hostname } from "node:os";
+import { basename, resolve } from "node:path";
+import { announceReady, defineOptions, type OptionValues, runMain, waitForEnd } from "@kvasir/config";
+import { connectState } from "@kvasir/state";
+import { startAdminServer, startTelemetry } from "@kvasir/telemetry";
+import { loadModelFacts, loadTokenizer } from "@kvasir/tokenizer";
+import { createMetrics } from "./metrics.ts";
+import type { ServedModel } from "./prepare.ts";
+import { buildServer } from "./server.ts";
+import { DecodeClients } from "./upstream/decode-clients.ts";
+import { RouterLink } from "./upstream/router-link.ts";
+
+const SPECS = {
+  id: { type: "string", env: "KVASIR_ID", help: "name of this gateway, unique in the cluster; default: host and pid" },
+  listen: { type: "address", env: "KVASIR_LISTEN", default: "127.0.0.1:8000", help: "where clients connect (HTTP)" },
+  adminListen: { type: "address", env: "KVASIR_ADMIN_LISTEN", default: "127.0.0.1:0", help: "probes, metrics, traces" },
+  model: { type: "string", env: "KVASIR_MODEL", required: true, help: "model directory: tokenizer, template, config" },
+  servedModelName: {
+    type: "string",
+    env: "KVASIR_SERVED_MODEL_NAME",
+    help: "name clients use; default: the directory's",
+  },
+  redisUrl: { type: "string", env: "REDIS_URL", default: "redis://127.0.0.1:6379", help: "state of the cluster" },
+  cluster: { type: "string", env: "KVASIR_CLUSTER", default: "local", help: "cluster to belong to" },
+  tenantSecret: {
+    type: "string",
+    env: "KVASIR_TENANT_SECRET",
+    default: "local",
+    help: "derives tenant scopes; the same on each gateway",
+  },
+  bodyLimit: { type: "bytes", env: "KVASIR_BODY_LIMIT", default: "8MiB", help: "largest request body" },
+  requestTimeoutMs: {
+    type: "integer",
+    env: "KVASIR_REQUEST_TIMEOUT_MS",
+    default: 600_000,
+    min: 1,
+    help: "longest request",
+  },
+  stallTimeoutMs: {
+    type: "integer",
+    env: "KVASIR_STALL_TIMEOUT_MS",
+    default: 30_000,
+    min: 1,
+    help: "longest silence of a worker",
+  },
+  parentWatch: { type: "boolean", env: "KVASIR_PARENT_WATCH", help: "end when stdin ends" },
+} as const;
+
+const options = defineOptions("kvasir-gateway", "OpenAI-compatible HTTP in front of the cluster", SPECS);
+await runMain(options, serve);
+
+async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
+  const end = waitForEnd(values.parentWatch);
+  const id = values.id ?? `gateway-${hostname()}-${process.pid}`;
+  const telemetry = startTelemetry({ service: "gateway", instanceId: id });
+  const model: ServedModel = {
+    name: values.servedModelName ?? basename(resolve(values.model)),
+    tokenizer: await loadTokenizer(values.model),
+    facts: await loadModelFacts(values.model),
+    createdAtUnixS: Math.floor(Date.now() / 1000),
+  };
+  const state = await connectState(values.redisUrl, values.cluster, { log: telemetry.logger });
+  const router = new RouterLink(state);
+  const decode = new DecodeClients();
+  const isReady = () => {
+    const cluster = router.cluster;
+    if (cluster === undefined) return { ready: false, reason: "no router answers" };
+    return cluster.ready ? { ready: true } : { ready: false, reason: cluster.notReadyReason };
+  };
+  const server = buildServer({
+    model,
+    upstream: { router, decode },
+    telemetry,
+    metrics: createMetrics(telemetry.registry),
+    tenantScope: createHmac("sha256", values.tenantSecret).update("tenant:default").digest().subarray(0, 16),
+    requestTimeoutMs: values.requestTimeoutMs,
+    stallTimeoutMs: values.stallTimeoutMs,
+    bodyLimitBytes: values.bodyLimit,
+    isReady,
+    refresh: () => router.refresh(),
+  });
+  const colon = values.listen.lastIndexOf(":");
+  const port = Number(values.listen.slice(colon + 1));
+  const host = values.listen.slice(0, colon).replace(/^\[|\]$/g, "");
+  await server.listen({ host, port }).catch((error: unknown) => {
+    const why =
+      error instanceof Error && "code" in error && error.code === "EADDRINUSE" ? "it is taken" : String(error);
+    throw new Error(`cannot listen on ${values.listen}: ${why}; choose another --listen`);
+  });
+  const bound = server.server.address();
+  const address = `${values.listen.slice(0, colon)}:${typeof bound === "object" && bound ? bound.port : port}`;
+  const admin = await startAdminServer({ listen: values.adminListen, telemetry, isReady });
+  const registration = await state.register("gateway", id, { gatewayId: id, address, adminAddress: admin.address });
+  announceReady({ service: "gateway", id, http: address, admin: admin.address });
+  telemetry.logger.info({ model: model.name, address }, "ready");
+
+  const reason = await end;
+  telemetry.logger.info({ reason }, "stopping");
+  await registration.close();
+  await server.close();
+  await admin.close();
+  router.close();
+  decode.close();
+  await state.close();
+  await telemetry.close();
+  process.exit(0);
+}

@@ -1,0 +1,137 @@
+import { randomBytes } from "node:crypto";
+import type { ChatMessage, ChatTokenizer, ModelFacts } from "@kvasir/tokenizer";
+import { RequestError } from "./http/openai-error.ts";
+import type { ChatRequest, CompletionRequest } from "./http/schema.ts";
+
+/** OpenAI's default for completions; chats may fill the context. */
+const COMPLETION_MAX_TOKENS = 16;
+
+/** One model as the gateway knows it. */
+export interface ServedModel {
+  readonly name: string;
+  readonly tokenizer: ChatTokenizer;
+  readonly facts: ModelFacts;
+  readonly createdAtUnixS: number;
+}
+
+export interface Sampling {
+  readonly temperature: number;
+  readonly topK: number;
+  readonly topP: number;
+  readonly seed: bigint;
+  readonly maxTokens: number;
+  readonly stopTokenIds: readonly number[];
+  readonly logprobs: boolean;
+  readonly topLogprobs: number;
+}
+
+/** A request ready to be placed. */
+export interface PreparedRequest {
+  readonly endpoint: "chat" | "completion";
+  readonly promptTokenIds: readonly number[];
+  readonly sampling: Sampling;
+  readonly stops: readonly string[];
+  readonly stream: boolean;
+  readonly includeUsage: boolean;
+}
+
+/** Renders and tokenizes a chat, off the event loop. */
+export async function prepareChat(model: ServedModel, request: ChatRequest): Promise<PreparedRequest> {
+  if ((request.top_logprobs ?? 0) > 0 && request.logprobs !== true) {
+    throw new RequestError("top_logprobs needs logprobs: true", { param: "top_logprobs", code: "invalid_value" });
+  }
+  const messages = request.messages.map(
+    ({ role, content }): ChatMessage => ({
+      role: role === "developer" ? "system" : role,
+      content: typeof content === "string" ? content : content.map((part) => part.text).join(""),
+    }),
+  );
+  const documents = (request.documents ?? []).map((document) =>
+    typeof document === "string"
+      ? { text: document }
+      : { text: document.text, ...(document.title ? { title: document.title } : {}) },
+  );
+  const prompt = model.tokenizer.renderChat(messages, { documents });
+  const promptTokenIds = await model.tokenizer.encode(prompt, { addSpecialTokens: false });
+  const wanted = request.max_completion_tokens ?? request.max_tokens ?? undefined;
+  const limit = request.max_completion_tokens != null ? "max_completion_tokens" : "max_tokens";
+  return {
+    endpoint: "chat",
+    promptTokenIds,
+    sampling: {
+      ...commonSampling(model, request),
+      maxTokens: checkLength(model, promptTokenIds, wanted, undefined, "messages", limit),
+      logprobs: request.logprobs ?? false,
+      topLogprobs: request.top_logprobs ?? 0,
+    },
+    ...commonOutput(request),
+  };
+}
+
+/** Tokenizes a prompt, or takes the tokens given. */
+export async function prepareCompletion(model: ServedModel, request: CompletionRequest): Promise<PreparedRequest> {
+  const [first] = Array.isArray(request.prompt) ? request.prompt : [request.prompt];
+  const promptTokenIds =
+    typeof first === "string" ? await model.tokenizer.encode(first) : (request.prompt as readonly number[]);
+  const foreign = promptTokenIds.find((id) => id >= model.facts.vocabSize);
+  if (foreign !== undefined) {
+    const message = `prompt names token ${foreign}; ${model.name} has ${model.facts.vocabSize}`;
+    throw new RequestError(message, { param: "prompt", code: "invalid_value" });
+  }
+  if (promptTokenIds.length === 0) {
+    throw new RequestError("prompt is empty; give at least one token", { param: "prompt", code: "invalid_value" });
+  }
+  const wanted = request.max_tokens ?? undefined;
+  return {
+    endpoint: "completion",
+    promptTokenIds,
+    sampling: {
+      ...commonSampling(model, request),
+      maxTokens: checkLength(model, promptTokenIds, wanted, COMPLETION_MAX_TOKENS, "prompt", "max_tokens"),
+      logprobs: request.logprobs != null,
+      topLogprobs: request.logprobs ?? 0,
+    },
+    ...commonOutput(request),
+  };
+}
+
+type Common = ChatRequest | CompletionRequest;
+
+function commonSampling(model: ServedModel, request: Common): Omit<Sampling, "maxTokens" | "logprobs" | "topLogprobs"> {
+  return {
+    temperature: request.temperature ?? 1,
+    topK: Math.max(0, request.top_k ?? 0),
+    topP: request.top_p ?? 1,
+    seed: request.seed == null ? randomBytes(8).readBigUInt64LE() : BigInt.asUintN(64, BigInt(request.seed)),
+    stopTokenIds: request.ignore_eos === true ? [] : model.facts.eosTokenIds,
+  };
+}
+
+function commonOutput(request: Common): Pick<PreparedRequest, "stops" | "stream" | "includeUsage"> {
+  if (request.stream_options != null && request.stream !== true) {
+    throw new RequestError("stream_options needs stream: true", { param: "stream_options", code: "invalid_value" });
+  }
+  const stops = typeof request.stop === "string" ? [request.stop] : (request.stop ?? []);
+  return { stops, stream: request.stream ?? false, includeUsage: request.stream_options?.include_usage ?? false };
+}
+
+function checkLength(
+  model: ServedModel,
+  promptTokenIds: readonly number[],
+  wanted: number | undefined,
+  preset: number | undefined,
+  promptField: string,
+  limitField: string,
+): number {
+  const { contextLength } = model.facts;
+  const room = contextLength - promptTokenIds.length;
+  if (room < 1) {
+    const message = `${promptField}: the prompt has ${promptTokenIds.length} tokens, the context of ${model.name} is ${contextLength}; shorten it`;
+    throw new RequestError(message, { param: promptField, code: "context_length_exceeded" });
+  }
+  if (wanted !== undefined && wanted > room) {
+    const message = `${limitField} is ${wanted}; the prompt has ${promptTokenIds.length} tokens and the context is ${contextLength}, so at most ${room}`;
+    throw new RequestError(message, { param: limitField, code: "context_length_exceeded" });
+  }
+  return wanted ?? Math.min(room, preset ?? room);
+}

@@ -1,0 +1,224 @@
+import { KvasirError } from "@kvasir/core";
+import { PlacementMode } from "@kvasir/proto";
+import { failSpan, type Telemetry } from "@kvasir/telemetry";
+import { type Attributes, context, propagation, type Span, SpanKind, trace } from "@opentelemetry/api";
+import type { FastifyReply, FastifyRequest } from "fastify";
+import { RequestError } from "./http/openai-error.ts";
+import { parseBody } from "./http/parse-body.ts";
+import { ChatRequest, CompletionRequest, checkRequest } from "./http/schema.ts";
+import type { GatewayMetrics } from "./metrics.ts";
+import { chatShape, completionShape, type Tail } from "./output/response-shape.ts";
+import { createTokenText } from "./output/token-text.ts";
+import { type PreparedRequest, prepareChat, prepareCompletion, type ServedModel } from "./prepare.ts";
+import { type ResponseWriter, sendError, streamWriter, wholeWriter } from "./response-writer.ts";
+import { type GenerationEnd, generate, type SinkAnswer, type Upstream } from "./upstream/generate.ts";
+
+export interface GenerationDeps {
+  readonly model: ServedModel;
+  readonly upstream: Upstream;
+  readonly telemetry: Telemetry;
+  readonly metrics: GatewayMetrics;
+  readonly tenantScope: Uint8Array;
+  readonly requestTimeoutMs: number;
+  readonly stallTimeoutMs: number;
+}
+
+/** One request from its bytes to its last one, for both endpoints. */
+export async function serveGeneration(
+  deps: GenerationDeps,
+  endpoint: "chat" | "completion",
+  request: FastifyRequest,
+  reply: FastifyReply,
+): Promise<FastifyReply> {
+  const arrivedAt = performance.now();
+  const { metrics, model, telemetry } = deps;
+  const parent = propagation.extract(context.active(), request.headers);
+  const operation = endpoint === "chat" ? "chat" : "text_completion";
+  const span = telemetry.tracer.startSpan("gateway.request", { kind: SpanKind.SERVER }, parent);
+  const spanContext = trace.setSpan(parent, span);
+  const traceId = span.spanContext().traceId;
+  span.setAttributes({
+    "gen_ai.operation.name": operation,
+    "gen_ai.provider.name": "kvasir",
+    "kvasir.request_id": request.id,
+  });
+  reply.header("x-kvasir-trace-id", traceId);
+
+  const abort = new AbortController();
+  const timer = setTimeout(() => {
+    const message = `the request took longer than ${deps.requestTimeoutMs} ms`;
+    abort.abort(new KvasirError({ reason: "deadline_exceeded", message }));
+  }, deps.requestTimeoutMs);
+  const onClose = () => {
+    if (reply.raw.writableFinished) return;
+    metrics.aborted.inc();
+    abort.abort(new KvasirError({ reason: "cancelled", message: "the client went away" }));
+  };
+  reply.raw.once("close", onClose);
+  metrics.active.inc();
+  let writer: ResponseWriter | undefined;
+  let status = 200;
+  try {
+    const prepared = await prepare(model, endpoint, request.body);
+    span.setAttributes(requestAttributes(model, prepared));
+    const shapeFacts = {
+      id: `${endpoint === "chat" ? "chatcmpl" : "cmpl"}-${request.id}`,
+      model: model.name,
+      createdAtUnixS: Math.floor(Date.now() / 1000),
+      withLogprobs: prepared.sampling.logprobs,
+    };
+    const shape = endpoint === "chat" ? chatShape(shapeFacts) : completionShape(shapeFacts);
+    writer = prepared.stream ? streamWriter(reply, shape, prepared.includeUsage) : wholeWriter(reply, shape);
+    await run(deps, prepared, writer, span, {
+      requestId: request.id,
+      model: model.name,
+      tenantScope: deps.tenantScope,
+      context: spanContext,
+      signal: abort.signal,
+      stallTimeoutMs: deps.stallTimeoutMs,
+      arrivedAt,
+      traceId,
+    });
+  } catch (error) {
+    failSpan(span, error);
+    if (!(error instanceof KvasirError || error instanceof RequestError)) {
+      telemetry.logger.error({ err: error, requestId: request.id, traceId }, "a request failed");
+    }
+    status = reply.raw.destroyed ? 499 : (writer?.fail(error) ?? sendError(reply, error));
+    if (reply.raw.destroyed && !reply.sent) reply.hijack();
+  } finally {
+    clearTimeout(timer);
+    reply.raw.removeListener("close", onClose);
+    metrics.active.dec();
+    metrics.requests.inc({ endpoint, status: String(status) });
+    metrics.duration.observe((performance.now() - arrivedAt) / 1000);
+    span.setAttribute("http.response.status_code", status);
+    span.end();
+  }
+  return reply;
+}
+
+type RunFacts = Parameters<typeof generate>[2] & { readonly arrivedAt: number; readonly traceId: string };
+
+async function run(
+  deps: GenerationDeps,
+  prepared: PreparedRequest,
+  writer: ResponseWriter,
+  span: Span,
+  facts: RunFacts,
+): Promise<void> {
+  const { metrics } = deps;
+  const text = createTokenText(deps.model.tokenizer, prepared.stops, prepared.sampling.logprobs);
+  metrics.promptTokens.inc(prepared.promptTokenIds.length);
+  let tokenCount = 0;
+  let ttftMs = 0;
+  let lastAt = 0;
+  const end = await generate(deps.upstream, prepared, facts, (tokens): SinkAnswer => {
+    const now = performance.now();
+    if (tokenCount === 0) {
+      ttftMs = now - facts.arrivedAt;
+      metrics.ttft.observe(ttftMs / 1000);
+    } else {
+      metrics.tbt.observe((now - lastAt) / 1000);
+    }
+    lastAt = now;
+    tokenCount += tokens.length;
+    metrics.outputTokens.inc(tokens.length);
+    const piece = text.push(tokens);
+    const full = writer.piece(piece.text, piece.logprobs);
+    return piece.stopped ? "enough" : (full ?? "more");
+  });
+  const tail = tailOf(prepared, end, tokenCount, ttftMs, facts.traceId);
+  if (end.placementCount > 1) metrics.retries.inc(end.placementCount - 1);
+  metrics.placements.inc({ mode: tail.kvasir.mode });
+  span.setAttributes(responseAttributes(end, tail));
+  writer.finish(end.finished === undefined ? "" : text.flush(), end.finish, tail);
+}
+
+async function prepare(model: ServedModel, endpoint: "chat" | "completion", body: unknown): Promise<PreparedRequest> {
+  if (!(body instanceof Uint8Array)) {
+    throw new RequestError("body is missing; send a JSON object", { param: "body", code: "invalid_json" });
+  }
+  const parsed = parseBody(body);
+  if (endpoint === "chat") {
+    const request = checkRequest(ChatRequest, parsed);
+    checkModel(model, request.model);
+    return prepareChat(model, request);
+  }
+  const request = checkRequest(CompletionRequest, parsed);
+  checkModel(model, request.model);
+  return prepareCompletion(model, request);
+}
+
+function checkModel(model: ServedModel, wanted: string): void {
+  if (wanted === model.name) return;
+  const message = `model ${JSON.stringify(wanted)} is not served here; use ${JSON.stringify(model.name)}`;
+  throw new RequestError(message, { param: "model", code: "model_not_found" });
+}
+
+function tailOf(
+  prepared: PreparedRequest,
+  end: GenerationEnd,
+  tokenCount: number,
+  ttftMs: number,
+  traceId: string,
+): Tail {
+  const { placement, finished } = end;
+  const split = placement.mode === PlacementMode.SPLIT;
+  const decodeWorker = placement.decode?.workerId ?? "";
+  const timings = finished?.timings;
+  return {
+    usage: {
+      prompt_tokens: prepared.promptTokenIds.length,
+      completion_tokens: tokenCount,
+      total_tokens: prepared.promptTokenIds.length + tokenCount,
+      prompt_tokens_details: { cached_tokens: 0 },
+    },
+    kvasir: {
+      trace_id: traceId,
+      mode: split ? "split" : "aggregated",
+      prefill_worker: split ? (placement.prefill?.workerId ?? "") : decodeWorker,
+      decode_worker: decodeWorker,
+      ttft_ms: round(ttftMs),
+      predicted_ttft_ms: round(placement.predictedTtftMs),
+      kv_bytes_moved: Number(finished?.kvBytesMoved ?? 0n),
+      placement_reason: placement.reason,
+      timings: {
+        prefill_queue_ms: round(timings?.prefillQueueMs ?? 0),
+        prefill_compute_ms: round(timings?.prefillComputeMs ?? 0),
+        kv_transfer_ms: round(timings?.kvTransferMs ?? 0),
+        handover_ms: round(timings?.handoverMs ?? 0),
+        first_token_ms: round(timings?.firstTokenMs ?? 0),
+        decode_ms: round(timings?.decodeMs ?? 0),
+      },
+    },
+  };
+}
+
+function round(ms: number): number {
+  return Math.round(ms * 100) / 100;
+}
+
+function requestAttributes(model: ServedModel, prepared: PreparedRequest): Attributes {
+  return {
+    "gen_ai.request.model": model.name,
+    "gen_ai.request.max_tokens": prepared.sampling.maxTokens,
+    "gen_ai.request.temperature": prepared.sampling.temperature,
+    "gen_ai.request.stream": prepared.stream,
+    "gen_ai.usage.input_tokens": prepared.promptTokenIds.length,
+  };
+}
+
+function responseAttributes(end: GenerationEnd, { usage, kvasir }: Tail): Attributes {
+  return {
+    "gen_ai.usage.output_tokens": usage.completion_tokens,
+    "gen_ai.response.finish_reasons": [end.finish],
+    "gen_ai.response.time_to_first_chunk": kvasir.ttft_ms / 1000,
+    "kvasir.mode": kvasir.mode,
+    "kvasir.prefill_worker": kvasir.prefill_worker,
+    "kvasir.decode_worker": kvasir.decode_worker,
+    "kvasir.predicted_ttft_ms": kvasir.predicted_ttft_ms,
+    "kvasir.kv_bytes_moved": kvasir.kv_bytes_moved,
+    "kvasir.placements": end.placementCount,
+  };
+}
