@@ -1,7 +1,7 @@
 import { addNanos, type BlockPool, type Instant, type LeaseTable, nanosFromMs, type SequencePhase } from "@kvasir/core";
 
 /** A lease that ended this long ago should have been cleared by its holder. */
-const LEASE_SLACK = nanosFromMs(2_000);
+export const LEASE_SLACK = nanosFromMs(2_000);
 
 /** Blocks of a pool by what is behind them. */
 export interface AuditedBlocks {

@@ -94,6 +94,13 @@ export function workerFlags(service: string, summary: string, roles: readonly [R
       min: 1,
       help: "Most sequences in the batch. Larger: more throughput, longer steps.",
     },
+    maxWaiting: {
+      type: "integer",
+      env: "KVASIR_MAX_WAITING",
+      default: 1_024,
+      min: 1,
+      help: "Most requests that may wait for blocks. Larger: bursts are ridden out; smaller: they are sent elsewhere sooner.",
+    },
     leaseMs: {
       type: "integer",
       env: "KVASIR_LEASE_MS",

@@ -1,6 +1,13 @@
-import { type KvasirError, LeaseTable, type StepSchedulerOptions } from "@kvasir/core";
+import {
+  type Instant,
+  type KvasirError,
+  type Lease,
+  LeaseTable,
+  type SequenceId,
+  type StepSchedulerOptions,
+} from "@kvasir/core";
 import type { DescribeResponse, KvLayout } from "@kvasir/proto";
-import { type AuditedBlocks, auditBlocks } from "./audit.ts";
+import { type AuditedBlocks, auditBlocks, LEASE_SLACK } from "./audit.ts";
 import { now } from "./clock.ts";
 import { Engine, type EngineHooks } from "./engine/engine.ts";
 import type { Kernel } from "./kernel/kernel.ts";
@@ -15,6 +22,7 @@ export class Incarnation {
   readonly layout: KvLayout;
   readonly transferAddress: string;
   readonly leases = new LeaseTable();
+  readonly #waitingCountMax: number;
 
   constructor(parts: {
     readonly epoch: bigint;
@@ -40,7 +48,23 @@ export class Incarnation {
       sequenceCountMax: limits.sequenceCountMax,
       pinnedShareMax: limits.pinnedShareMax,
     };
+    this.#waitingCountMax = limits.waitingCountMax;
     this.engine = new Engine(parts.kernel.execute(), options, parts.hooks);
+  }
+
+  /** Whether the admission queue takes no more. */
+  get isQueueFull(): boolean {
+    return this.engine.scheduler.waitingCount >= this.#waitingCountMax;
+  }
+
+  /**
+   * The net below the hand-overs, which end by their own deadlines: closes the sequences of leases that ended and were not
+   * released. Answers with those leases; there are none unless a hand-over has a defect.
+   */
+  sweepLeases(): readonly Lease[] {
+    const lapsed = this.leases.expire((now() - LEASE_SLACK) as Instant);
+    for (const lease of lapsed) this.engine.close(lease.sequenceId as SequenceId);
+    return lapsed;
   }
 
   /** Where every block is, and whether anything live is behind it. */
@@ -66,4 +90,6 @@ export interface EngineLimits {
   readonly stepTokenCount: number;
   readonly sequenceCountMax: number;
   readonly pinnedShareMax: number;
+  /** Most requests that may wait for blocks. Larger: bursts are ridden out; smaller: they are sent elsewhere sooner. */
+  readonly waitingCountMax: number;
 }

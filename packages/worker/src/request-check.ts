@@ -70,6 +70,14 @@ export function tooLarge(incarnation: Incarnation): KvasirError {
   return invalid("max_tokens", `prompt and max_tokens need more than the ${tokens} tokens of KV that this worker has`);
 }
 
+/** Refuses at once what would wait behind too many others. */
+export function checkQueue(incarnation: Incarnation): void {
+  if (!incarnation.isQueueFull) return;
+  const count = incarnation.engine.scheduler.waitingCount;
+  const message = `${count} requests wait for blocks already; retry later or elsewhere`;
+  throw new KvasirError({ reason: "overloaded", message, retryAfterMs: 1_000 });
+}
+
 /** The incarnation that the caller was sent to, or the reason why not. */
 export function checkEpoch(current: Incarnation | undefined, expectedEpoch: bigint): Incarnation {
   if (current === undefined) {

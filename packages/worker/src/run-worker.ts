@@ -104,6 +104,7 @@ async function start(
       stepTokenCount: values.stepTokens,
       sequenceCountMax: values.maxSequences,
       pinnedShareMax: values.pinnedPercentMax / 100,
+      waitingCountMax: values.maxWaiting,
     },
     leaseMs: values.leaseMs,
     admissionWaitMs: values.admissionWaitMs,

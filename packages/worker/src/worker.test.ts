@@ -1,7 +1,7 @@
 import { fakeToken } from "@kvasir/testkit/fake-kernel";
 import { afterEach, expect, test } from "vitest";
 import { generate, refOf, startTestWorker, type TestWorker, type TestWorkerOptions } from "./testing/harness.ts";
-import { expectQuiet } from "./testing/quiet.ts";
+import { eventually, expectQuiet } from "./testing/quiet.ts";
 import type { Role } from "./worker.ts";
 
 const running: TestWorker[] = [];
@@ -144,4 +144,40 @@ test("without room the answer is overloaded, with a hint when to come again", as
   expect(accepted).toBe(false);
   expect((await first.result).error).toBeUndefined();
   await expectQuiet(mixed);
+});
+
+test("a full queue refuses at once", async () => {
+  const mixed = await start("mixed", "mixed", { blockCount: 4, admissionWaitMs: 5_000, waitingCountMax: 1 });
+  mixed.faults.stepDelayMs = 20;
+  const first = generate({ decode: mixed, promptTokenCount: 30, maxTokens: 30 });
+  await first.accepted;
+  const second = generate({ decode: mixed, promptTokenCount: 30, maxTokens: 30 });
+  await eventually(() => expect(mixed.worker.supervisor.current?.isQueueFull).toBe(true));
+  const started = performance.now();
+  const third = await generate({ decode: mixed, promptTokenCount: 30, maxTokens: 30 }).result;
+  expect(third.error).toMatchObject({ reason: "overloaded", retryAfterMs: 1000 });
+  expect(performance.now() - started).toBeLessThan(500);
+  for (const { result } of [first, second]) expect((await result).error).toBeUndefined();
+  await expectQuiet(mixed);
+});
+
+test("one mixed worker can be both sides of a hand-over", async () => {
+  const mixed = await start("mixed", "mixed");
+  const { tokenIds, finished } = await generate({ prefill: mixed, decode: mixed }).result;
+  expect(tokenIds).toEqual(expectedTokens(40, 12));
+  expect(finished?.kvBytesMoved).toBe(2560n);
+  await expectQuiet(mixed);
+});
+
+test("a worker that stops lets running requests finish within the grace, takes no more, and fails the rest", async () => {
+  const mixed = await start("mixed", "mixed");
+  mixed.faults.stepDelayMs = 10;
+  const quick = generate({ decode: mixed, maxTokens: 10 });
+  const slow = generate({ decode: mixed, maxTokens: 400 });
+  await Promise.all([quick.firstToken, slow.firstToken]);
+  const stopped = mixed.worker.stop(400);
+  expect((await generate({ decode: mixed }).result).error).toMatchObject({ reason: "unavailable" });
+  expect((await quick.result).error).toBeUndefined();
+  expect((await slow.result).error).toMatchObject({ reason: "unavailable" });
+  await stopped;
 });

@@ -4,7 +4,7 @@ import { contextFromMetadata, type Implementation } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
 import type { Incarnation } from "../incarnation.ts";
-import { checkEpoch, checkRequest, invalid, tooLarge } from "../request-check.ts";
+import { checkEpoch, checkQueue, checkRequest, invalid, tooLarge } from "../request-check.ts";
 import { endSpan, startSpan, type Traced } from "../tracing.ts";
 import { generateLocally } from "./local-generation.ts";
 import type { PrefillPeers } from "./peers.ts";
@@ -60,6 +60,7 @@ async function generate(
     const message = `the placement names decode worker ${placement.decode.workerId}, this is ${options.workerId}`;
     throw new KvasirError({ reason: "stale_epoch", message });
   }
+  checkQueue(incarnation);
   const checked = checkRequest(request, incarnation);
   const promptTokenCount = checked.promptTokenIds.length;
   const { blockSize } = incarnation.layout;

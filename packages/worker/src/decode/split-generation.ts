@@ -59,7 +59,7 @@ export class SplitGeneration {
     this.#facts = facts;
     this.#generation = new Generation(facts);
     this.#generation.prefillWorkerId = facts.prefill.workerId;
-    this.#leaseId = this.#transferId.toString("hex");
+    this.#leaseId = `reservation ${this.#transferId.toString("hex")}`;
     const { incarnation, request, traced, arrivedAt, admissionWaitMs } = facts;
     const { promptTokenIds, sampling } = request;
     const waitUntil = addNanos(arrivedAt, nanosFromMs(admissionWaitMs));

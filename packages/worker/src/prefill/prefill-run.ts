@@ -64,7 +64,7 @@ export class PrefillRun {
 
   constructor(facts: PrefillRunFacts) {
     this.#facts = facts;
-    this.#leaseId = Buffer.from(facts.transferId).toString("hex");
+    this.#leaseId = `pin ${Buffer.from(facts.transferId).toString("hex")}`;
     this.#leaseLifetimeMs = facts.leaseMs;
     const { incarnation, request, traced } = facts;
     const { promptTokenIds, sampling } = request;

@@ -4,7 +4,7 @@ import { contextFromMetadata, type Implementation, messages } from "@kvasir/rpc"
 import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
 import type { Incarnation } from "../incarnation.ts";
-import { checkEpoch, checkRequest, invalid, tooLarge } from "../request-check.ts";
+import { checkEpoch, checkQueue, checkRequest, invalid, tooLarge } from "../request-check.ts";
 import { endSpan, startSpan } from "../tracing.ts";
 import { PrefillRun, type RunCall } from "./prefill-run.ts";
 
@@ -48,6 +48,7 @@ export function prefillService(options: PrefillServiceOptions): Implementation<t
     });
     let run: PrefillRun;
     try {
+      checkQueue(incarnation);
       const checked = checkRequest(request, incarnation);
       if (!fits(checked.promptTokenIds, incarnation)) throw tooLarge(incarnation);
       const { workerId, admissionWaitMs, leaseMs } = options;

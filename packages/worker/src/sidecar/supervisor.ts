@@ -133,6 +133,9 @@ export class Supervisor {
   async #untilLost({ sidecar, incarnation, lost }: Started): Promise<KvasirError> {
     const stalled = Promise.withResolvers<KvasirError>();
     const watch = setInterval(() => {
+      for (const lease of incarnation.sweepLeases()) {
+        this.#options.log.error({ lease }, "a lease outlived its hand-over; its sequence is closed");
+      }
       const stepMs = incarnation.engine.oldestStepMs();
       if (stepMs > this.#options.stepStallMs) {
         stalled.resolve(sidecarLost(`no step was finished for ${Math.round(stepMs)} ms`));

@@ -35,6 +35,7 @@ export interface TestWorkerOptions extends Partial<Omit<FakeKernelOptions, "epoc
   readonly admissionWaitMs?: number;
   readonly stepTokenCount?: number;
   readonly stepStallMs?: number;
+  readonly waitingCountMax?: number;
   readonly tracer?: Tracer;
 }
 
@@ -60,7 +61,12 @@ export async function startTestWorker(
     role,
     launch,
     nextEpoch: async () => ++lastEpoch,
-    limits: { stepTokenCount: options.stepTokenCount ?? 32, sequenceCountMax: 16, pinnedShareMax: 0.7 },
+    limits: {
+      stepTokenCount: options.stepTokenCount ?? 32,
+      sequenceCountMax: 16,
+      pinnedShareMax: 0.7,
+      waitingCountMax: options.waitingCountMax ?? 1_000,
+    },
     leaseMs: options.leaseMs ?? 5_000,
     admissionWaitMs: options.admissionWaitMs ?? 300,
     stepStallMs: options.stepStallMs ?? 10_000,

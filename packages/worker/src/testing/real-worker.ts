@@ -47,7 +47,12 @@ export async function startRealWorker(
     role,
     launch: sidecarLauncher(command, SILENT),
     nextEpoch: async () => ++lastEpoch,
-    limits: { stepTokenCount: options.stepTokenCount ?? 64, sequenceCountMax: 32, pinnedShareMax: 0.7 },
+    limits: {
+      stepTokenCount: options.stepTokenCount ?? 64,
+      sequenceCountMax: 32,
+      pinnedShareMax: 0.7,
+      waitingCountMax: 1_000,
+    },
     leaseMs: 5_000,
     admissionWaitMs: 10_000,
     stepStallMs: 10_000,
