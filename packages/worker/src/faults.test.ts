@@ -258,3 +258,27 @@ test("200 requests of which some are cancelled at random moments, with faults: e
   expect(ends.get("cancelled") ?? 0).toBeLessThanOrEqual(20);
   await expectQuiet(workers.prefill, workers.decode, mixed);
 });
+
+test("a prefill worker that cannot be reached is unavailable, one whose sidecar is too slow to publish lets the lease end", async () => {
+  const { prefill, decode } = await pair({ leaseMs: 300 });
+  const nowhere = { ...refOf(prefill), address: "127.0.0.1:1" };
+  const change = { placement: { mode: 2, decode: refOf(decode), prefill: nowhere } };
+  expect((await generate({ prefill, decode, change }).result).error).toMatchObject({ reason: "unavailable" });
+  prefill.faults.publishDelayMs = 1_000;
+  expect((await generate({ prefill, decode }).result).error).toMatchObject({ reason: "lease_expired" });
+  await expectQuiet(decode, prefill);
+});
+
+test("a hand-over call that is no hand-over is refused by name", async () => {
+  const prefill = await start("prefill", "prefill");
+  const short = openRun(prefill, new Uint8Array(3));
+  expect(await short.ended).toBe("invalid_request");
+  const client = createClient(PrefillService, prefill.address);
+  const call = client.run();
+  call.resume();
+  const ended = new Promise<string>((resolve) => call.on("error", (error) => resolve(errorFromService(error).field)));
+  call.write({ kind: { case: "received", value: {} } });
+  expect(await ended).toBe("start");
+  client.channel.close();
+  await expectQuiet(prefill);
+});
