@@ -5,14 +5,15 @@
 //! and transposed once for all queries of the task. A query meets the same tiles with the same operations whatever tile of rows, chunk, batch
 //! or block size it came in: scores sum over the head's elements in order, weights over the keys in order.
 
-use crate::aligned::{SharedMut, as_f32, as_u16};
+use crate::aligned::SharedMut;
 use crate::batch::{Batch, RowTile};
 use crate::cpu::Cpu;
 use crate::error::{KernelError, expect_len};
 use crate::isa::Kernel;
 use crate::kv_pool::{KEY_TILE, KvDtype, KvPool};
 use crate::math::exp;
-use crate::simd::{LANES, Simd};
+use crate::simd::element::{Brain, Element, Half, Single};
+use crate::simd::{LANES, Simd, unroll};
 
 const _: () = assert!(KEY_TILE == LANES, "a lane holds a key");
 
@@ -101,6 +102,17 @@ impl Kernel for Attend<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        match self.pool.shape().dtype {
+            KvDtype::F32 => self.attend::<S, Single>(s),
+            KvDtype::F16 => self.attend::<S, Half>(s),
+            KvDtype::Bf16 => self.attend::<S, Brain>(s),
+        }
+    }
+}
+
+impl Attend<'_> {
+    #[inline(always)]
+    fn attend<S: Simd, E: Element>(&self, s: S) {
         let head_size = self.pool.shape().head_size;
         let padded = head_size.next_multiple_of(LANES);
         let queries = self.tile.rows * self.group;
@@ -116,8 +128,13 @@ impl Kernel for Attend<'_> {
         };
         let end = self.tile.position + self.tile.rows;
         for first_key in (0..end).step_by(KEY_TILE) {
-            self.load_keys(s, first_key, &mut keys);
-            self.load_values(s, first_key, padded, &mut values);
+            self.load_keys::<S, E>(s, first_key, &mut keys);
+            self.load_values::<S, E>(s, first_key, padded, &mut values);
+            if first_key + KEY_TILE < end {
+                // Tiles of one head are pages apart, where the hardware's own prefetch does not follow.
+                s.prefetch(self.tile_bytes(first_key + KEY_TILE, false));
+                s.prefetch(self.tile_bytes(first_key + KEY_TILE, true));
+            }
             // Rows before the tile's first key see nothing of it.
             let first_row = first_key.saturating_sub(self.tile.position);
             let mut query = first_row * self.group;
@@ -139,9 +156,7 @@ impl Kernel for Attend<'_> {
         }
         self.finish(s, head_size, padded, &running);
     }
-}
 
-impl Attend<'_> {
     fn scaled_queries(&self, head_size: usize) -> Vec<f32> {
         let scale = 1.0 / (head_size as f32).sqrt();
         let mut scaled = Vec::with_capacity(self.tile.rows * self.group * head_size);
@@ -171,47 +186,41 @@ impl Attend<'_> {
 
     /// Keys of one tile as `[head element][key]`.
     #[inline(always)]
-    fn load_keys<S: Simd>(&self, s: S, first_key: usize, keys: &mut [f32]) {
-        let bytes = self.tile_bytes(first_key, false);
+    fn load_keys<S: Simd, E: Element>(&self, s: S, first_key: usize, keys: &mut [f32]) {
+        let tile = E::view(self.tile_bytes(first_key, false));
         let head_size = self.pool.shape().head_size;
+        let (lines, whole) = (tile.as_chunks::<LANES>().0, head_size.is_multiple_of(LANES));
         for (chunk, keys) in keys.as_chunks_mut::<{ LANES * LANES }>().0.iter_mut().enumerate() {
             let mut rows = [s.splat(0.0); LANES];
-            for (key, row) in rows.iter_mut().enumerate() {
-                *row = load16(
-                    s,
-                    self.pool.shape().dtype,
-                    bytes,
-                    key * head_size,
-                    chunk * LANES,
-                    head_size,
-                );
+            for key in 0..LANES {
+                rows[key] = if whole {
+                    E::load(s, &lines[key * (head_size / LANES) + chunk])
+                } else {
+                    E::load(s, &padded_chunk(&tile[key * head_size..][..head_size], chunk))
+                };
             }
             s.transpose(&mut rows);
-            for (row, to) in rows.iter().zip(keys.as_chunks_mut::<LANES>().0) {
-                s.store(*row, to);
+            let keys = keys.as_chunks_mut::<LANES>().0;
+            for element in 0..LANES {
+                s.store(rows[element], &mut keys[element]);
             }
         }
     }
 
     /// Values of one tile as `[key][padded head]`.
     #[inline(always)]
-    fn load_values<S: Simd>(&self, s: S, first_key: usize, padded: usize, values: &mut [f32]) {
-        let bytes = self.tile_bytes(first_key, true);
+    fn load_values<S: Simd, E: Element>(&self, s: S, first_key: usize, padded: usize, values: &mut [f32]) {
+        let tile = E::view(self.tile_bytes(first_key, true));
         let head_size = self.pool.shape().head_size;
-        for (key, values) in values.chunks_exact_mut(padded).enumerate() {
-            for (chunk, to) in values.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                s.store(
-                    load16(
-                        s,
-                        self.pool.shape().dtype,
-                        bytes,
-                        key * head_size,
-                        chunk * LANES,
-                        head_size,
-                    ),
-                    to,
-                );
-            }
+        let (lines, whole) = (tile.as_chunks::<LANES>().0, head_size.is_multiple_of(LANES));
+        for (index, to) in values.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let from = if whole {
+                E::load(s, &lines[index])
+            } else {
+                let (key, chunk) = (index / (padded / LANES), index % (padded / LANES));
+                E::load(s, &padded_chunk(&tile[key * head_size..][..head_size], chunk))
+            };
+            s.store(from, to);
         }
     }
 
@@ -240,12 +249,12 @@ impl Attend<'_> {
         let mut acc = [s.splat(0.0); N];
         for (element, keys) in keys.as_chunks::<LANES>().0.iter().enumerate().take(head_size) {
             let keys = s.load(keys);
-            for i in 0..N {
+            unroll!(i < N, {
                 acc[i] = s.fma(s.splat(q[i][element]), keys, acc[i]);
-            }
+            });
         }
-        for (i, score) in acc.into_iter().enumerate() {
-            let query = query + i;
+        unroll!(i < N, {
+            let (query, score) = (query + i, acc[i]);
             let visible = self.visible(query, first_key);
             let score = s.select_first(visible, score, s.splat(f32::NEG_INFINITY));
             let (before, tile) = (running.largest[query], s.reduce_max(score));
@@ -264,7 +273,7 @@ impl Attend<'_> {
             s.store(correction, &mut lanes);
             running.corrections[query] = lanes[0];
             running.largest[query] = largest;
-        }
+        });
     }
 
     /// `sums = sums · correction + weights · values` for all queries from `first_query`.
@@ -339,70 +348,43 @@ fn weigh_columns<S: Simd, const N: usize, const V: usize>(
     running: &mut Running,
 ) {
     let mut acc = [[s.splat(0.0); V]; N];
-    for i in 0..N {
+    unroll!(i < N, {
         let correction = s.splat(running.corrections[query + i]);
         let sums = running.sums[(query + i) * padded + column..].as_chunks::<LANES>().0;
-        for v in 0..V {
+        unroll!(v < V, {
             acc[i][v] = s.mul(s.load(&sums[v]), correction);
-        }
-    }
+        });
+    });
+    let weights = &running.weights[query..query + N];
     for key in 0..visible {
         let line = values[key * padded + column..].as_chunks::<LANES>().0;
         let mut value = [s.splat(0.0); V];
-        for v in 0..V {
+        unroll!(v < V, {
             value[v] = s.load(&line[v]);
-        }
-        for i in 0..N {
-            let weight = s.splat(running.weights[query + i][key]);
-            for v in 0..V {
+        });
+        unroll!(i < N, {
+            let weight = s.splat(weights[i][key]);
+            unroll!(v < V, {
                 acc[i][v] = s.fma(weight, value[v], acc[i][v]);
-            }
-        }
+            });
+        });
     }
-    for i in 0..N {
+    unroll!(i < N, {
         let sums = running.sums[(query + i) * padded + column..].as_chunks_mut::<LANES>().0;
-        for v in 0..V {
+        unroll!(v < V, {
             s.store(acc[i][v], &mut sums[v]);
-        }
-    }
+        });
+    });
 }
 
-/// Elements `start + offset ..` of a head, widened; zeros beyond the head's end.
+/// Elements `16 chunk ..` of a head, zeros beyond its end.
 #[inline(always)]
-fn load16<S: Simd>(s: S, dtype: KvDtype, bytes: &[u8], start: usize, offset: usize, head_size: usize) -> S::F {
-    let count = head_size - offset;
-    match dtype {
-        KvDtype::F32 => {
-            let from = &as_f32(bytes)[start + offset..];
-            match from.first_chunk() {
-                Some(from) if count >= LANES => s.load(from),
-                _ => s.load(&padded_chunk(from, count)),
-            }
-        }
-        KvDtype::F16 | KvDtype::Bf16 => {
-            let from = &as_u16(bytes)[start + offset..];
-            let rest;
-            let from = match from.first_chunk() {
-                Some(from) if count >= LANES => from,
-                _ => {
-                    rest = padded_chunk(from, count);
-                    &rest
-                }
-            };
-            if dtype == KvDtype::F16 {
-                s.load_f16(from)
-            } else {
-                s.load_bf16(from)
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn padded_chunk<T: Copy + Default>(from: &[T], count: usize) -> [T; LANES] {
-    let mut chunk = [T::default(); LANES];
-    chunk[..count].copy_from_slice(&from[..count]);
-    chunk
+fn padded_chunk<T: Copy + Default>(head: &[T], chunk: usize) -> [T; LANES] {
+    let rest = &head[chunk * LANES..];
+    let mut padded = [T::default(); LANES];
+    let count = rest.len().min(LANES);
+    padded[..count].copy_from_slice(&rest[..count]);
+    padded
 }
 
 #[cfg(test)]

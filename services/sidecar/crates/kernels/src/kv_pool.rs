@@ -153,6 +153,7 @@ impl KvPool {
             .ok_or(out_of_memory.clone())?;
         // SAFETY: the size is at least 64.
         let allocation = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(out_of_memory)?;
+        crate::aligned::prefer_huge_pages(allocation.as_ptr(), layout.size());
         let padding = allocation.as_ptr().addr().next_multiple_of(64) - allocation.as_ptr().addr();
         // SAFETY: padding < 64, which the size includes beyond the blocks.
         let base = unsafe { allocation.add(padding) };

@@ -6,8 +6,9 @@
 
 use super::pack::{Panel, WeightType};
 use super::rows::QuantisedRows;
-use crate::aligned::{as_f32, as_u16};
-use crate::simd::{BLOCK, LANES, Simd};
+use crate::aligned::as_u16;
+use crate::simd::element::{Brain, Element, Half, Single};
+use crate::simd::{BLOCK, LANES, Simd, unroll};
 
 /// Rows of activations, in the form that the weights need.
 #[derive(Clone, Copy)]
@@ -20,60 +21,27 @@ pub(crate) struct Input<'a> {
 #[inline(always)]
 pub(crate) fn tile<S: Simd, const ROWS: usize>(s: S, panel: Panel<'_>, x: Input<'_>, row: usize) -> [S::F; ROWS] {
     match panel.weight_type {
-        WeightType::F32 => dense::<S, Single, ROWS>(s, as_f32(panel.weights), x, row),
-        WeightType::F16 => dense::<S, Half, ROWS>(s, as_u16(panel.weights), x, row),
-        WeightType::Bf16 => dense::<S, Brain, ROWS>(s, as_u16(panel.weights), x, row),
+        WeightType::F32 => dense::<S, Single, ROWS>(s, panel.weights, x, row),
+        WeightType::F16 => dense::<S, Half, ROWS>(s, panel.weights, x, row),
+        WeightType::Bf16 => dense::<S, Brain, ROWS>(s, panel.weights, x, row),
         WeightType::Q8_0 => q8_0(s, panel, x, row),
         WeightType::Q4_0 => q4_0(s, panel, x, row),
         WeightType::Q4_1 => q4_1(s, panel, x, row),
     }
 }
 
-/// A dense element type and how 16 of them widen to f32.
-trait Element {
-    type Bits;
-    fn load<S: Simd>(s: S, from: &[Self::Bits; LANES]) -> S::F;
-}
-
-struct Single;
-impl Element for Single {
-    type Bits = f32;
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[f32; LANES]) -> S::F {
-        s.load(from)
-    }
-}
-
-struct Half;
-impl Element for Half {
-    type Bits = u16;
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[u16; LANES]) -> S::F {
-        s.load_f16(from)
-    }
-}
-
-struct Brain;
-impl Element for Brain {
-    type Bits = u16;
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[u16; LANES]) -> S::F {
-        s.load_bf16(from)
-    }
-}
-
 #[inline(always)]
-fn dense<S: Simd, E: Element, const ROWS: usize>(s: S, w: &[E::Bits], x: Input<'_>, row: usize) -> [S::F; ROWS] {
+fn dense<S: Simd, E: Element, const ROWS: usize>(s: S, weights: &[u8], x: Input<'_>, row: usize) -> [S::F; ROWS] {
     let mut rows = [x.dense; ROWS];
     for i in 0..ROWS {
         rows[i] = &x.dense[(row + i) * x.cols..][..x.cols];
     }
     let mut acc = [s.splat(0.0); ROWS];
-    for (col, w) in w.as_chunks::<LANES>().0.iter().enumerate().take(x.cols) {
+    for (col, w) in E::view(weights).as_chunks::<LANES>().0.iter().enumerate().take(x.cols) {
         let w = E::load(s, w);
-        for i in 0..ROWS {
+        unroll!(i < ROWS, {
             acc[i] = s.fma(w, s.splat(rows[i][col]), acc[i]);
-        }
+        });
     }
     acc
 }
@@ -93,11 +61,11 @@ fn q8_0<S: Simd, const ROWS: usize>(s: S, panel: Panel<'_>, x: Input<'_>, row: u
     for (block, bytes) in panel.weights.as_chunks::<512>().0.iter().enumerate() {
         let w = s.unpack_s8(bytes);
         let d = scale_at(s, scales, block);
-        for i in 0..ROWS {
+        unroll!(i < ROWS, {
             let (a, a_scale) = x.quantised.block(row + i, block);
             let dot = s.f32_from_i32(s.dot_s8(&w, a, a_scale.sum));
             acc[i] = s.fma(dot, s.mul(d, s.splat(a_scale.scale)), acc[i]);
-        }
+        });
     }
     acc
 }
@@ -109,11 +77,11 @@ fn q4_0<S: Simd, const ROWS: usize>(s: S, panel: Panel<'_>, x: Input<'_>, row: u
     for (block, bytes) in panel.weights.as_chunks::<256>().0.iter().enumerate() {
         let w = s.unpack_u4(bytes);
         let d = scale_at(s, scales, block);
-        for i in 0..ROWS {
+        unroll!(i < ROWS, {
             let (a, a_scale) = x.quantised.block(row + i, block);
             let dot = s.f32_from_i32(s.dot_u4(&w, a, -8 * a_scale.sum));
             acc[i] = s.fma(dot, s.mul(d, s.splat(a_scale.scale)), acc[i]);
-        }
+        });
     }
     acc
 }
@@ -125,12 +93,12 @@ fn q4_1<S: Simd, const ROWS: usize>(s: S, panel: Panel<'_>, x: Input<'_>, row: u
     for (block, bytes) in panel.weights.as_chunks::<256>().0.iter().enumerate() {
         let w = s.unpack_u4(bytes);
         let (d, m) = (scale_at(s, scales, 2 * block), scale_at(s, scales, 2 * block + 1));
-        for i in 0..ROWS {
+        unroll!(i < ROWS, {
             let (a, a_scale) = x.quantised.block(row + i, block);
             let dot = s.f32_from_i32(s.dot_u4(&w, a, 0));
             acc[i] = s.fma(dot, s.mul(d, s.splat(a_scale.scale)), acc[i]);
             acc[i] = s.fma(m, s.splat(a_scale.scaled_sum), acc[i]);
-        }
+        });
     }
     acc
 }

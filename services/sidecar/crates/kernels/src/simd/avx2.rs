@@ -39,6 +39,12 @@ impl Simd for Avx2 {
     const WIDE: bool = false;
 
     #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        for line in bytes.chunks(64) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+    }
+    #[inline(always)]
     fn splat(self, value: f32) -> F {
         unsafe { [_mm256_set1_ps(value); 2] }
     }

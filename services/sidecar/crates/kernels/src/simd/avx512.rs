@@ -36,6 +36,12 @@ impl Simd for Avx512 {
     const WIDE: bool = true;
 
     #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        for line in bytes.chunks(64) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+    }
+    #[inline(always)]
     fn splat(self, value: f32) -> __m512 {
         unsafe { _mm512_set1_ps(value) }
     }

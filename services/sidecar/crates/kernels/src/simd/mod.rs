@@ -8,6 +8,7 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+pub(crate) mod element;
 pub(crate) mod portable;
 
 /// Lanes of a vector, and rows of a weight panel.
@@ -23,6 +24,8 @@ pub(crate) trait Simd: Copy {
     /// Whether 32 vector registers of 16 lanes exist: chooses tile sizes, never results.
     const WIDE: bool;
 
+    /// A hint that these bytes will be read soon.
+    fn prefetch(self, bytes: &[u8]);
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
     fn store(self, value: Self::F, to: &mut [f32; LANES]);
@@ -71,6 +74,21 @@ pub(crate) fn quad(a: &[i8; BLOCK], group: usize) -> i32 {
     let at = group * 4;
     i32::from_le_bytes([a[at] as u8, a[at + 1] as u8, a[at + 2] as u8, a[at + 3] as u8])
 }
+
+/// Repeats a block for `$i` in `0..$n`, `$n <= 8` known at compile time. The optimiser leaves a plain loop over a long body rolled, and
+/// then keeps the accumulators that it indexes in memory; written out, they live in registers.
+macro_rules! unroll {
+    ($i:ident < $n:expr, $body:block) => {
+        $crate::simd::unroll!(@ $i, $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $i:ident, $n:expr, $body:block, $($index:literal)*) => {
+        $(if $index < $n {
+            let $i: usize = $index;
+            $body
+        })*
+    };
+}
+pub(crate) use unroll;
 
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,8 @@ impl Simd for Portable {
     const WIDE: bool = false;
 
     #[inline(always)]
+    fn prefetch(self, _bytes: &[u8]) {}
+    #[inline(always)]
     fn splat(self, value: f32) -> F {
         [value; LANES]
     }
