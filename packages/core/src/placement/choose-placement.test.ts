@@ -1,0 +1,201 @@
+import fc from "fast-check";
+import { expect, test } from "vitest";
+import { type ChoiceOutcome, choosePlacement } from "./choose-placement.ts";
+import type { AttachedWorker } from "./cluster-view.ts";
+import { candidateName, describePlacement } from "./describe-placement.ts";
+import { canDecode, canPrefill } from "./fit.ts";
+import { aggregatedTtft, PREDICTION_DEFAULTS, splitTtft } from "./predict.ts";
+import { NOTHING_RESERVED } from "./reservations.ts";
+import { attached, request } from "./testing/world.ts";
+import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
+
+function choose(
+  workers: readonly AttachedWorker[],
+  shape = request(100, 20),
+  avoid: readonly string[] = [],
+): ChoiceOutcome {
+  const exclusionOf = (worker: AttachedWorker) => (avoid.includes(worker.facts.workerId) ? "avoid" : "none");
+  return choosePlacement(workers, shape, () => NOTHING_RESERVED, exclusionOf, PREDICTION_DEFAULTS);
+}
+
+function names(outcome: ChoiceOutcome): readonly string[] {
+  return outcome.kind === "placed" ? outcome.candidates.map(candidateName) : [outcome.kind];
+}
+
+test("the shortest prefill queue wins, on the decode worker with the most free blocks", () => {
+  const workers = [
+    attached("p0", { queuedPromptTokenCount: 50 }),
+    attached("p1", { queuedPromptTokenCount: 10 }),
+    attached("d0", { freeBlockCount: 5 }),
+    attached("d1", { freeBlockCount: 9 }),
+  ];
+  expect(names(choose(workers))).toEqual(["p1 → d1", "p0 → d1"]);
+});
+
+test("an idle mixed worker saves the hand-over; a busy one does not", () => {
+  const pair = [attached("p0"), attached("d0")];
+  expect(names(choose([...pair, attached("m0")]))).toEqual(["m0", "p0 → d0"]);
+  expect(names(choose([...pair, attached("m0", { runningCount: 3 })]))).toEqual(["p0 → d0", "m0"]);
+});
+
+test("ties go to more free blocks, then to the smaller id", () => {
+  expect(names(choose([attached("m2"), attached("m1"), attached("m0", { freeBlockCount: 10 })]))).toEqual([
+    "m1",
+    "m2",
+    "m0",
+  ]);
+  expect(names(choose([attached("p0"), attached("d1"), attached("d0")]))).toEqual(["p0 → d0"]);
+});
+
+test("KV moves only between equal layouts, and only for the model asked for", () => {
+  const other = { fingerprint: "bb".repeat(16) };
+  const workers = [attached("p0"), attached("d0", {}, other)];
+  expect(choose(workers)).toEqual({
+    kind: "no_worker",
+    message: 'model "tiny" has no prefill and decode worker of one KV layout: p0 has aaaaaaaa; d0 has bbbbbbbb',
+  });
+  expect(names(choose([...workers, attached("p1", {}, other)]))).toEqual(["p1 → d0"]);
+  expect(names(choose([attached("m0", {}, { model: "big" })]))).toEqual(["no_worker"]);
+});
+
+test("full workers are full, not absent; silent and unreported ones are absent", () => {
+  expect(choose([attached("p0"), attached("d0", { freeBlockCount: 3 })])).toMatchObject({
+    kind: "full",
+    message: "all workers are full: the request needs 4 blocks on a decode worker",
+  });
+  expect(choose([attached("p0", { freeBlockCount: 3 }), attached("d0")])).toMatchObject({
+    kind: "full",
+    message: "all workers are full: the request needs 4 blocks on a prefill worker (free: p0 3)",
+  });
+  expect(names(choose([{ ...attached("m0"), isLost: true }]))).toEqual(["no_worker"]);
+  expect(names(choose([{ ...attached("m0"), load: undefined }]))).toEqual(["no_worker"]);
+});
+
+test("a worker that failed is avoided if there is any other, even one that is full now", () => {
+  expect(names(choose([attached("m0"), attached("m1", { runningCount: 9 })], undefined, ["m0"]))).toEqual(["m1"]);
+  expect(names(choose([attached("m0"), attached("m1", { freeBlockCount: 0 })], undefined, ["m0"]))).toEqual(["full"]);
+  expect(names(choose([attached("m0")], undefined, ["m0"]))).toEqual(["m0"]);
+});
+
+test("before a measurement the slowest measured peer is assumed, and without any the default", () => {
+  const unmeasured = { prefillTokensPerSecond: 0, decodeStepMs: 0 };
+  const outcome = choose([attached("m0", unmeasured), attached("m1", { prefillTokensPerSecond: 2_000 })]);
+  expect(outcome.kind === "placed" && outcome.candidates.map((c) => c.prefillTokensPerSecond)).toEqual([2_000, 2_000]);
+  const alone = choose([attached("m0", unmeasured)]);
+  expect(alone.kind === "placed" && alone.candidates[0]).toMatchObject({ ttftMs: 200, tbtMs: 50 });
+});
+
+test("the reason shows the sum, the numbers and the alternatives", () => {
+  const outcome = choose([
+    attached("p0"),
+    attached("p1", { queuedPromptTokenCount: 64 }),
+    attached("d0", { runningCount: 2 }),
+  ]);
+  if (outcome.kind !== "placed") throw new Error(outcome.message);
+  expect(describePlacement(outcome.candidates, request(100, 20), 12)).toBe(
+    "split on p0 → d0: TTFT 114 ms = waited here 12 ms + queue 0.0 ms + compute 100 ms (100 tokens at 1000/s) + hand-over 2.0 ms; " +
+      "TBT 13 ms beside 2 sequences, 11 of 11 blocks free; before p1 → d0 166 ms",
+  );
+});
+
+/** The plain version: every pair and every mixed worker, by the rule as it is written. */
+function bestByExhaustion(workers: readonly AttachedWorker[], shape: RequestShape): string | undefined {
+  const found: { key: (number | string)[]; name: string }[] = [];
+  const free = (worker: AttachedWorker) => worker.load?.freeBlockCount ?? 0;
+  const add = (ttftMs: number, decode: AttachedWorker, prefill: AttachedWorker | undefined) => {
+    const ids = [decode.facts.workerId, prefill?.facts.workerId ?? ""];
+    found.push({
+      key: [Math.round(ttftMs * 1_000), -free(decode), prefill ? -free(prefill) : 0, ...ids],
+      name: prefill ? `${ids[1]} → ${ids[0]}` : `${ids[0]}`,
+    });
+  };
+  for (const decode of workers) {
+    const { load, facts } = decode;
+    if (!load || !canDecode(facts, shape) || decodeBlockCount(shape, facts.blockSize) > free(decode)) continue;
+    if (facts.role === "mixed") {
+      const busyMs = load.runningCount + load.waitingCount > 0 ? load.decodeStepMs : 0;
+      const parts = aggregatedTtft(
+        load.queuedPromptTokenCount,
+        shape.promptTokenCount,
+        load.prefillTokensPerSecond,
+        busyMs,
+      );
+      add(parts.queueMs + parts.computeMs + parts.tailMs, decode, undefined);
+      continue;
+    }
+    for (const prefill of workers) {
+      const { load: queue, facts: other } = prefill;
+      if (!queue || !canPrefill(other, shape) || other.fingerprint !== facts.fingerprint) continue;
+      if (prefillBlockCount(shape, other.blockSize) > free(prefill)) continue;
+      const speed = queue.prefillTokensPerSecond;
+      const parts = splitTtft(
+        queue.queuedPromptTokenCount,
+        shape.promptTokenCount,
+        speed,
+        other.kvBytesPerToken,
+        PREDICTION_DEFAULTS,
+      );
+      add(parts.queueMs + parts.computeMs + parts.tailMs, decode, prefill);
+    }
+  }
+  found.sort((a, b) => {
+    const index = a.key.findIndex((part, i) => part !== b.key[i]);
+    return index < 0 ? 0 : (a.key[index] ?? 0) < (b.key[index] ?? 0) ? -1 : 1;
+  });
+  return found[0]?.name;
+}
+
+test("the linear choice is the best of all pairs, whatever the order of the workers", () => {
+  const worker = fc.record({
+    role: fc.constantFrom("p", "d", "m"),
+    free: fc.integer({ min: 0, max: 11 }),
+    queued: fc.constantFrom(0, 0, 32, 100),
+    running: fc.integer({ min: 0, max: 2 }),
+    speed: fc.constantFrom(500, 1_000, 4_000),
+    layout: fc.constantFrom("aa", "bb"),
+  });
+  fc.assert(
+    fc.property(
+      fc.array(worker, { maxLength: 8 }),
+      fc.integer({ min: 1, max: 250 }),
+      fc.integer({ min: 1, max: 80 }),
+      (specs, prompt, max) => {
+        const workers = specs.map((spec, index) =>
+          attached(
+            `${spec.role}${index}`,
+            {
+              freeBlockCount: spec.free,
+              queuedPromptTokenCount: spec.queued,
+              runningCount: spec.running,
+              prefillTokensPerSecond: spec.speed,
+            },
+            { fingerprint: spec.layout.repeat(16) },
+          ),
+        );
+        const shape = request(prompt, max);
+        const chosen = choose(workers, shape);
+        expect(chosen.kind === "placed" ? candidateName(chosen.candidates[0]) : undefined).toBe(
+          bestByExhaustion(workers, shape),
+        );
+        expect(names(choose([...workers].reverse(), shape))).toEqual(names(chosen));
+      },
+    ),
+    { numRuns: 500 },
+  );
+});
+
+test("a choice among 64 workers takes less than 100 microseconds", () => {
+  const workers = Array.from({ length: 64 }, (_, index) =>
+    attached(`${index % 2 ? "p" : "d"}${index}`, {
+      queuedPromptTokenCount: (index * 37) % 200,
+      freeBlockCount: 6 + (index % 5),
+    }),
+  );
+  let best = Number.POSITIVE_INFINITY;
+  for (let round = 0; round < 30; round++) {
+    const start = performance.now();
+    for (let count = 0; count < 50; count++) choose(workers);
+    best = Math.min(best, (performance.now() - start) / 50);
+  }
+  expect(best * 1_000).toBeLessThan(100);
+});

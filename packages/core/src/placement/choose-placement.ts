@@ -1,0 +1,280 @@
+import type { AttachedWorker } from "./cluster-view.ts";
+import { canDecode, canPrefill } from "./fit.ts";
+import {
+  aggregatedTtft,
+  type PredictionOptions,
+  predictTbtMs,
+  type ReckonedLoad,
+  reckonLoad,
+  splitTtft,
+  type TtftParts,
+} from "./predict.ts";
+import type { Reserved } from "./reservations.ts";
+import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
+
+/** One way to lay out a request that has room now. */
+export interface Candidate {
+  readonly mode: "aggregated" | "split";
+  /** Absent when aggregated. */
+  readonly prefill: AttachedWorker | undefined;
+  readonly decode: AttachedWorker;
+  readonly ttftMs: number;
+  readonly ttft: TtftParts;
+  readonly tbtMs: number;
+  /** Speed the TTFT was reckoned with. */
+  readonly prefillTokensPerSecond: number;
+  /** On the decode worker, before this request. */
+  readonly freeBlockCount: number;
+  /** On the prefill worker; 0 when aggregated. */
+  readonly prefillFreeBlockCount: number;
+  readonly sequenceCount: number;
+}
+
+/** Every way a choice can end. */
+export type ChoiceOutcome =
+  /** Best first: one candidate per prefill or mixed worker with room. */
+  | { readonly kind: "placed"; readonly candidates: readonly [Candidate, ...Candidate[]] }
+  /** Workers that could do it are there, but have no room now. */
+  | { readonly kind: "full"; readonly message: string }
+  /** No worker, or no pair with one layout, could do it. */
+  | { readonly kind: "no_worker"; readonly message: string };
+
+/** Whether a worker failed this request just now: `avoid` it if there is any other, or do not use it yet at all. */
+export type Exclusion = "none" | "avoid" | "forbid";
+
+interface Standing {
+  readonly worker: AttachedWorker;
+  readonly load: ReckonedLoad;
+}
+
+/** The workers of one layout, split by what they do for the request. */
+interface LayoutGroup {
+  prefillers: Standing[];
+  /** Whether a decode worker could take the request if it were idle. */
+  hasDecoder: boolean;
+  /** The decode worker with room that has the most free blocks. */
+  bestDecoder: Standing | undefined;
+}
+
+/**
+ * Where a request runs: the placement with the lowest predicted TTFT; ties go to more free blocks on the decode worker, then on the
+ * prefill worker, then to the smaller ids. Which decode worker is used does not change the TTFT, since prefill samples the first
+ * token; so per layout the best decode worker is the same for all prefill workers, and the cost is linear in the workers.
+ *
+ * After DistServe (Zhong et al., OSDI 2024, §4.3: shortest prefill queue, least loaded decode) with queues and pools taken from
+ * reserved load.
+ */
+export function choosePlacement(
+  workers: Iterable<AttachedWorker>,
+  request: RequestShape,
+  reservedOf: (workerId: string, epoch: number) => Reserved,
+  exclusionOf: (worker: AttachedWorker) => Exclusion,
+  options: PredictionOptions,
+): ChoiceOutcome {
+  const usable: AttachedWorker[] = [];
+  const avoided: AttachedWorker[] = [];
+  let forbiddenCount = 0;
+  for (const worker of workers) {
+    if (worker.facts.model !== request.model || worker.load === undefined || worker.isLost) continue;
+    const exclusion = exclusionOf(worker);
+    if (exclusion === "none") usable.push(worker);
+    else if (exclusion === "avoid") avoided.push(worker);
+    else forbiddenCount++;
+  }
+  const outcome = chooseAmong(usable, request, reservedOf, options);
+  if (outcome.kind !== "no_worker") return outcome;
+  if (avoided.length > 0) return chooseAmong([...usable, ...avoided], request, reservedOf, options);
+  if (forbiddenCount === 0) return outcome;
+  return {
+    kind: "no_worker",
+    message: `${outcome.message}, apart from ${forbiddenCount} that just failed this request`,
+  };
+}
+
+function chooseAmong(
+  workers: readonly AttachedWorker[],
+  request: RequestShape,
+  reservedOf: (workerId: string, epoch: number) => Reserved,
+  options: PredictionOptions,
+): ChoiceOutcome {
+  const groups = new Map<string, LayoutGroup>();
+  const mixed: Standing[] = [];
+  for (const worker of workers) {
+    const { facts } = worker;
+    const isDecoder = canDecode(facts, request);
+    if (!isDecoder && !canPrefill(facts, request)) continue;
+    const standing: Standing = { worker, load: reckonLoad(worker, reservedOf(facts.workerId, worker.epoch)) };
+    if (facts.role === "mixed") {
+      mixed.push(standing);
+      continue;
+    }
+    let group = groups.get(facts.fingerprint);
+    if (group === undefined) {
+      group = { prefillers: [], hasDecoder: false, bestDecoder: undefined };
+      groups.set(facts.fingerprint, group);
+    }
+    if (!isDecoder) group.prefillers.push(standing);
+    else addDecoder(group, standing, request);
+  }
+
+  const speed = slowest(workers, (worker) => worker.load?.prefillTokensPerSecond ?? 0, Math.min);
+  const step = slowest(workers, (worker) => worker.load?.decodeStepMs ?? 0, Math.max);
+  const guesses = {
+    ...options,
+    prefillTokensPerSecond: speed ?? options.prefillTokensPerSecond,
+    decodeStepMs: step ?? options.decodeStepMs,
+  };
+  const candidates: Candidate[] = [];
+  for (const standing of mixed) {
+    const { facts } = standing.worker;
+    if (decodeBlockCount(request, facts.blockSize) > standing.load.freeBlockCount) continue;
+    candidates.push(aggregatedCandidate(standing, request, guesses));
+  }
+  for (const { prefillers, bestDecoder } of groups.values()) {
+    if (bestDecoder === undefined) continue;
+    for (const standing of prefillers) {
+      const { facts } = standing.worker;
+      if (prefillBlockCount(request, facts.blockSize) > standing.load.freeBlockCount) continue;
+      candidates.push(splitCandidate(standing, bestDecoder, request, guesses));
+    }
+  }
+  candidates.sort(byPreference);
+  const [best, ...others] = candidates;
+  if (best !== undefined) return { kind: "placed", candidates: [best, ...others] };
+  const isCapable = mixed.length > 0 || [...groups.values()].some((g) => g.hasDecoder && g.prefillers.length > 0);
+  return isCapable
+    ? { kind: "full", message: shortage(mixed, groups, request) }
+    : { kind: "no_worker", message: absence(workers, request) };
+}
+
+function addDecoder(group: LayoutGroup, standing: Standing, request: RequestShape): void {
+  group.hasDecoder = true;
+  const { facts } = standing.worker;
+  if (decodeBlockCount(request, facts.blockSize) > standing.load.freeBlockCount) return;
+  const best = group.bestDecoder;
+  const difference = best === undefined ? 1 : standing.load.freeBlockCount - best.load.freeBlockCount;
+  if (difference > 0 || (difference === 0 && facts.workerId < (best?.worker.facts.workerId ?? ""))) {
+    group.bestDecoder = standing;
+  }
+}
+
+function aggregatedCandidate(standing: Standing, request: RequestShape, options: PredictionOptions): Candidate {
+  const { worker, load } = standing;
+  const prefillTokensPerSecond = worker.load?.prefillTokensPerSecond || options.prefillTokensPerSecond;
+  const stepMs = worker.load?.decodeStepMs || options.decodeStepMs;
+  const stepInProgressMs = load.sequenceCount > 0 ? stepMs : 0;
+  const ttft = aggregatedTtft(
+    load.queuedPromptTokenCount,
+    request.promptTokenCount,
+    prefillTokensPerSecond,
+    stepInProgressMs,
+  );
+  return candidate("aggregated", undefined, standing, ttft, prefillTokensPerSecond, stepMs, options);
+}
+
+function splitCandidate(
+  prefill: Standing,
+  decode: Standing,
+  request: RequestShape,
+  options: PredictionOptions,
+): Candidate {
+  const prefillTokensPerSecond = prefill.worker.load?.prefillTokensPerSecond || options.prefillTokensPerSecond;
+  const stepMs = decode.worker.load?.decodeStepMs || options.decodeStepMs;
+  const ttft = splitTtft(
+    prefill.load.queuedPromptTokenCount,
+    request.promptTokenCount,
+    prefillTokensPerSecond,
+    prefill.worker.facts.kvBytesPerToken,
+    options,
+  );
+  return candidate("split", prefill, decode, ttft, prefillTokensPerSecond, stepMs, options);
+}
+
+function candidate(
+  mode: Candidate["mode"],
+  prefill: Standing | undefined,
+  decode: Standing,
+  ttft: TtftParts,
+  prefillTokensPerSecond: number,
+  stepMs: number,
+  options: PredictionOptions,
+): Candidate {
+  const { worker, load } = decode;
+  return {
+    mode,
+    prefill: prefill?.worker,
+    decode: worker,
+    ttftMs: ttft.queueMs + ttft.computeMs + ttft.tailMs,
+    ttft,
+    tbtMs: predictTbtMs(stepMs, worker.load?.runningCount ?? 0, load.sequenceCount, options),
+    prefillTokensPerSecond,
+    freeBlockCount: load.freeBlockCount,
+    prefillFreeBlockCount: prefill?.load.freeBlockCount ?? 0,
+    sequenceCount: load.sequenceCount,
+  };
+}
+
+/** A total order, so that one state always gives one choice. Times closer than a microsecond are equal. */
+function byPreference(a: Candidate, b: Candidate): number {
+  return (
+    Math.round(a.ttftMs * 1_000) - Math.round(b.ttftMs * 1_000) ||
+    b.freeBlockCount - a.freeBlockCount ||
+    b.prefillFreeBlockCount - a.prefillFreeBlockCount ||
+    compareIds(a.decode.facts.workerId, b.decode.facts.workerId) ||
+    compareIds(a.prefill?.facts.workerId ?? "", b.prefill?.facts.workerId ?? "")
+  );
+}
+
+function compareIds(a: string, b: string): number {
+  if (a === b) return 0;
+  return a < b ? -1 : 1;
+}
+
+/** The worst measured value: a fair guess for a worker of the same model that has measured nothing. */
+function slowest(
+  workers: readonly AttachedWorker[],
+  measured: (worker: AttachedWorker) => number,
+  worse: (a: number, b: number) => number,
+): number | undefined {
+  let found: number | undefined;
+  for (const worker of workers) {
+    const value = measured(worker);
+    if (value > 0) found = found === undefined ? value : worse(found, value);
+  }
+  return found;
+}
+
+function shortage(mixed: readonly Standing[], groups: ReadonlyMap<string, LayoutGroup>, request: RequestShape): string {
+  const needs: string[] = [];
+  const prefillers = [...groups.values()].flatMap((group) => group.prefillers);
+  const fullest = (standings: readonly Standing[]): string =>
+    standings
+      .map(({ worker, load }) => `${worker.facts.workerId} ${load.freeBlockCount}`)
+      .sort()
+      .slice(0, 4)
+      .join(", ");
+  const blockSize = (mixed[0] ?? prefillers[0])?.worker.facts.blockSize ?? 32;
+  if (mixed.length > 0) {
+    needs.push(`${decodeBlockCount(request, blockSize)} blocks on a mixed worker (free: ${fullest(mixed)})`);
+  }
+  if ([...groups.values()].some((group) => group.hasDecoder && group.bestDecoder === undefined)) {
+    needs.push(`${decodeBlockCount(request, blockSize)} blocks on a decode worker`);
+  } else if (prefillers.length > 0) {
+    needs.push(`${prefillBlockCount(request, blockSize)} blocks on a prefill worker (free: ${fullest(prefillers)})`);
+  }
+  return `all workers are full: the request needs ${needs.join(", or ")}`;
+}
+
+function absence(workers: readonly AttachedWorker[], request: RequestShape): string {
+  const decoders = workers.filter((worker) => canDecode(worker.facts, request));
+  const prefillers = workers.filter((worker) => canPrefill(worker.facts, request));
+  const attached = `model ${JSON.stringify(request.model)} has`;
+  if (decoders.length === 0 && prefillers.length === 0) return `${attached} no live worker attached`;
+  if (decoders.length === 0) return `${attached} no live decode or mixed worker attached that could take the request`;
+  if (prefillers.length === 0) return `${attached} no live prefill worker attached that could take the prompt`;
+  return `${attached} no prefill and decode worker of one KV layout: ${layouts(prefillers)}; ${layouts(decoders)}`;
+}
+
+function layouts(workers: readonly AttachedWorker[]): string {
+  return workers.map(({ facts }) => `${facts.workerId} has ${facts.fingerprint.slice(0, 8)}`).join(", ");
+}

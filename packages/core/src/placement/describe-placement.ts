@@ -1,0 +1,39 @@
+import type { Candidate } from "./choose-placement.ts";
+import type { RequestShape } from "./worker-facts.ts";
+
+/** Alternatives named in a reason; a person reads no more. */
+const ALTERNATIVE_MAX = 3;
+
+/** `prefill-0 → decode-1`, or `mixed-0`. */
+export function candidateName({ prefill, decode }: Candidate): string {
+  const decodeId = decode.facts.workerId;
+  return prefill === undefined ? decodeId : `${prefill.facts.workerId} → ${decodeId}`;
+}
+
+/** One line for people: what was chosen, the sum behind its TTFT, and what else there was. */
+export function describePlacement(
+  candidates: readonly [Candidate, ...Candidate[]],
+  request: RequestShape,
+  waitedMs: number,
+): string {
+  const [best, ...others] = candidates;
+  const { queueMs, computeMs, tailMs } = best.ttft;
+  const parts = [
+    ...(waitedMs >= 1 ? [`waited here ${ms(waitedMs)}`] : []),
+    `queue ${ms(queueMs)}`,
+    `compute ${ms(computeMs)} (${request.promptTokenCount} tokens at ${Math.round(best.prefillTokensPerSecond)}/s)`,
+    `${best.mode === "split" ? "hand-over" : "running step"} ${ms(tailMs)}`,
+  ];
+  const alternatives = others.slice(0, ALTERNATIVE_MAX).map((other) => `${candidateName(other)} ${ms(other.ttftMs)}`);
+  const rest = others.length > ALTERNATIVE_MAX ? `, ${others.length - ALTERNATIVE_MAX} more` : "";
+  const choice = alternatives.length === 0 ? "the only candidate" : `before ${alternatives.join(", ")}${rest}`;
+  return (
+    `${best.mode} on ${candidateName(best)}: TTFT ${ms(waitedMs + best.ttftMs)} = ${parts.join(" + ")}; ` +
+    `TBT ${ms(best.tbtMs)} beside ${best.sequenceCount} sequences, ` +
+    `${best.freeBlockCount} of ${best.decode.facts.blockCount} blocks free; ${choice}`
+  );
+}
+
+function ms(value: number): string {
+  return `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+}

@@ -1,0 +1,62 @@
+import type { ErrorReason } from "../kvasir-error.ts";
+import type { Candidate } from "./choose-placement.ts";
+import type { StreamId } from "./cluster-view.ts";
+import type { RequestKey } from "./reservations.ts";
+import type { ReportedLoad, RequestShape, WorkerFacts } from "./worker-facts.ts";
+
+/** What happened to the router. */
+export type RouterEvent =
+  | {
+      readonly kind: "WorkerAttached";
+      readonly streamId: StreamId;
+      readonly epoch: number;
+      readonly sequence: number;
+      readonly facts: WorkerFacts;
+    }
+  | {
+      readonly kind: "WorkerReported";
+      readonly streamId: StreamId;
+      readonly epoch: number;
+      readonly sequence: number;
+      readonly load: ReportedLoad;
+    }
+  /** Its stream ended, or it said goodbye. */
+  | { readonly kind: "WorkerLeft"; readonly streamId: StreamId }
+  | { readonly kind: "RequestArrived"; readonly key: RequestKey; readonly request: RequestShape }
+  /** It asks for another placement. */
+  | { readonly kind: "RequestRetried"; readonly key: RequestKey; readonly excludedWorkerIds: readonly string[] }
+  | { readonly kind: "FirstTokenArrived"; readonly key: RequestKey }
+  /** Its stream ended, however it did. */
+  | { readonly kind: "RequestEnded"; readonly key: RequestKey }
+  /** Time passed. Deadlines are kept to the interval at which this comes. */
+  | { readonly kind: "Ticked" };
+
+/** The decision for one request, with what it was made from. */
+export interface PlacementDecision {
+  readonly candidates: readonly [Candidate, ...Candidate[]];
+  /** From arrival (or the last retry) to now. */
+  readonly waitedMs: number;
+  /** `waitedMs` included. */
+  readonly predictedTtftMs: number;
+  readonly predictedTbtMs: number;
+  readonly reason: string;
+}
+
+/** What the shell must do. */
+export type RouterEffect =
+  | { readonly kind: "AcknowledgeWorker"; readonly streamId: StreamId; readonly sequence: number }
+  /** Ends an attach stream with STALE_EPOCH. */
+  | { readonly kind: "RefuseWorker"; readonly streamId: StreamId; readonly message: string }
+  /** Says that a worker went silent; nothing is placed on it until it reports. */
+  | { readonly kind: "ReportLostWorker"; readonly workerId: string }
+  | { readonly kind: "SendQueued"; readonly key: RequestKey; readonly position: number }
+  | { readonly kind: "SendPlacement"; readonly key: RequestKey; readonly decision: PlacementDecision }
+  /** Ends a request's stream with an error. */
+  | {
+      readonly kind: "RejectRequest";
+      readonly key: RequestKey;
+      readonly reason: Extract<ErrorReason, "overloaded" | "unavailable" | "invalid_request">;
+      readonly message: string;
+      readonly retryAfterMs: number;
+      readonly field: string;
+    };

@@ -1,0 +1,55 @@
+/** What a worker does: computes prompts, generates from KV that it pulls, or both in one engine. */
+export type WorkerRole = "prefill" | "decode" | "mixed";
+
+/** What stays true of a worker for as long as its incarnation lives. */
+export interface WorkerFacts {
+  readonly workerId: string;
+  readonly role: WorkerRole;
+  /** host:port of its gRPC services. */
+  readonly address: string;
+  /** Served model name. */
+  readonly model: string;
+  /** Layout fingerprint as hex. KV moves only between equal ones. */
+  readonly fingerprint: string;
+  /** Tokens per block. */
+  readonly blockSize: number;
+  /** K and V of all layers for one token, in bytes. */
+  readonly kvBytesPerToken: number;
+  /** Blocks in its pool. */
+  readonly blockCount: number;
+  /** Largest prompt plus output, in tokens. */
+  readonly contextLength: number;
+}
+
+/** How busy a worker says it is. A hint, up to a second old: a wrong value costs a slower choice, never a wrong token. */
+export interface ReportedLoad {
+  /** Blocks neither used nor reserved. */
+  readonly freeBlockCount: number;
+  readonly runningCount: number;
+  readonly waitingCount: number;
+  /** Prompt tokens not yet computed. */
+  readonly queuedPromptTokenCount: number;
+  readonly contextTokenCount: number;
+  /** 0 before the first measurement. */
+  readonly prefillTokensPerSecond: number;
+  /** 0 before the first measurement. */
+  readonly decodeStepMs: number;
+}
+
+/** What a placement must know of a request. */
+export interface RequestShape {
+  readonly model: string;
+  readonly promptTokenCount: number;
+  /** Upper bound of what will be generated. */
+  readonly maxTokens: number;
+}
+
+/** Blocks that a request can come to hold where it is decoded: its prompt and everything it may generate. */
+export function decodeBlockCount(request: RequestShape, blockSize: number): number {
+  return Math.ceil((request.promptTokenCount + request.maxTokens) / blockSize);
+}
+
+/** Blocks that a request holds where only its prompt is computed. */
+export function prefillBlockCount(request: RequestShape, blockSize: number): number {
+  return Math.ceil(request.promptTokenCount / blockSize);
+}
