@@ -22,6 +22,8 @@ export interface ChatTokenizer {
   readonly vocabSize: number;
 }
 
+const UTF8 = new TextDecoder("utf-8", { ignoreBOM: true });
+
 const TokenizerJson = z.object({
   decoder: z.unknown(),
   added_tokens: z.array(z.object({ id: z.int().nonnegative(), content: z.string(), special: z.boolean() })).optional(),
@@ -80,7 +82,7 @@ export async function loadTokenizer(modelDir: string): Promise<ChatTokenizer> {
       );
     },
     tokenText(id) {
-      return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes[id] ?? new Uint8Array());
+      return UTF8.decode(bytes[id]);
     },
     tokenBytes: (id) => bytes[id] ?? new Uint8Array(),
     hasChatTemplate: template !== undefined,

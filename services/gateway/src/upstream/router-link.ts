@@ -6,6 +6,7 @@ import type { Context } from "@opentelemetry/api";
 
 const POLL_MS = 500;
 const POLL_DEADLINE_MS = 2_000;
+const CLOSE_GRACE_MS = 1_000;
 
 export interface PlaceStart {
   readonly requestId: string;
@@ -33,7 +34,7 @@ export class RouterLink {
   #address = "";
   #cluster: DescribeClusterResponse | undefined;
 
-  constructor(state: State) {
+  constructor(state: Pick<State, "watch">) {
     this.#unwatch = state.watch("router", (routers) => this.#use(routers[0]?.address));
     this.#poll = setInterval(() => void this.refresh(), POLL_MS);
   }
@@ -80,7 +81,9 @@ export class RouterLink {
       },
       close() {
         stream.end();
-        stream.cancel();
+        // The router answers the end with its own; one that does not is cut off.
+        const cut = setTimeout(() => stream.cancel(), CLOSE_GRACE_MS);
+        stream.once("status", () => clearTimeout(cut));
       },
     };
   }
