@@ -179,6 +179,8 @@ impl ThreadPool {
             let job: *const (dyn Fn(usize) + Sync + '_) = job;
             *shared.job.get() = Some(std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(job));
         }
+        // A worker's panic during a region whose caller panicked too was not reported then and must not be now.
+        shared.panicked.store(false, Ordering::Relaxed);
         shared.task_count.store(task_count, Ordering::Relaxed);
         shared.next_task.store(0, Ordering::Relaxed);
         let region = shared.state.load(Ordering::Relaxed) / REGION + 1;

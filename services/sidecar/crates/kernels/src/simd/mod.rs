@@ -91,4 +91,4 @@ macro_rules! unroll {
 pub(crate) use unroll;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
