@@ -21,7 +21,7 @@ const SPECS = {
     env: "KVASIR_SERVED_MODEL_NAME",
     help: "name clients use; default: the directory's",
   },
-  redisUrl: { type: "string", env: "REDIS_URL", default: "redis://127.0.0.1:6379", help: "state of the cluster" },
+  redisUrl: { type: "string", env: "KVASIR_REDIS_URL", default: "redis://127.0.0.1:6379", help: "state of the cluster" },
   cluster: { type: "string", env: "KVASIR_CLUSTER", default: "local", help: "cluster to belong to" },
   tenantSecret: {
     type: "string",
