@@ -139,7 +139,7 @@ impl LayerTensor {
 
 impl TensorId {
     /// Every weight that a model of this configuration has.
-    pub(crate) fn all(config: &ModelConfig) -> impl Iterator<Item = Self> + use<> {
+    pub fn all(config: &ModelConfig) -> impl Iterator<Item = Self> + use<> {
         let output = (!config.tied_embeddings).then_some(Self::Output);
         let layers = (0..config.layer_count).flat_map(|index| {
             LayerTensor::ALL

@@ -108,6 +108,7 @@ impl Device {
                     self.engine.reset();
                     self.exports.forget_all();
                     self.prompts.clear();
+                    self.count_sequences();
                     finished = None;
                 }
                 DeviceCommand::Step {
@@ -123,6 +124,7 @@ impl Device {
                     };
                     let outcome = self.step(&plan, traceparents);
                     finished = Some(Instant::now());
+                    self.count_sequences();
                     // A worker that went away does not want the answer; the stream's end resets the engine.
                     let _ = answer.blocking_send(DeviceAnswer {
                         step_id,
@@ -131,10 +133,13 @@ impl Device {
                     });
                 }
             }
-            self.stats
-                .sequences
-                .store(self.engine.sequence_count() as u32, Ordering::Relaxed);
         }
+    }
+
+    /// Before the answer goes out, so that who has it finds the gauge right.
+    fn count_sequences(&self) {
+        let count = self.engine.sequence_count() as u32;
+        self.stats.sequences.store(count, Ordering::Relaxed);
     }
 
     fn step(&mut self, plan: &StepPlan, traceparents: Vec<(u64, String)>) -> Result<StepOutput, StepError> {
@@ -180,10 +185,10 @@ impl Device {
             prompt.computed_tokens += u64::from(slice.token_count);
             prompt.chunks += 1;
             prompt.device_nanos += output.device_nanos;
-            if end >= prompt.prompt_tokens {
-                if let Some(prompt) = self.prompts.remove(&slice.sequence_id) {
-                    self.record(prompt);
-                }
+            if end >= prompt.prompt_tokens
+                && let Some(prompt) = self.prompts.remove(&slice.sequence_id)
+            {
+                self.record(prompt);
             }
         }
         Ok(output)

@@ -1,5 +1,7 @@
 //! How calls fail, and how that travels: a gRPC code and an `ErrorDetail` in the trailing metadata `kvasir-error-bin`.
 
+use std::borrow::Cow;
+
 use prost::Message;
 use tonic::metadata::{BinaryMetadataValue, MetadataMap};
 use tonic::{Code, Status};
@@ -15,7 +17,7 @@ pub enum CallError {
     #[error("{field}: {message}")]
     InvalidRequest {
         /// Which field.
-        field: &'static str,
+        field: Cow<'static, str>,
         /// What to mend.
         message: String,
     },
@@ -23,13 +25,8 @@ pub enum CallError {
     #[error("{0}")]
     LeaseExpired(String),
     /// The message names an earlier incarnation.
-    #[error("epoch {found} is not served; this sidecar is epoch {expected}")]
-    StaleEpoch {
-        /// In the message.
-        found: u64,
-        /// Ours.
-        expected: u64,
-    },
+    #[error("{0}")]
+    StaleEpoch(String),
     /// KV of different models or shapes.
     #[error("{0}")]
     LayoutMismatch(String),
@@ -58,7 +55,7 @@ impl CallError {
         match self {
             Self::InvalidRequest { .. } => (Code::InvalidArgument, ErrorReason::InvalidRequest),
             Self::LeaseExpired(_) => (Code::FailedPrecondition, ErrorReason::LeaseExpired),
-            Self::StaleEpoch { .. } => (Code::FailedPrecondition, ErrorReason::StaleEpoch),
+            Self::StaleEpoch(_) => (Code::FailedPrecondition, ErrorReason::StaleEpoch),
             Self::LayoutMismatch(_) => (Code::FailedPrecondition, ErrorReason::LayoutMismatch),
             Self::DigestMismatch(_) => (Code::DataLoss, ErrorReason::DigestMismatch),
             Self::Unavailable(_) => (Code::Unavailable, ErrorReason::Unavailable),
@@ -80,9 +77,21 @@ impl CallError {
             Some(detail) if !detail.message.is_empty() => detail.message.clone(),
             _ => status.message().to_owned(),
         };
-        match detail.map(|detail| detail.reason()) {
+        match detail.as_ref().map(ErrorDetail::reason) {
             Some(ErrorReason::LeaseExpired) => Self::LeaseExpired(message),
-            Some(ErrorReason::StaleEpoch | ErrorReason::InvalidRequest) => Self::LeaseExpired(message),
+            Some(ErrorReason::StaleEpoch) => Self::StaleEpoch(message),
+            Some(ErrorReason::InvalidRequest) => {
+                let field = detail.map(|detail| detail.field).unwrap_or_default();
+                // Ours begins with the field again.
+                let message = message
+                    .strip_prefix(&format!("{field}: "))
+                    .unwrap_or(&message)
+                    .to_owned();
+                Self::InvalidRequest {
+                    field: field.into(),
+                    message,
+                }
+            }
             Some(ErrorReason::LayoutMismatch) => Self::LayoutMismatch(message),
             Some(ErrorReason::DigestMismatch) => Self::DigestMismatch(message),
             Some(ErrorReason::DeadlineExceeded) => Self::DeadlineExceeded(message),
@@ -96,7 +105,7 @@ impl From<CallError> for Status {
     fn from(error: CallError) -> Self {
         let (code, reason) = error.reason();
         let field = match &error {
-            CallError::InvalidRequest { field, .. } => (*field).to_owned(),
+            CallError::InvalidRequest { field, .. } => field.to_string(),
             _ => String::new(),
         };
         let message = error.to_string();
@@ -117,9 +126,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_survives_the_wire() {
-        let error = CallError::LayoutMismatch("fingerprints differ".into());
-        assert_eq!(CallError::from_status(&Status::from(error.clone())), error);
+    fn an_error_survives_the_wire() {
+        let text = || "what happened, and what to do".to_owned();
+        for error in [
+            CallError::InvalidRequest {
+                field: "token_begin".into(),
+                message: text(),
+            },
+            CallError::LeaseExpired(text()),
+            CallError::StaleEpoch(text()),
+            CallError::LayoutMismatch(text()),
+            CallError::DigestMismatch(text()),
+            CallError::DeadlineExceeded(text()),
+            CallError::Internal(text()),
+        ] {
+            assert_eq!(CallError::from_status(&Status::from(error.clone())), error);
+        }
+    }
+
+    #[test]
+    fn a_peer_that_stops_for_its_own_reasons_is_lost() {
+        for error in [
+            CallError::Unavailable("busy".into()),
+            CallError::Cancelled("stopped".into()),
+        ] {
+            assert!(matches!(
+                CallError::from_status(&Status::from(error)),
+                CallError::Unavailable(_)
+            ));
+        }
     }
 
     #[test]

@@ -75,6 +75,10 @@ impl Export {
         Some(ReadGuard(self))
     }
 
+    fn is_closed(&self) -> bool {
+        lock(&self.readers).closed
+    }
+
     async fn close(&self) {
         lock(&self.readers).closed = true;
         self.progress.send_modify(|progress| progress.closed = true);
@@ -121,12 +125,12 @@ impl Exports {
     pub fn publish(&self, terms: ExportTerms) -> Result<(), CallError> {
         let mut state = lock(&self.state);
         if let Some(existing) = state.by_lease.get(&terms.lease_id) {
-            if existing.terms == terms {
+            if existing.terms == terms && !existing.is_closed() {
                 return Ok(());
             }
-            let message = "is published already with other terms; use a new lease".into();
+            let message = "is published already with other terms, or was closed; use a new lease".into();
             return Err(CallError::InvalidRequest {
-                field: "lease_id",
+                field: "lease_id".into(),
                 message,
             });
         }
@@ -157,24 +161,19 @@ impl Exports {
         lock(&self.state).by_lease.len()
     }
 
-    /// Closes a lease and waits until nobody reads. An unknown lease is closed already.
+    /// Closes a lease and waits until nobody reads, also when somebody else is closing it already. An unknown lease is closed.
     pub async fn release(&self, lease_id: &LeaseId) {
-        let export = {
-            let mut state = lock(&self.state);
-            let export = state.by_lease.remove(lease_id);
-            if let Some(export) = &export {
-                let sequence_id = export.terms.sequence_id;
-                if let Some(exports) = state.by_sequence.get_mut(&sequence_id) {
-                    exports.retain(|other| other.terms.lease_id != *lease_id);
-                    if exports.is_empty() {
-                        state.by_sequence.remove(&sequence_id);
-                    }
-                }
+        let Some(export) = self.find(lease_id) else { return };
+        export.close().await;
+        // Known until here, so that every release of it waits for the same readers.
+        let mut state = lock(&self.state);
+        state.by_lease.remove(lease_id);
+        let sequence_id = export.terms.sequence_id;
+        if let Some(exports) = state.by_sequence.get_mut(&sequence_id) {
+            exports.retain(|other| other.terms.lease_id != *lease_id);
+            if exports.is_empty() {
+                state.by_sequence.remove(&sequence_id);
             }
-            export
-        };
-        if let Some(export) = export {
-            export.close().await;
         }
     }
 
@@ -254,6 +253,38 @@ mod tests {
         drop(guard);
         released.await.unwrap();
         assert_eq!(exports.open_count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_release_that_is_repeated_waits_as_well() {
+        let exports = Exports::default();
+        exports.publish(terms(1)).unwrap();
+        let export = exports.find(&[1; 16]).unwrap();
+        let guard = export.read(0).unwrap();
+        let (first, second) = (exports.sweep(1_000), exports.release(&[1; 16]));
+        tokio::pin!(first, second);
+        assert!(poll_once(first.as_mut()).await.is_none());
+        assert!(
+            poll_once(second.as_mut()).await.is_none(),
+            "a block would be reused while it is read"
+        );
+        assert!(
+            exports.publish(terms(1)).is_err(),
+            "a lease that is being closed does not open again"
+        );
+        drop(guard);
+        second.await;
+        first.await;
+        assert_eq!(exports.open_count(), 0);
+    }
+
+    /// What a future gives when it is asked once.
+    async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+        std::future::poll_fn(|context| match future.as_mut().poll(context) {
+            std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
+            std::task::Poll::Pending => std::task::Poll::Ready(None),
+        })
+        .await
     }
 
     #[tokio::test]

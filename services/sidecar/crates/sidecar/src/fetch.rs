@@ -37,7 +37,7 @@ impl Connections {
         }
         let endpoint =
             Endpoint::from_shared(format!("http://{address}")).map_err(|error| CallError::InvalidRequest {
-                field: "source_address",
+                field: "source_address".into(),
                 message: format!("is {address}: {error}"),
             })?;
         let channel = http2::client(endpoint.connect_timeout(CONNECT_TIMEOUT))
@@ -67,7 +67,10 @@ pub struct Fetch {
 /// # Errors
 /// [`CallError::InvalidRequest`], or [`CallError::LeaseExpired`] when the lease was fenced already.
 pub fn prepare(sidecar: &Sidecar, request: FetchRequest, context: Context) -> Result<Fetch, CallError> {
-    let invalid = |field, message: String| CallError::InvalidRequest { field, message };
+    let invalid = |field: &'static str, message: String| CallError::InvalidRequest {
+        field: field.into(),
+        message,
+    };
     let lease_id: LeaseId = ticket::id("lease_id", &request.lease_id)?;
     let tenant_scope = ticket::id("tenant_scope", &request.tenant_scope)?;
     let block_size = sidecar.frame_shape().block_size;
@@ -198,11 +201,6 @@ impl Receiving<'_> {
         });
         inject(context, pull.metadata_mut());
         let mut client = KvTransferServiceClient::new(channel).max_decoding_message_size(http2::MESSAGE_BYTES_MAX);
-        let mut stream = client
-            .pull(pull)
-            .await
-            .map_err(|status| CallError::from_status(&status))?
-            .into_inner();
         let stall_ms = if request.stall_timeout_ms == 0 {
             STALL_TIMEOUT_DEFAULT_MS
         } else {
@@ -210,9 +208,14 @@ impl Receiving<'_> {
         };
         let stall = Duration::from_millis(stall_ms.into());
 
-        let Kind::Header(header) = self.next(&mut stream, None).await? else {
+        let answered = tokio::time::timeout(stall, client.pull(pull))
+            .await
+            .map_err(|_| self.stalled(stall))?;
+        let mut stream = answered.map_err(|status| CallError::from_status(&status))?.into_inner();
+        let Kind::Header(header) = self.next(&mut stream, Some(stall)).await? else {
             return Err(CallError::Internal("the source began without a header".into()));
         };
+        self.last = Instant::now();
         if header
             .layout
             .as_ref()
@@ -223,7 +226,8 @@ impl Receiving<'_> {
             ));
         }
         loop {
-            // Before the first frame the source may queue; HTTP/2 pings tell whether it lives. After it, silence is a stall.
+            // The header comes at once. Before the first frame the prompt may queue; HTTP/2 pings tell whether the source lives. After
+            // it, silence is a stall.
             let limit = (self.frames > 0).then_some(stall);
             match self.next(&mut stream, limit).await? {
                 Kind::Header(_) => return Err(CallError::Internal("the source sent a second header".into())),
@@ -256,17 +260,19 @@ impl Receiving<'_> {
         }
     }
 
+    fn stalled(&self, limit: Duration) -> CallError {
+        let (after, limit_ms) = (self.next_token, limit.as_millis());
+        CallError::Unavailable(format!(
+            "nothing came for {limit_ms} ms after token {after}; the source stalls"
+        ))
+    }
+
     async fn next(&self, stream: &mut Streaming<PullResponse>, limit: Option<Duration>) -> Result<Kind, CallError> {
         let message = match limit {
             None => stream.message().await,
-            Some(limit) => tokio::time::timeout(limit, stream.message()).await.map_err(|_| {
-                let message = format!(
-                    "no frame for {} ms after token {}; the source stalls",
-                    limit.as_millis(),
-                    self.next_token
-                );
-                CallError::Unavailable(message)
-            })?,
+            Some(limit) => tokio::time::timeout(limit, stream.message())
+                .await
+                .map_err(|_| self.stalled(limit))?,
         };
         match message.map_err(|status| CallError::from_status(&status))? {
             Some(PullResponse { kind: Some(kind) }) => Ok(kind),

@@ -120,7 +120,16 @@ impl KernelService for WorkerFacing {
                 request.token_count
             );
             return Err(CallError::InvalidRequest {
-                field: "block_ids",
+                field: "block_ids".into(),
+                message,
+            }
+            .into());
+        }
+        let block_count = self.sidecar.pool.block_count();
+        if let Some(block) = request.block_ids.iter().find(|block| **block >= block_count) {
+            let message = format!("names block {block} of {block_count}");
+            return Err(CallError::InvalidRequest {
+                field: "block_ids".into(),
                 message,
             }
             .into());
@@ -224,11 +233,11 @@ async fn forward_steps(
                 };
                 if request.step_id != expected_step {
                     let message = format!("is {}; {expected_step} is next", request.step_id);
-                    return Err(CallError::InvalidRequest { field: "step_id", message });
+                    return Err(CallError::InvalidRequest { field: "step_id".into(), message });
                 }
                 if unanswered == UNANSWERED_MAX {
                     let message = format!("comes while {UNANSWERED_MAX} steps are unanswered; wait for an answer");
-                    return Err(CallError::InvalidRequest { field: "step_id", message });
+                    return Err(CallError::InvalidRequest { field: "step_id".into(), message });
                 }
                 expected_step += 1;
                 unanswered += 1;
@@ -240,7 +249,7 @@ async fn forward_steps(
             Some(answered) = answers.recv() => {
                 unanswered -= 1;
                 let response = response_to_wire(answered)
-                    .map_err(|error| CallError::InvalidRequest { field: "step", message: error.to_string() })?;
+                    .map_err(|error| CallError::InvalidRequest { field: "step".into(), message: error.to_string() })?;
                 if sender.send(Ok(response)).await.is_err() {
                     return Ok(());
                 }

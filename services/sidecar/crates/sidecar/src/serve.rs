@@ -59,7 +59,7 @@ pub fn load_engine(flags: &EngineFlags, progress: &mut dyn FnMut(u64, u64)) -> R
 /// Whatever keeps it from starting.
 pub fn serve(flags: ServeFlags) -> Result<(), Fatal> {
     let key = read_ticket_key()?;
-    exit_with_stdin();
+    exit_with_stdin(flags.socket.clone());
     let mut last = Instant::now();
     let engine = load_engine(&flags.engine, &mut |done_bytes, total_bytes| {
         if last.elapsed() > Duration::from_millis(200) || done_bytes == total_bytes {
@@ -100,6 +100,7 @@ async fn run(flags: ServeFlags, key: TicketKey, engine: Engine) -> Result<(), Fa
         transfer_address: transfer_address.clone(),
     };
     let device = start_device(engine, Arc::clone(&exports), stats, telemetry.clone())?;
+    let device_thread = device.clone();
     let worker_facing = WorkerFacing {
         sidecar: Arc::clone(&sidecar),
         device,
@@ -137,6 +138,7 @@ async fn run(flags: ServeFlags, key: TicketKey, engine: Engine) -> Result<(), Fa
             Some(Ok(Err(error))) => Err(format!("a server ended: {error}").into()),
             _ => Err("a server ended".into()),
         },
+        () = device_thread.closed() => Err("the device thread ended; its message is above".into()),
         _ = terminate.recv() => Ok(()),
         // A terminal's Ctrl-C reaches the whole group; the worker says when to stop.
         () = ignore_interrupts() => Ok(()),
@@ -179,11 +181,12 @@ fn read_ticket_key() -> Result<TicketKey, Fatal> {
 }
 
 /// The worker holds stdin open as long as it lives.
-fn exit_with_stdin() {
-    std::thread::spawn(|| {
+fn exit_with_stdin(socket: PathBuf) {
+    std::thread::spawn(move || {
         let mut buffer = [0; 256];
         let mut stdin = std::io::stdin().lock();
         while stdin.read(&mut buffer).is_ok_and(|count| count > 0) {}
+        let _ = std::fs::remove_file(socket);
         std::process::exit(0);
     });
 }

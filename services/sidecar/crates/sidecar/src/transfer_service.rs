@@ -8,8 +8,8 @@ use bytes::Bytes;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::{Span as _, Status as SpanStatus, Tracer};
 use tokio::sync::mpsc;
-use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -45,6 +45,8 @@ impl KvTransferService for TransferService {
             }
         };
         let (sender, receiver) = mpsc::channel(FRAMES_BUFFERED);
+        // How it failed goes behind the frames, without waiting for a puller that reads no more.
+        let (failure, failed) = mpsc::channel(1);
         let sidecar = Arc::clone(&self.0);
         tokio::spawn(async move {
             let _running = GaugeGuard::new(&sidecar.stats.pulls_running);
@@ -61,18 +63,20 @@ impl KvTransferService for TransferService {
             if let Err(error) = outcome {
                 span.set_status(SpanStatus::error(error.to_string()));
                 // Nobody listens when the puller closed the stream, which is how it cancels.
-                let _ = pull.sender.send(Err(error.into())).await;
+                let _ = failure.try_send(Err(error.into()));
             }
             span.end();
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(Box::pin(
+            ReceiverStream::new(receiver).chain(ReceiverStream::new(failed)),
+        )))
     }
 }
 
 /// Whether the ticket opens an export that holds the range.
 fn admit(sidecar: &Sidecar, request: &PullRequest) -> Result<Arc<Export>, CallError> {
     let ticket = request.ticket.as_ref().ok_or(CallError::InvalidRequest {
-        field: "ticket",
+        field: "ticket".into(),
         message: "is missing".into(),
     })?;
     let claims = sidecar.ticket_key.verify(ticket, sidecar.epoch, unix_ms())?;
@@ -85,7 +89,7 @@ fn admit(sidecar: &Sidecar, request: &PullRequest) -> Result<Arc<Export>, CallEr
     }
     if request.level() != CodecLevel::Raw {
         return Err(CallError::InvalidRequest {
-            field: "level",
+            field: "level".into(),
             message: format!("is {}; use RAW", request.level),
         });
     }
@@ -103,7 +107,7 @@ fn admit(sidecar: &Sidecar, request: &PullRequest) -> Result<Arc<Export>, CallEr
     {
         let message = format!("{begin}..{end} is not a range that begins on a block within the granted {granted:?}");
         return Err(CallError::InvalidRequest {
-            field: "token_begin",
+            field: "token_begin".into(),
             message,
         });
     }
@@ -147,10 +151,11 @@ impl Serving<'_> {
             while sent < ready {
                 for range in shape.block_frames(sent, ready) {
                     let frame = self.frame(&range, std::mem::take(&mut wait_nanos))?;
-                    self.bytes += frame.data.len() as u64;
-                    self.frames += 1;
-                    add(&self.sidecar.stats.kv_bytes_sent, frame.data.len() as u64);
+                    let bytes = frame.data.len() as u64;
                     self.send(Kind::Frame(frame)).await?;
+                    self.bytes += bytes;
+                    self.frames += 1;
+                    add(&self.sidecar.stats.kv_bytes_sent, bytes);
                 }
                 sent = ready.min(sent - sent % shape.block_size + shape.block_size);
             }
@@ -198,11 +203,14 @@ impl Serving<'_> {
         })
     }
 
+    /// Waits while the puller is slower, but not longer than the lease lives.
     async fn send(&self, kind: Kind) -> Result<(), CallError> {
-        self.sender
-            .send(Ok(PullResponse { kind: Some(kind) }))
-            .await
-            .map_err(|_| gone())
+        let mut progress = self.export.follow();
+        tokio::select! {
+            biased;
+            sent = self.sender.send(Ok(PullResponse { kind: Some(kind) })) => sent.map_err(|_| gone()),
+            _ = progress.wait_for(|progress| progress.closed) => Err(closed()),
+        }
     }
 }
 

@@ -1,0 +1,28 @@
+//! The sidecar of a Kvasir worker: holds a model and its KV on one device, runs steps, and moves KV between sidecars.
+//!
+//! Two services over one shared state ([`state::Sidecar`]): the worker's ([`kernel_service`], on a Unix socket) and other sidecars'
+//! ([`transfer_service`], on TCP). One thread owns the engine ([`device`]).
+#![forbid(unsafe_code)]
+
+pub mod bench_engine;
+pub mod bench_pull;
+pub mod cli;
+pub mod device;
+pub mod errors;
+pub mod exports;
+pub mod fetch;
+pub mod fetches;
+pub mod frames;
+pub mod generate;
+pub mod http2;
+pub mod inspect;
+pub mod kernel_service;
+pub mod memory;
+pub mod plan_from_wire;
+pub mod proto;
+pub mod serve;
+pub mod state;
+pub mod stats;
+pub mod telemetry;
+pub mod ticket;
+pub mod transfer_service;
