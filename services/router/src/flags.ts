@@ -1,0 +1,64 @@
+import { defineOptions } from "@kvasir/config";
+
+export const ROUTER_FLAGS = defineOptions("kvasir-router", "places requests on workers", {
+  id: {
+    type: "string",
+    env: "KVASIR_ID",
+    help: "Name of this router, unique in the cluster. Default: router, host name and process id.",
+  },
+  redisUrl: {
+    type: "string",
+    env: "KVASIR_REDIS_URL",
+    default: "redis://127.0.0.1:6379",
+    help: "Redis with membership.",
+  },
+  cluster: { type: "string", env: "KVASIR_CLUSTER", default: "local", help: "Cluster to join." },
+  listen: { type: "address", env: "KVASIR_LISTEN", default: "127.0.0.1:0", help: "gRPC address." },
+  adminListen: {
+    type: "address",
+    env: "KVASIR_ADMIN_LISTEN",
+    default: "127.0.0.1:0",
+    help: "HTTP address of probes, metrics and traces.",
+  },
+  advertiseHost: {
+    type: "string",
+    env: "KVASIR_ADVERTISE_HOST",
+    help: "Host that others reach this one by. Default: the hosts of the listen addresses.",
+  },
+  queueMax: {
+    type: "integer",
+    env: "KVASIR_QUEUE_MAX",
+    default: 1024,
+    min: 0,
+    help: "Requests that may wait for room. Larger: longer waits before a refusal; smaller: bursts are refused.",
+  },
+  queueTimeoutMs: {
+    type: "integer",
+    env: "KVASIR_QUEUE_TIMEOUT_MS",
+    default: 30_000,
+    min: 1,
+    help: "Longest wait for room before a request is refused as overloaded.",
+  },
+  noWorkerGraceMs: {
+    type: "integer",
+    env: "KVASIR_NO_WORKER_GRACE_MS",
+    default: 5_000,
+    min: 0,
+    help: "Longest wait for a capable worker while none is attached, so that a restart fails no request.",
+  },
+  workerSilenceMaxMs: {
+    type: "integer",
+    env: "KVASIR_WORKER_SILENCE_MAX_MS",
+    default: 5_000,
+    min: 1_500,
+    help: "A worker without a report for this long is not placed on. Larger: requests go to the dead; smaller: a pause looks like death.",
+  },
+  kvBytesPerSecond: {
+    type: "bytes",
+    env: "KVASIR_KV_BYTES_PER_SECOND",
+    default: "500MB",
+    min: 1,
+    help: "KV bandwidth between two workers, for predictions. Larger: split placements look cheaper.",
+  },
+  parentWatch: { type: "boolean", env: "KVASIR_PARENT_WATCH", help: "End when stdin reaches its end." },
+});

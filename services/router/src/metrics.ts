@@ -1,0 +1,114 @@
+import type { PlacementDecision, RouterState } from "@kvasir/core";
+import { Counter, Gauge, Histogram, type Registry } from "prom-client";
+
+const WAIT_BUCKETS_S = [0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
+
+export interface RouterMetrics {
+  placed(decision: PlacementDecision): void;
+  rejected(reason: string): void;
+  retried(): void;
+  workerLost(): void;
+  streamRefused(): void;
+  /** Time the router needed to take in one request: to place it, or to find that it must wait. */
+  decided(seconds: number): void;
+}
+
+export function registerMetrics(registry: Registry, state: RouterState): RouterMetrics {
+  const registers = [registry];
+  const placements = new Counter({
+    name: "kvasir_router_placements_total",
+    help: "Requests placed, by mode; a retry counts again.",
+    labelNames: ["mode"],
+    registers,
+  });
+  for (const mode of ["aggregated", "split"]) placements.inc({ mode }, 0);
+  const rejections = new Counter({
+    name: "kvasir_router_rejected_total",
+    help: "Requests refused, by reason.",
+    labelNames: ["reason"],
+    registers,
+  });
+  for (const reason of ["overloaded", "unavailable", "invalid_request"]) rejections.inc({ reason }, 0);
+  const retries = new Counter({
+    name: "kvasir_router_retries_total",
+    help: "Requests that asked for another placement.",
+    registers,
+  });
+  const lost = new Counter({
+    name: "kvasir_router_workers_lost_total",
+    help: "Times that an attached worker went silent.",
+    registers,
+  });
+  const refused = new Counter({
+    name: "kvasir_router_attach_refused_total",
+    help: "Attach streams ended for an old epoch or a gap.",
+    registers,
+  });
+  const decisions = new Histogram({
+    name: "kvasir_router_place_seconds",
+    help: "Time to take in one request: to place it, or to find that it must wait.",
+    buckets: [5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2],
+    registers,
+  });
+  const waits = new Histogram({
+    name: "kvasir_router_queue_wait_seconds",
+    help: "Wait of placed requests for room.",
+    buckets: WAIT_BUCKETS_S,
+    registers,
+  });
+  const predictions = new Histogram({
+    name: "kvasir_router_predicted_ttft_seconds",
+    help: "Predicted time to first token of placed requests.",
+    buckets: WAIT_BUCKETS_S,
+    registers,
+  });
+  new Gauge({
+    name: "kvasir_router_queued",
+    help: "Requests waiting for a placement.",
+    registers,
+    collect() {
+      this.set(state.queuedCount);
+    },
+  });
+  new Gauge({
+    name: "kvasir_router_placed",
+    help: "Requests placed and not ended.",
+    registers,
+    collect() {
+      this.set(state.placedCount);
+    },
+  });
+  new Gauge({
+    name: "kvasir_router_workers",
+    help: "Attached workers, by role and whether they report.",
+    labelNames: ["role", "state"],
+    registers,
+    collect() {
+      this.reset();
+      for (const role of ["prefill", "decode", "mixed"]) this.set({ role, state: "live" }, 0);
+      for (const { facts, isLost } of state.workers()) this.inc({ role: facts.role, state: isLost ? "lost" : "live" });
+    },
+  });
+  new Gauge({
+    name: "kvasir_router_reserved_blocks",
+    help: "Blocks promised to live requests on the attached workers.",
+    registers,
+    collect() {
+      let blockCount = 0;
+      for (const { facts, epoch } of state.workers()) blockCount += state.reserved(facts.workerId, epoch).blockCount;
+      this.set(blockCount);
+    },
+  });
+  return {
+    placed(decision) {
+      placements.inc({ mode: decision.candidates[0].mode });
+      waits.observe(decision.waitedMs / 1_000);
+      predictions.observe(decision.predictedTtftMs / 1_000);
+    },
+    rejected: (reason) => rejections.inc({ reason }),
+    retried: () => retries.inc(),
+    workerLost: () => lost.inc(),
+    streamRefused: () => refused.inc(),
+    decided: (seconds) => decisions.observe(seconds),
+  };
+}

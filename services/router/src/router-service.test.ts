@@ -1,0 +1,279 @@
+import { nanosFromMs, PREDICTION_DEFAULTS } from "@kvasir/core";
+import { PlacementMode, RouterService } from "@kvasir/proto";
+import { createServer, type RpcServer } from "@kvasir/rpc";
+import { type SpanRecord, startTelemetry, type Telemetry } from "@kvasir/telemetry";
+import { context, trace } from "@opentelemetry/api";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { Router } from "./router.ts";
+import { routerService } from "./router-service.ts";
+import { eventually, FakePeers } from "./testing/fake-peers.ts";
+
+let telemetry: Telemetry;
+let router: Router;
+let server: RpcServer;
+let peers: FakePeers;
+
+async function start(queueMax = 8): Promise<void> {
+  telemetry = startTelemetry({ service: "router", instanceId: "router-0", logLevel: "silent" });
+  router = new Router(
+    {
+      queueMax,
+      queueTimeout: nanosFromMs(600),
+      noWorkerGrace: nanosFromMs(300),
+      positionInterval: nanosFromMs(50),
+      view: { silenceMax: nanosFromMs(60_000), returnGrace: nanosFromMs(300) },
+      prediction: PREDICTION_DEFAULTS,
+    },
+    telemetry.registry,
+    telemetry.logger,
+  );
+  server = createServer();
+  server.add(RouterService, routerService(router, telemetry.tracer));
+  peers = new FakePeers(await server.listen("127.0.0.1:0"));
+}
+
+async function stop(): Promise<void> {
+  peers.close();
+  await server.close(0);
+  router.close();
+  await telemetry.close();
+}
+
+beforeEach(() => start());
+afterEach(async () => {
+  // Whatever a test did, once its streams are gone nothing is held.
+  peers.close();
+  await server.close(0);
+  await eventually(() => router.state.placedCount === 0 && router.state.queuedCount === 0);
+  await eventually(() => router.state.workers().length === 0);
+  await stop();
+});
+
+async function up(...workerIds: string[]) {
+  return Promise.all(workerIds.map((workerId) => peers.worker(workerId).hello().load().settled()));
+}
+
+test("a request is placed on a pair, its stream stays open, and its end frees what it held", async () => {
+  await up("p0", "d0");
+  const request = peers.request(100, 20);
+  const placement = await request.placed();
+  expect(placement).toMatchObject({
+    mode: PlacementMode.SPLIT,
+    prefill: { workerId: "p0", epoch: 1n, address: "p0.test:1" },
+    decode: { workerId: "d0", epoch: 1n, address: "d0.test:1" },
+    predictedTtftMs: expect.closeTo(102, 0),
+    predictedTbtMs: 10,
+    reason: expect.stringMatching(/^split on p0 → d0: TTFT 102 ms = .*the only candidate$/),
+  });
+  expect(router.state.reserved("p0", 1).blockCount).toBe(4);
+  request.firstToken();
+  await eventually(() => router.state.reserved("p0", 1).blockCount === 0);
+  expect(router.state.reserved("d0", 1).blockCount).toBe(4);
+  request.stream.end();
+  expect(await request.ended).toBeUndefined();
+  await eventually(() => router.state.placedCount === 0);
+});
+
+test("when full it queues, says the position, and places in order as streams end or are cancelled", async () => {
+  await up("m0");
+  const first = peers.request(300, 20);
+  await first.placed();
+  const second = await peers.request(300, 20).queued();
+  const third = await peers.request(300, 20).queued();
+  expect([second.positions, third.positions]).toEqual([[0], [1]]);
+  first.stream.cancel();
+  expect((await second.placed()).mode).toBe(PlacementMode.AGGREGATED);
+  await eventually(() => third.positions.at(-1) === 0);
+  expect(third.placements).toEqual([]);
+  second.stream.end();
+  await third.placed();
+});
+
+test("a request cancelled in the queue is gone from it", async () => {
+  await up("m0");
+  await peers.request(300, 20).placed();
+  const waiting = await peers.request(300, 20).queued();
+  waiting.stream.cancel();
+  await eventually(() => router.state.queuedCount === 0);
+});
+
+test("a wait without room ends as overloaded, with a time to come back; a full queue refuses at once", async () => {
+  await stop();
+  await start(1);
+  await up("m0");
+  await peers.request(300, 20).placed();
+  const waiting = await peers.request(300, 20).queued();
+  const refused = await peers.request(300, 20).ended;
+  expect(refused).toMatchObject({ reason: "overloaded", message: "1 requests wait already, the most that may" });
+  expect(refused?.retryAfterMs).toBeGreaterThan(0);
+  const timedOut = await waiting.ended;
+  expect(timedOut).toMatchObject({
+    reason: "overloaded",
+    message: expect.stringMatching(/^waited 6\d\d ms for room; /),
+  });
+  const metrics = await telemetry.registry.metrics();
+  expect(metrics).toContain('kvasir_router_rejected_total{reason="overloaded"} 2');
+  expect(metrics).toContain('kvasir_router_placements_total{mode="aggregated"} 1');
+  expect(metrics).toContain("kvasir_router_placed 1");
+  expect(metrics).toContain("kvasir_router_reserved_blocks 10");
+  expect(metrics).toContain('kvasir_router_workers{role="mixed",state="live"} 1');
+});
+
+test("without a capable worker it waits for the grace, then says unavailable; a worker that comes in time is used", async () => {
+  await up("p0");
+  const request = await peers.request(10, 10).queued();
+  expect(await request.ended).toMatchObject({
+    reason: "unavailable",
+    message: expect.stringContaining("no live decode or mixed worker attached"),
+    retryAfterMs: 300,
+  });
+  const patient = await peers.request(10, 10).queued();
+  await up("d0");
+  expect((await patient.placed()).decode?.workerId).toBe("d0");
+});
+
+test("a detached worker is out at once, and a retry goes elsewhere", async () => {
+  const [m0] = await up("m0", "m1");
+  const request = peers.request(100, 20);
+  expect((await request.placed()).decode?.workerId).toBe("m0");
+  m0?.goodbye();
+  expect(await m0?.ended).toBeUndefined();
+  await eventually(() => router.state.workers().length === 1);
+  request.retry("m0");
+  expect((await request.placed(2)).decode?.workerId).toBe("m1");
+  expect(router.state.reserved("m0", 1).blockCount).toBe(0);
+});
+
+test("a gap, an older epoch and a newer stream end an attach stream with stale_epoch", async () => {
+  const gap = peers.worker("d0", 5n).hello().load({}, 1n);
+  expect(await gap.ended).toMatchObject({ reason: "stale_epoch", message: "report of d0 has sequence 3 after 1" });
+  const current = await peers.worker("d0", 6n).hello().load().settled();
+  expect(await peers.worker("d0", 5n).hello().ended).toMatchObject({ reason: "stale_epoch" });
+  expect(current.acknowledged).toEqual([1, 2]);
+  const newer = await peers.worker("d0", 6n).hello().load().settled();
+  expect(await current.ended).toMatchObject({
+    reason: "stale_epoch",
+    message: "a newer stream of this worker has taken over",
+  });
+  expect(router.state.workers()).toHaveLength(1);
+  newer.stream.cancel();
+  await eventually(() => router.state.workers().length === 0);
+  expect(await peers.worker("d1").load().ended).toMatchObject({ reason: "stale_epoch" });
+});
+
+test.each([
+  [{ role: 0 }, "hello.role"],
+  [{ workerId: "" }, "hello.worker_id"],
+  [{ model: "x".repeat(257) }, "hello.model"],
+  [{ blockCount: 0 }, "hello.block_count"],
+  [{ layout: undefined }, "hello.layout"],
+  [{ layout: { dtype: 1, blockSize: 48, fingerprint: new Uint8Array(16) } }, "hello.layout.block_size"],
+  [{ layout: { dtype: 9, blockSize: 32, fingerprint: new Uint8Array(16) } }, "hello.layout.dtype"],
+  [{ layout: { dtype: 1, blockSize: 32, fingerprint: new Uint8Array(3) } }, "hello.layout.fingerprint"],
+] as const)("a hello with %j is refused by the field", async (extra, field) => {
+  const worker = peers.worker("d0").hello(extra as Parameters<ReturnType<FakePeers["worker"]>["hello"]>[0]);
+  expect(await worker.ended).toMatchObject({ reason: "invalid_request", field });
+  expect(router.state.workers()).toEqual([]);
+});
+
+test("hostile loads only make a worker look slow or full", async () => {
+  const [worker] = await up("m0");
+  await worker
+    ?.load({ freeBlocks: 4_294_967_295, prefillTokensPerSecond: Number.NaN, decodeStepMs: Number.NEGATIVE_INFINITY })
+    .settled();
+  const placement = await peers.request(100, 20).placed();
+  expect(placement).toMatchObject({ predictedTtftMs: expect.closeTo(200, 0), predictedTbtMs: 50 });
+});
+
+test.each([
+  ["an unknown model", { model: "huge" }, "model", 'model "huge" is not served here; use tiny'],
+  ["no model", { model: "" }, "start.model", "start.model has 0 characters; use 1 to 256"],
+  ["no prompt", { promptTokenCount: 0 }, "prompt_token_count", "the prompt has no tokens; send at least one"],
+  ["no output", { maxTokens: 0 }, "max_tokens", "max_tokens is 0; use at least 1"],
+  [
+    "too much",
+    { maxTokens: 4_294_967_295 },
+    "max_tokens",
+    expect.stringContaining("exceed the context of 320; use max_tokens 310 or less"),
+  ],
+  [
+    "a wrong scope",
+    { tenantScope: new Uint8Array(3) },
+    "start.tenant_scope",
+    "the tenant scope has 3 bytes; it has 16",
+  ],
+])("a request with %s is invalid", async (_, extra, field, message) => {
+  await up("m0");
+  expect(await peers.request(10, 10, extra).ended).toMatchObject({ reason: "invalid_request", field, message });
+});
+
+test("messages out of order are invalid, and free what was held", async () => {
+  await up("m0");
+  const twice = peers.request(10, 10);
+  await twice.placed();
+  twice.stream.write({ kind: { case: "start", value: { requestId: "r", model: "tiny" } } });
+  expect(await twice.ended).toMatchObject({ reason: "invalid_request", field: "start" });
+  await eventually(() => router.state.placedCount === 0);
+  const empty = peers.client.place();
+  const failed = new Promise<Error>((resolve) => empty.on("error", resolve));
+  empty.write({});
+  expect((await failed).message).toContain("the message is empty");
+});
+
+test("the cluster is described as it is, with why it is not ready", async () => {
+  expect(await peers.client.describeCluster({})).toMatchObject({
+    ready: false,
+    notReadyReason: "no worker is attached",
+  });
+  await up("d0");
+  expect(await peers.client.describeCluster({})).toMatchObject({
+    ready: false,
+    notReadyReason: "no prefill or mixed worker is attached",
+  });
+  await up("p0");
+  const request = peers.request(100, 20);
+  await request.placed();
+  expect(await peers.client.describeCluster({})).toMatchObject({
+    ready: true,
+    queued: 0,
+    placed: 1,
+    workers: [
+      { hello: { workerId: "d0", adminAddress: "d0.test:2" }, epoch: 1n, load: { freeBlocks: 11 } },
+      { hello: { workerId: "p0" } },
+    ],
+  });
+});
+
+test("each placement is a span of the caller's trace, with candidates, scores and predictions", async () => {
+  await up("m0", "m1");
+  const root = telemetry.tracer.startSpan("gateway.request");
+  const { traceId, spanId } = root.spanContext();
+  const request = await context.with(trace.setSpan(context.active(), root), async () => peers.request(100, 20));
+  await request.placed();
+  request.retry("m0");
+  await request.placed(2);
+  const refused = context.with(trace.setSpan(context.active(), root), () => peers.request(10, 10, { model: "huge" }));
+  await refused.ended;
+  await eventually(() => telemetry.spans(traceId).length === 3);
+  const [first, second, third] = telemetry.spans(traceId) as [SpanRecord, SpanRecord, SpanRecord];
+  expect(first).toMatchObject({
+    name: "router.place",
+    parentSpanId: spanId,
+    instance: "router-0",
+    attributes: {
+      "kvasir.request_id": "r",
+      "kvasir.mode": "aggregated",
+      "kvasir.decode": "m0",
+      "kvasir.candidates": 2,
+      "kvasir.scores": "m0: 100.0 ms; m1: 100.0 ms",
+      "kvasir.predicted_ttft_ms": expect.closeTo(100, 0),
+      "kvasir.prompt_tokens": 100,
+    },
+  });
+  expect(second.attributes).toMatchObject({ "kvasir.decode": "m1", "kvasir.retry": 1 });
+  expect(third).toMatchObject({
+    error: expect.stringContaining('"huge" is not served'),
+    attributes: { "error.type": "invalid_request" },
+  });
+  root.end();
+});

@@ -1,0 +1,159 @@
+import { KvasirError, placementReadiness, type RequestKey, type RequestShape, type StreamId } from "@kvasir/core";
+import type { RouterService, WorkerHello } from "@kvasir/proto";
+import { contextFromMetadata, type Implementation, messages } from "@kvasir/rpc";
+import type { Tracer } from "@opentelemetry/api";
+import { PlaceSpan } from "./place-span.ts";
+import type { Router } from "./router.ts";
+import {
+  factsFromHello,
+  loadFromWire,
+  requestFromStart,
+  safeNumber,
+  wireFromDecision,
+  wireFromLoad,
+  wrong,
+} from "./wire.ts";
+
+type Service = Implementation<typeof RouterService>;
+type PlaceCall = Parameters<Service["place"]>[0];
+type AttachCall = Parameters<Service["attach"]>[0];
+
+/** `RouterService` over a `Router`. Each stream's end, however it comes, takes out what it stood for. */
+export function routerService(router: Router, tracer: Tracer): Service {
+  const hellos = new Map<StreamId, WorkerHello>();
+  return {
+    place: (call) => place(router, tracer, call),
+    attach: (call) => attach(router, hellos, call),
+    async describeCluster() {
+      const workers = router.state.workers();
+      const readiness = placementReadiness(workers);
+      return {
+        workers: workers.flatMap(({ streamId, epoch, load }) => {
+          const hello = hellos.get(streamId);
+          if (hello === undefined) return [];
+          return [{ hello, epoch: BigInt(epoch), ...(load === undefined ? {} : { load: wireFromLoad(load) }) }];
+        }),
+        queued: router.state.queuedCount,
+        placed: router.state.placedCount,
+        ready: readiness.ready,
+        notReadyReason: readiness.ready ? "" : readiness.reason,
+      };
+    },
+  };
+}
+
+async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<void> {
+  const parent = contextFromMetadata(call.metadata);
+  const end = endOf(call);
+  let asked: { readonly requestId: string; readonly request: RequestShape } | undefined;
+  let span: PlaceSpan | undefined;
+  let retryCount = 0;
+  const key: RequestKey = router.openRequest({
+    queued(position) {
+      span?.queued(position);
+      call.write({ kind: { case: "queued", value: { position } } });
+    },
+    placed(decision) {
+      span?.placed(decision);
+      span = undefined;
+      call.write({ kind: { case: "placed", value: wireFromDecision(decision) } });
+    },
+    fail: end.fail,
+  });
+
+  const read = async (): Promise<void> => {
+    for await (const { kind } of messages(call)) {
+      switch (kind.case) {
+        case "start": {
+          if (asked !== undefined) throw wrong("start", "start came twice; it is sent once, first");
+          const request = requestFromStart(kind.value);
+          asked = { requestId: kind.value.requestId, request };
+          span = new PlaceSpan(tracer, parent, asked.requestId, request, retryCount);
+          router.apply({ kind: "RequestArrived", key, request });
+          break;
+        }
+        case "retry":
+          if (asked === undefined) throw wrong("retry", "retry came before start");
+          span ??= new PlaceSpan(tracer, parent, asked.requestId, asked.request, ++retryCount);
+          router.apply({ kind: "RequestRetried", key, excludedWorkerIds: kind.value.excludedWorkerIds });
+          break;
+        case "firstToken":
+          if (asked === undefined) throw wrong("first_token", "first_token came before start");
+          router.apply({ kind: "FirstTokenArrived", key });
+          break;
+        case undefined:
+          throw wrong("kind", "the message is empty; send start, retry or first_token");
+      }
+    }
+  };
+  try {
+    await Promise.race([read(), end.reached]);
+  } catch (error) {
+    span?.failed(error);
+    span = undefined;
+    throw error;
+  } finally {
+    span?.failed(new KvasirError({ reason: "cancelled", message: "the caller left before a placement" }));
+    router.closeRequest(key);
+  }
+}
+
+async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: AttachCall): Promise<void> {
+  const end = endOf(call);
+  const streamId = router.openWorker({
+    acknowledge: (sequence) => void call.write({ acknowledgedSequence: BigInt(sequence) }),
+    fail: end.fail,
+  });
+  let workerId = "unknown";
+  let farewell = "its stream ended";
+
+  const read = async (): Promise<void> => {
+    for await (const { epoch: wireEpoch, sequence: wireSequence, kind } of messages(call)) {
+      if (kind.case === "goodbye") {
+        farewell = "it said goodbye";
+        return;
+      }
+      const epoch = safeNumber("epoch", wireEpoch);
+      const sequence = safeNumber("sequence", wireSequence);
+      switch (kind.case) {
+        case "hello": {
+          const facts = factsFromHello(kind.value);
+          workerId = facts.workerId;
+          hellos.set(streamId, kind.value);
+          router.apply({ kind: "WorkerAttached", streamId, epoch, sequence, facts });
+          router.log.info(
+            { workerId, epoch, role: facts.role, model: facts.model, address: facts.address },
+            "a worker attached",
+          );
+          break;
+        }
+        case "load":
+          router.apply({ kind: "WorkerReported", streamId, epoch, sequence, load: loadFromWire(kind.value) });
+          break;
+        case undefined:
+          throw wrong("kind", "the message is empty; send hello, load or goodbye");
+      }
+    }
+  };
+  try {
+    await Promise.race([read(), end.reached]);
+  } catch (error) {
+    farewell = error instanceof Error ? error.message : String(error);
+    throw error;
+  } finally {
+    router.closeWorker(streamId);
+    hellos.delete(streamId);
+    router.log.info({ workerId, farewell }, "a worker left");
+  }
+}
+
+/** The end that does not come by reading: the peer's cancel (a clean end, nobody listens any more), or a failure of ours. */
+function endOf(call: PlaceCall | AttachCall): { readonly reached: Promise<void>; fail(error: KvasirError): void } {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  // It may fail before anybody waits for it.
+  promise.catch(() => undefined);
+  call.once("cancelled", () => resolve());
+  call.once("close", () => resolve());
+  if (call.cancelled) resolve();
+  return { reached: promise, fail: reject };
+}

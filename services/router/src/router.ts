@@ -1,0 +1,123 @@
+import {
+  type Instant,
+  KvasirError,
+  type PlacementDecision,
+  type RequestKey,
+  type RouterEffect,
+  type RouterEvent,
+  type RouterOptions,
+  RouterState,
+  type StreamId,
+  unreachable,
+} from "@kvasir/core";
+import type { Registry } from "prom-client";
+import { type RouterMetrics, registerMetrics } from "./metrics.ts";
+
+/** How often deadlines are looked at; they are kept to this. */
+const TICK_MS = 50;
+
+export interface RouterLog {
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+}
+
+/** What a request's stream does with the router's answers. */
+export interface RequestSink {
+  queued(position: number): void;
+  placed(decision: PlacementDecision): void;
+  /** Ends the stream. */
+  fail(error: KvasirError): void;
+}
+
+/** What a worker's stream does with the router's answers. */
+export interface WorkerSink {
+  acknowledge(sequence: number): void;
+  /** Ends the stream. */
+  fail(error: KvasirError): void;
+}
+
+/** The shell around `RouterState`: gives it events and the time, and hands its effects to the streams they are for. */
+export class Router {
+  readonly state: RouterState;
+  readonly metrics: RouterMetrics;
+  readonly log: RouterLog;
+  readonly #requests = new Map<RequestKey, RequestSink>();
+  readonly #workers = new Map<StreamId, WorkerSink>();
+  readonly #timer: NodeJS.Timeout;
+  #keys = 0;
+
+  constructor(options: RouterOptions, registry: Registry, log: RouterLog) {
+    this.state = new RouterState(options);
+    this.metrics = registerMetrics(registry, this.state);
+    this.log = log;
+    this.#timer = setInterval(() => this.apply({ kind: "Ticked" }), TICK_MS);
+  }
+
+  /** Ends every stream in a way that callers tell from a cancel: they go on elsewhere, or without a router. */
+  close(): void {
+    clearInterval(this.#timer);
+    const error = new KvasirError({ reason: "unavailable", message: "the router is stopping; ask another" });
+    for (const sink of [...this.#requests.values(), ...this.#workers.values()]) sink.fail(error);
+  }
+
+  /** The answers for `key` go to `sink` until `closeRequest`. Keys are in the order of arrival. */
+  openRequest(sink: RequestSink): RequestKey {
+    const key = ++this.#keys as RequestKey;
+    this.#requests.set(key, sink);
+    return key;
+  }
+
+  closeRequest(key: RequestKey): void {
+    this.#requests.delete(key);
+    this.apply({ kind: "RequestEnded", key });
+  }
+
+  openWorker(sink: WorkerSink): StreamId {
+    const streamId = ++this.#keys;
+    this.#workers.set(streamId, sink);
+    return streamId;
+  }
+
+  closeWorker(streamId: StreamId): void {
+    this.#workers.delete(streamId);
+    this.apply({ kind: "WorkerLeft", streamId });
+  }
+
+  apply(event: RouterEvent): void {
+    const isDecision = event.kind === "RequestArrived" || event.kind === "RequestRetried";
+    if (event.kind === "RequestRetried") this.metrics.retried();
+    const startMs = performance.now();
+    const effects = this.state.apply(event, Math.round(startMs * 1e6) as Instant);
+    if (isDecision) this.metrics.decided((performance.now() - startMs) / 1_000);
+    for (const effect of effects) this.#carryOut(effect);
+  }
+
+  #carryOut(effect: RouterEffect): void {
+    switch (effect.kind) {
+      case "SendQueued":
+        this.#requests.get(effect.key)?.queued(effect.position);
+        break;
+      case "SendPlacement":
+        this.metrics.placed(effect.decision);
+        this.#requests.get(effect.key)?.placed(effect.decision);
+        break;
+      case "RejectRequest":
+        this.metrics.rejected(effect.reason);
+        this.#requests.get(effect.key)?.fail(new KvasirError(effect));
+        break;
+      case "AcknowledgeWorker":
+        this.#workers.get(effect.streamId)?.acknowledge(effect.sequence);
+        break;
+      case "RefuseWorker":
+        this.metrics.streamRefused();
+        this.#workers.get(effect.streamId)?.fail(new KvasirError({ reason: "stale_epoch", message: effect.message }));
+        break;
+      case "ReportLostWorker":
+        this.metrics.workerLost();
+        this.log.warn({ workerId: effect.workerId }, "a worker went silent; nothing is placed on it until it reports");
+        break;
+      default:
+        unreachable(effect);
+    }
+  }
+}

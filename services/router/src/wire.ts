@@ -1,0 +1,134 @@
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import {
+  type AttachedWorker,
+  KvasirError,
+  type PlacementDecision,
+  type ReportedLoad,
+  type RequestShape,
+  type WorkerFacts,
+  type WorkerRole,
+} from "@kvasir/core";
+import {
+  KvDtype,
+  PlacementMode,
+  type PlacementSchema,
+  type PlaceStart,
+  WorkerRole as WireRole,
+  type WorkerHello,
+  type WorkerLoad,
+  type WorkerLoadSchema,
+} from "@kvasir/proto";
+
+const TEXT_LENGTH_MAX = 256;
+const ROLES = new Map<WireRole, WorkerRole>([
+  [WireRole.PREFILL, "prefill"],
+  [WireRole.DECODE, "decode"],
+  [WireRole.MIXED, "mixed"],
+]);
+const DTYPE_BYTES = new Map<KvDtype, number>([
+  [KvDtype.F32, 4],
+  [KvDtype.F16, 2],
+  [KvDtype.BF16, 2],
+]);
+
+/** What a worker says of itself, checked: a wrong hello must not make a wrong placement. */
+export function factsFromHello(hello: WorkerHello): WorkerFacts {
+  const role = ROLES.get(hello.role);
+  const { layout } = hello;
+  if (role === undefined) throw wrong("hello.role", `role is ${hello.role}; use PREFILL, DECODE or MIXED`);
+  requireText("hello.worker_id", hello.workerId);
+  requireText("hello.address", hello.address);
+  requireText("hello.model", hello.model);
+  if (layout === undefined) throw wrong("hello.layout", "the KV layout is missing");
+  const dtypeBytes = DTYPE_BYTES.get(layout.dtype);
+  if (dtypeBytes === undefined) throw wrong("hello.layout.dtype", `dtype is ${layout.dtype}; use F32, F16 or BF16`);
+  if (![16, 32, 64].includes(layout.blockSize)) {
+    throw wrong("hello.layout.block_size", `block_size is ${layout.blockSize}; use 16, 32 or 64`);
+  }
+  if (layout.fingerprint.length !== 16) {
+    throw wrong("hello.layout.fingerprint", `the fingerprint has ${layout.fingerprint.length} bytes; it has 16`);
+  }
+  if (hello.blockCount < 1) throw wrong("hello.block_count", "the pool has no blocks");
+  if (hello.contextLength < 1) throw wrong("hello.context_length", "the context holds no token");
+  return {
+    workerId: hello.workerId,
+    role,
+    address: hello.address,
+    model: hello.model,
+    fingerprint: Buffer.from(layout.fingerprint).toString("hex"),
+    blockSize: layout.blockSize,
+    kvBytesPerToken: 2 * layout.layerCount * layout.kvHeadCount * layout.headSize * dtypeBytes,
+    blockCount: hello.blockCount,
+    contextLength: hello.contextLength,
+  };
+}
+
+/** Numbers that cannot be, such as a speed of NaN, count as not measured. */
+export function loadFromWire(load: WorkerLoad): ReportedLoad {
+  return {
+    freeBlockCount: load.freeBlocks,
+    runningCount: load.running,
+    waitingCount: load.waiting,
+    queuedPromptTokenCount: load.queuedPromptTokens,
+    contextTokenCount: Number(load.contextTokens),
+    prefillTokensPerSecond: measured(load.prefillTokensPerSecond),
+    decodeStepMs: measured(load.decodeStepMs),
+  };
+}
+
+export function wireFromLoad(load: ReportedLoad): MessageInitShape<typeof WorkerLoadSchema> {
+  return {
+    freeBlocks: load.freeBlockCount,
+    running: load.runningCount,
+    waiting: load.waitingCount,
+    queuedPromptTokens: load.queuedPromptTokenCount,
+    contextTokens: BigInt(load.contextTokenCount),
+    prefillTokensPerSecond: load.prefillTokensPerSecond,
+    decodeStepMs: load.decodeStepMs,
+  };
+}
+
+export function requestFromStart(start: PlaceStart): RequestShape {
+  requireText("start.request_id", start.requestId);
+  requireText("start.model", start.model);
+  const { length } = start.tenantScope;
+  if (length !== 0 && length !== 16)
+    throw wrong("start.tenant_scope", `the tenant scope has ${length} bytes; it has 16`);
+  return { model: start.model, promptTokenCount: start.promptTokenCount, maxTokens: start.maxTokens };
+}
+
+export function wireFromDecision(decision: PlacementDecision): MessageInitShape<typeof PlacementSchema> {
+  const { mode, prefill, decode } = decision.candidates[0];
+  return {
+    mode: mode === "split" ? PlacementMode.SPLIT : PlacementMode.AGGREGATED,
+    ...(prefill === undefined ? {} : { prefill: workerRef(prefill) }),
+    decode: workerRef(decode),
+    predictedTtftMs: decision.predictedTtftMs,
+    predictedTbtMs: decision.predictedTbtMs,
+    reason: decision.reason,
+  };
+}
+
+/** Epochs and sequences are counted one by one or are milliseconds; a number past 2^53 is none of ours. */
+export function safeNumber(field: string, value: bigint): number {
+  if (value < 1n || value > BigInt(Number.MAX_SAFE_INTEGER)) throw wrong(field, `${field} is ${value}; it starts at 1`);
+  return Number(value);
+}
+
+export function wrong(field: string, message: string): KvasirError {
+  return new KvasirError({ reason: "invalid_request", message, field });
+}
+
+function workerRef({ facts, epoch }: AttachedWorker) {
+  return { workerId: facts.workerId, epoch: BigInt(epoch), address: facts.address };
+}
+
+function requireText(field: string, text: string): void {
+  if (text.length < 1 || text.length > TEXT_LENGTH_MAX) {
+    throw wrong(field, `${field} has ${text.length} characters; use 1 to ${TEXT_LENGTH_MAX}`);
+  }
+}
+
+function measured(value: number): number {
+  return Number.isFinite(value) && value > 0 ? value : 0;
+}
