@@ -4,6 +4,9 @@
 //! row's result depend on that row's inputs only**, not on the batch it came in, on how a prompt was chunked, on threads, on block size, or
 //! on the instruction set. Sums run in one fixed order; see each kernel.
 
+// Loops over lanes, registers and tiles are written by index, as the formulas are.
+#![allow(clippy::needless_range_loop)]
+
 mod aligned;
 mod attention;
 mod batch;

@@ -8,7 +8,7 @@ pub(crate) const ROUND: f32 = 12_582_912.0;
 const EXP_MIN: f32 = -87.0;
 const EXP_MAX: f32 = 88.0;
 // ln 2 in two parts; the first has 9 trailing zero bits, so n · LN2_HIGH is exact for |n| < 2^9.
-const LN2_HIGH: f32 = 0.693_359_375;
+const LN2_HIGH: f32 = 355.0 / 512.0;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
 /// `e^x`, relative error below 3 · 2^-24 on `[-87, 88]`; outside, the value at the nearer end (so never 0, infinite, or, even for NaN

@@ -184,7 +184,7 @@ impl ThreadPool {
         shared.task_count.store(task_count, Ordering::Relaxed);
         shared.next_task.store(0, Ordering::Relaxed);
         let region = shared.state.load(Ordering::Relaxed) / REGION + 1;
-        shared.state.store(region * REGION | OPEN, Ordering::SeqCst);
+        shared.state.store((region * REGION) | OPEN, Ordering::SeqCst);
         shared.wake_sleepers();
         let close = CloseOnDrop(shared);
         shared.take_tasks(job);
