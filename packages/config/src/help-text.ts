@@ -5,7 +5,7 @@ const HELP_COLUMN = 34;
 
 /** The `--help` page: each option with its value, its meaning, its default and its environment variable. */
 export function helpText(name: string, summary: string, specs: OptionSpecs): string {
-  const lines = [`${name}: ${summary}`, "", `Usage: ${name} [options]`, "", "Options:"];
+  const lines = [`${name}: ${summary}`, "", `Usage: ${name}${positionals(specs)} [options]`, "", "Options:"];
   for (const [option, spec] of Object.entries(specs)) {
     const flag = `  ${flagFromName(option)}${placeholder(spec)}`;
     const wrapped = wrap(`${spec.help} ${notes(spec)}`, LINE_WIDTH - HELP_COLUMN);
@@ -16,6 +16,16 @@ export function helpText(name: string, summary: string, specs: OptionSpecs): str
   lines.push(`${"  --help".padEnd(HELP_COLUMN)}Show this page.`, "");
   lines.push("A flag wins over its environment variable, which wins over the default.");
   return `${lines.join("\n")}\n`;
+}
+
+function positionals(specs: OptionSpecs): string {
+  return Object.entries(specs)
+    .filter(([, spec]) => spec.positional === true)
+    .map(([name, { required }]) => {
+      const word = flagFromName(name).slice(2).toUpperCase();
+      return required === true ? ` ${word}` : ` [${word}]`;
+    })
+    .join("");
 }
 
 function placeholder(spec: OptionSpec): string {

@@ -8,6 +8,8 @@ export interface OptionSpec {
   /** As a person would type it, so that help shows it the same way. */
   readonly default?: string | number | boolean;
   readonly required?: boolean;
+  /** May also be given without its flag; several are filled in the order they are defined. */
+  readonly positional?: boolean;
   readonly choices?: readonly string[];
   /** Smallest and largest value of an integer or of bytes, both included. */
   readonly min?: number;

@@ -104,3 +104,15 @@ Options:
 A flag wins over its environment variable, which wins over the default.
 `);
 });
+
+test("positional options take bare values in their order, or their flags", () => {
+  const copy = defineOptions("copy", "copies", {
+    from: { type: "string", env: "FROM", positional: true, required: true, help: "Source." },
+    to: { type: "string", env: "TO", positional: true, help: "Target." },
+  });
+  expect(copy.parse(["a", "b"], {})).toEqual({ kind: "values", values: { from: "a", to: "b" } });
+  expect(copy.parse(["--from", "a", "b"], {})).toEqual({ kind: "values", values: { from: "a", to: "b" } });
+  expect(copy.parse(["a", "b", "c"], {}).kind).toBe("invalid");
+  expect(copy.parse(["a", "--from", "b"], {})).toEqual({ kind: "invalid", message: "--from is given twice" });
+  expect(copy.helpText).toContain("Usage: copy FROM [TO] [options]");
+});

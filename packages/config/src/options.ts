@@ -15,7 +15,10 @@ export interface Options<S extends OptionSpecs> {
   parse(argv: readonly string[], env: Readonly<Record<string, string | undefined>>): ParseOutcome<S>;
 }
 
-/** Describes the options of one program. `--name value`, `--name=value`, `--flag`, `--no-flag` and `--help` are understood. */
+/**
+ * Describes the options of one program. `--name value`, `--name=value`, `--flag`, `--no-flag` and `--help` are understood, and bare
+ * values for the options that are `positional`.
+ */
 export function defineOptions<const S extends OptionSpecs>(name: string, summary: string, specs: S): Options<S> {
   const text = helpText(name, summary, specs);
   return { name, helpText: text, parse: (argv, env) => parse(specs, text, argv, env) };
@@ -34,6 +37,11 @@ function parse<S extends OptionSpecs>(
   for (let index = 0; index < argv.length; index++) {
     const argument = argv[index] ?? "";
     if (!argument.startsWith("--")) {
+      const open = Object.keys(specs).find((name) => specs[name]?.positional === true && !texts.has(name));
+      if (open !== undefined) {
+        texts.set(open, { label: flagFromName(open), text: argument });
+        continue;
+      }
       return {
         kind: "invalid",
         message: `unexpected argument ${JSON.stringify(argument)}; every option starts with --`,
