@@ -13,8 +13,9 @@ use tokio::sync::mpsc;
 use tonic::transport::server::TcpIncoming;
 
 use crate::cli::BenchPull;
+use crate::connections::Connections;
 use crate::exports::{ExportTerms, Exports};
-use crate::fetch::{self, Connections};
+use crate::fetch;
 use crate::fetches::Fetches;
 use crate::http2;
 use crate::proto::kernel::{FetchRequest, FetchResponse};

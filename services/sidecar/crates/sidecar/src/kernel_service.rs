@@ -10,10 +10,11 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::connections::Connections;
 use crate::device::{DeviceAnswer, DeviceCommand, DeviceHandle};
 use crate::errors::CallError;
 use crate::exports::ExportTerms;
-use crate::fetch::{self, Connections};
+use crate::fetch;
 use crate::plan_from_wire::{plan_from_wire, response_to_wire};
 use crate::proto::kernel;
 use crate::proto::kernel::kernel_service_server::KernelService;

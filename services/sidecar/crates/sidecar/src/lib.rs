@@ -7,6 +7,7 @@
 pub mod bench_engine;
 pub mod bench_pull;
 pub mod cli;
+pub mod connections;
 pub mod device;
 pub mod errors;
 pub mod exports;
@@ -20,6 +21,7 @@ pub mod kernel_service;
 pub mod memory;
 pub mod plan_from_wire;
 pub mod proto;
+mod receiving;
 pub mod serve;
 pub mod state;
 pub mod stats;

@@ -16,9 +16,9 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::cli::{EngineFlags, ServeFlags};
+use crate::connections::Connections;
 use crate::device::start_device;
 use crate::exports::Exports;
-use crate::fetch::Connections;
 use crate::fetches::Fetches;
 use crate::http2;
 use crate::kernel_service::{Description, WorkerFacing};
