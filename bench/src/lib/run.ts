@@ -1,0 +1,48 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { join } from "node:path";
+import { REPOSITORY } from "./report.ts";
+
+/** The release binary, where `npm run bench` built it. */
+export const SIDECAR = join(
+  process.env.CARGO_TARGET_DIR ?? join(REPOSITORY, "services", "sidecar", "target"),
+  "release",
+  "kvasir-sidecar",
+);
+
+/** Runs a program to its end and answers with its stdout; what it says on stderr is shown when it fails. */
+export function output(command: string, args: readonly string[], onLine?: (line: string) => void): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"] });
+    let text = "";
+    let errors = "";
+    child.stdout.setEncoding("utf8").on("data", (chunk: string) => {
+      text += chunk;
+      for (const line of chunk.split("\n")) if (line !== "") onLine?.(line);
+    });
+    child.stderr.setEncoding("utf8").on("data", (chunk: string) => {
+      errors = (errors + chunk).slice(-4_000);
+    });
+    child.on("error", reject);
+    child.on("exit", (code) =>
+      code === 0 ? resolve(text) : reject(new Error(`${command} ended with ${code}: ${errors}`)),
+    );
+  });
+}
+
+/** Starts a program and answers with its first line of stdout; it ends with our stdin pipe. */
+export function startUntilLine(
+  command: string,
+  args: readonly string[],
+): Promise<{ line: string; child: ChildProcess }> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, { stdio: ["pipe", "pipe", "inherit"] });
+    let text = "";
+    child.stdout.setEncoding("utf8").on("data", (chunk: string) => {
+      text += chunk;
+      const end = text.indexOf("\n");
+      if (end >= 0) resolve({ line: text.slice(0, end), child });
+    });
+    child.on("error", reject);
+    child.on("exit", (code) => reject(new Error(`${command} ended with ${code} before it said anything`)));
+  });
+}
