@@ -37,14 +37,19 @@ test("a request is an indented tree with offsets, durations, bars, processes and
     span("02", "01", "router.place", "router-0", 1.25, 2, {
       attributes: { "kvasir.reason": "two words", "rpc.system": "grpc" },
     }),
-    span("03", "01", "decode.generate", "decode-0", 2.5, 239, { error: "the prefill worker is gone" }),
+    span("03", "01", "decode.generate", "decode-0", 2.5, 239, {
+      error: "the prefill worker is gone",
+      attributes: { "kvasir.why": "a sentence that is too long to stand on the line of its span", "kvasir.n": 1 },
+    }),
   ];
   expect(renderTimeline(spans)).toBe(`\
 trace 0af7651916cd43dd8448eb211c80319c: 5 spans of 4 processes in 240.0 ms
   start ms    took ms
-       0.0      240.0 |========================| gateway.request   gateway-0 gen_ai.request.model=tiny
+       0.0      240.0 |========================| gateway.request   gateway-0 model=tiny
        1.3        0.8 |=                       |   router.place    router-0  reason="two words"
-       2.5      236.5 |========================|   decode.generate decode-0  ERROR the prefill worker is gone
+       2.5      236.5 |========================|   decode.generate decode-0  n=1
+                                                   ERROR: the prefill worker is gone
+                                                   why: a sentence that is too long to stand on the line of its span
       10.0       90.0 | =========              |     prefill.run   prefill-0
       12.0       78.5 | =========              |       kv.pull     decode-0  bytes=1048576 gbps=1.235
 `);
@@ -78,8 +83,12 @@ trace 0af7651916cd43dd8448eb211c80319c: 2 spans of 1 processes in 1.0 ms
 
 test("nothing is said plainly; control characters never reach the terminal; a timeline of no length has bars", () => {
   expect(renderTimeline([])).toBe("no spans\n");
-  const hostile = span("01", "", "x", "x-0", 0, 0, { attributes: { text: "a\u001b[2Jb", long: "z".repeat(500) } });
+  const hostile = span("01", "", "x", "x-0", 0, 0, { attributes: { text: "a\u001b[2Jb", long: "z".repeat(700) } });
   const text = renderTimeline([hostile]);
   expect(text).not.toContain("\u001b");
-  expect(text.split("\n")[2]).toMatch(/\|= {23}\| x x-0 text="a \[2Jb" long=z+…$/);
+  expect(text.split("\n").slice(2)).toEqual([
+    `       0.0        0.0 |=${" ".repeat(23)}| x x-0 text="a [2Jb"`,
+    `${" ".repeat(49)}long: ${"z".repeat(599)}…`,
+    "",
+  ]);
 });

@@ -1,10 +1,21 @@
 import type { SpanRecord } from "./span-record.ts";
 
 const BAR_WIDTH = 24;
+/** Where the names of spans begin. */
+const NOTE_INDENT = 10 + 1 + 10 + 1 + (BAR_WIDTH + 2) + 1;
 const ATTRIBUTES_WIDTH_MAX = 160;
-const VALUE_WIDTH_MAX = 72;
+/** A longer text gets a line of its own, below its span. */
+const INLINE_WIDTH_MAX = 48;
+const NOTE_WIDTH_MAX = 600;
 /** Attributes that say what a reader of one request sees anyway. */
 const DULL_PREFIXES = ["rpc.", "server.", "client.", "network.", "thread.", "code.", "url.", "busy_ns", "idle_ns"];
+const DULL_KEYS = [
+  "kvasir.request_id",
+  "kvasir.worker_id",
+  "gen_ai.operation.name",
+  "gen_ai.provider.name",
+  "error.type",
+];
 
 interface Row {
   readonly span: SpanRecord;
@@ -14,7 +25,7 @@ interface Row {
 
 /**
  * A request's timeline for a terminal: its spans as a tree, each with its offset from the root's start, its duration (both ms), a
- * bar, where it ran, and its attributes. Pure; the order of `spans` does not matter.
+ * bar, where it ran, and its attributes; long ones, and errors, on lines below. Pure; the order of `spans` does not matter.
  *
  * A span whose parent is not among them stands at the root, marked `?`: its parent has not ended, was dropped, or its service
  * could not be asked. Clocks of two machines may differ, so a child may seem to start before its parent: offsets are shown as
@@ -38,15 +49,17 @@ export function renderTimeline(spans: readonly SpanRecord[]): string {
   for (const row of rows) {
     const startMs = offsetMs(row.span.startUnixNanos);
     const endMs = offsetMs(row.span.endUnixNanos);
+    const { inline, notes } = attributesText(row.span);
     const cells = [
       startMs.toFixed(1).padStart(10),
       (endMs - startMs).toFixed(1).padStart(10),
       `|${bar(startMs, endMs, totalMs)}|`,
       label(row).padEnd(nameWidth),
       row.span.instance.padEnd(instanceWidth),
-      attributesText(row.span),
+      inline,
     ];
     lines.push(cells.join(" ").trimEnd());
+    for (const note of notes) lines.push(`${" ".repeat(NOTE_INDENT)}${"  ".repeat(row.depth)}${note}`);
   }
   return `${lines.join("\n")}\n`;
 }
@@ -94,23 +107,27 @@ function bar(startMs: number, endMs: number, totalMs: number): string {
   return `${" ".repeat(from)}${"=".repeat(to - from)}${" ".repeat(BAR_WIDTH - to)}`;
 }
 
-function attributesText(span: SpanRecord): string {
-  const parts: string[] = [];
-  if (span.error !== undefined) parts.push(`ERROR ${cut(span.error, VALUE_WIDTH_MAX)}`);
+function attributesText(span: SpanRecord): { readonly inline: string; readonly notes: readonly string[] } {
+  const inline: string[] = [];
+  const notes = span.error === undefined ? [] : [`ERROR: ${cut(printable(span.error), NOTE_WIDTH_MAX)}`];
   for (const [key, value] of Object.entries(span.attributes)) {
-    if (DULL_PREFIXES.some((prefix) => key.startsWith(prefix))) continue;
-    parts.push(`${key.replace(/^kvasir\./, "")}=${valueText(value)}`);
+    if (DULL_KEYS.includes(key) || DULL_PREFIXES.some((prefix) => key.startsWith(prefix))) continue;
+    const name = printable(key).replace(/^kvasir\.|^gen_ai\.(request|response|usage)\./, "");
+    const text = valueText(value);
+    if (text.length > INLINE_WIDTH_MAX) notes.push(`${name}: ${cut(text, NOTE_WIDTH_MAX)}`);
+    else inline.push(`${name}=${/\s/.test(text) ? JSON.stringify(text) : text}`);
   }
-  return cut(parts.join(" "), ATTRIBUTES_WIDTH_MAX);
+  return { inline: cut(inline.join(" "), ATTRIBUTES_WIDTH_MAX), notes };
 }
 
 function valueText(value: string | number | boolean): string {
   if (typeof value === "number") return Number.isInteger(value) ? `${value}` : `${Number(value.toPrecision(4))}`;
-  if (typeof value === "boolean") return `${value}`;
-  // Attribute text comes from other processes; a control character must not reach the terminal.
-  const printable = [...value].map((letter) => ((letter.codePointAt(0) ?? 0) < 32 ? " " : letter)).join("");
-  const short = cut(printable, VALUE_WIDTH_MAX);
-  return /\s/.test(short) ? JSON.stringify(short) : short;
+  return typeof value === "boolean" ? `${value}` : printable(value);
+}
+
+/** Attribute text comes from other processes; a control character must not reach the terminal. */
+function printable(text: string): string {
+  return text.replace(/\p{Cc}/gu, " ");
 }
 
 function cut(text: string, width: number): string {
