@@ -1,0 +1,112 @@
+import { existsSync, mkdirSync } from "node:fs";
+import { delimiter, dirname, join } from "node:path";
+import { ensureDependencies, ensurePnpm } from "./dependencies.mjs";
+import { withLock } from "./lock.mjs";
+import { ensureNode } from "./node-runtime.mjs";
+import { CACHE, ROOT, SIDECAR_BINARY } from "./paths.mjs";
+import { handOver, run } from "./processes.mjs";
+import { ensurePip } from "./python.mjs";
+import { ensureRedisServer, findRunningRedis } from "./redis.mjs";
+import { step } from "./report.mjs";
+import { ensureRust, ensureSidecar } from "./sidecar-build.mjs";
+import { StopError } from "./stop-error.mjs";
+
+/**
+ * Sets up what a command needs, each part only if it is missing or out of date, and says so step by step.
+ *
+ * `need`: any of `node`, `deps`, `rust`, `sidecar`, `redis` (a running one, or a program to start), `redis-server` (a program, for whoever
+ * must not touch a running one), `pip`, `model:tiny`, `model:smollm2`. What a part stands on comes with it. Answers with a `Toolbox`.
+ * Throws StopError with one line when a person has to do something.
+ */
+export async function bootstrap({ need }) {
+  const wanted = new Set(need);
+  const models = need.filter((name) => name.startsWith("model:")).map((name) => name.slice("model:".length));
+  if (models.length > 0) wanted.add("deps");
+  if (wanted.has("deps")) wanted.add("node");
+  if (wanted.has("sidecar")) wanted.add("rust");
+  if (models.includes("smollm2") && !existsSync(join(CACHE, "models/smollm2/config.json"))) wanted.add("pip");
+
+  mkdirSync(CACHE, { recursive: true });
+  const toolbox = new Toolbox();
+  const say = (line) => process.stdout.write(`${line}\n`);
+  await withLock(CACHE, "setup", say, async () => {
+    if (wanted.has("node")) {
+      await step("node", async (progress) => {
+        const { path, remark } = await ensureNode(progress);
+        toolbox.useNode(path);
+        return remark;
+      });
+    }
+    if (wanted.has("deps")) {
+      let pnpm = "";
+      await step("pnpm", async (progress) => {
+        pnpm = await ensurePnpm(progress);
+      });
+      await step("dependencies", (progress) => ensureDependencies(pnpm, toolbox.env, progress));
+    }
+    if (wanted.has("rust")) {
+      await step("rust", async () => {
+        toolbox.useCargo(await ensureRust());
+      });
+    }
+    if (wanted.has("sidecar")) await step("sidecar", (progress) => ensureSidecar(toolbox.cargo, progress));
+    if (wanted.has("redis") || wanted.has("redis-server")) {
+      await step("redis", async (progress) => {
+        const url = wanted.has("redis-server") ? undefined : await findRunningRedis();
+        if (url === undefined) return toolbox.useRedisServer(await ensureRedisServer(progress));
+        return toolbox.useRedisUrl(url);
+      });
+    }
+    if (wanted.has("pip")) await step("pip", (progress) => ensurePip(progress));
+    for (const model of models) await step(`model ${model}`, (progress) => ensureModel(toolbox, model, progress));
+  });
+  return toolbox;
+}
+
+/** The programs that were set up, and the environment in which to run them. */
+class Toolbox {
+  node = process.execPath;
+  cargo = "cargo";
+  redisUrl = undefined;
+  env = { ...process.env, KVASIR_CACHE: CACHE, KVASIR_SIDECAR_BINARY: SIDECAR_BINARY };
+
+  useNode(path) {
+    this.node = path;
+    this.#prependPath(join(ROOT, "node_modules/.bin"));
+    this.#prependPath(dirname(path));
+  }
+
+  useCargo(path) {
+    this.cargo = path;
+    this.#prependPath(dirname(path));
+  }
+
+  useRedisServer(path) {
+    this.env.KVASIR_REDIS_SERVER = path;
+    return path;
+  }
+
+  useRedisUrl(url) {
+    this.redisUrl = url;
+    this.env.REDIS_URL = url;
+    return `using ${url.replace(/\/\/[^@/]*@/, "//")}`;
+  }
+
+  /** Runs a TypeScript or JavaScript file of the repository in the terminal; answers with its exit code. */
+  runNode(file, args = []) {
+    return handOver(this.node, [join(ROOT, file), ...args], { cwd: ROOT, env: this.env });
+  }
+
+  #prependPath(folder) {
+    this.env.PATH = `${folder}${delimiter}${this.env.PATH ?? ""}`;
+  }
+}
+
+async function ensureModel(toolbox, name, progress) {
+  const { code, output } = await run(toolbox.node, [join(ROOT, "packages/cli/src/ensure-model.ts"), name, CACHE], {
+    cwd: ROOT,
+    env: toolbox.env,
+    onLine: progress,
+  });
+  if (code !== 0) throw new StopError(`model ${name}: ${output}`);
+}
