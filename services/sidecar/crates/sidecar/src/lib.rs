@@ -7,6 +7,7 @@
 pub mod bench_engine;
 pub mod bench_pull;
 pub mod cli;
+pub mod codec;
 pub mod connections;
 pub mod device;
 pub mod errors;

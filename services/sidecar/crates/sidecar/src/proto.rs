@@ -9,7 +9,7 @@ pub mod kvasir {
     }
     pub mod kernel {
         pub mod v1 {
-            tonic::include_proto!("kvasir.kernel.v1");
+            tonic::include_proto!("kernel/kvasir.kernel.v1");
         }
     }
     pub mod transfer {

@@ -92,6 +92,7 @@ pub fn serve_command(model: &Path, socket: &Path, extra: &[&str]) -> Command {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
+        .env("KVASIR_LOG", "debug")
         .kill_on_drop(true);
     command
 }
@@ -110,11 +111,24 @@ impl Sidecar {
         Self::start_with(model, &[]).await
     }
 
-    /// Waits for the `ready` line.
     pub async fn start_with(model: &Path, extra: &[&str]) -> Self {
+        Self::start_as(|socket| serve_command(model, socket, extra)).await
+    }
+
+    pub async fn start_exporting(model: &Path, otlp_endpoint: &str) -> Self {
+        Self::start_as(|socket| {
+            let mut command = serve_command(model, socket, &[]);
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", otlp_endpoint);
+            command
+        })
+        .await
+    }
+
+    /// Waits for the `ready` line.
+    async fn start_as(command: impl FnOnce(&Path) -> Command) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let socket = directory.path().join("kernel.sock");
-        let mut process = serve_command(model, &socket, extra).spawn().expect("the binary starts");
+        let mut process = command(&socket).spawn().expect("the binary starts");
         let stdin = process.stdin.as_mut().expect("stdin is piped");
         stdin
             .write_all(format!("{KEY_HEX}\n").as_bytes())
