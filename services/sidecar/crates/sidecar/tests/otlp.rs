@@ -7,7 +7,6 @@ use kvasir_sidecar::proto::kernel::SequenceStart;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use tokio::net::TcpListener;
-use tokio::process::Command;
 use tokio::sync::mpsc;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -45,19 +44,6 @@ async fn prefilled(endpoint: &str) -> Sidecar {
     sidecar
 }
 
-async fn terminate(sidecar: &mut Sidecar) {
-    let id = sidecar.process.id().expect("it runs").to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &id])
-            .status()
-            .await
-            .expect("kill")
-            .success()
-    );
-    assert!(soon(sidecar.process.wait()).await.expect("it ends").success());
-}
-
 #[tokio::test]
 async fn what_is_not_sent_yet_is_sent_at_the_end() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -69,7 +55,7 @@ async fn what_is_not_sent_yet_is_sent_at_the_end() {
             .add_service(collector)
             .serve_with_incoming(TcpIncoming::from(listener)),
     );
-    terminate(&mut prefilled(&endpoint).await).await;
+    prefilled(&endpoint).await.terminate().await;
     let request = soon(requests.recv()).await.expect("an export");
     let of_resource = &request.resource_spans[0];
     let resource = of_resource.resource.as_ref().expect("a resource");
@@ -89,5 +75,5 @@ async fn a_collector_that_is_not_there_holds_nobody_up() {
         .expect("a port")
         .local_addr()
         .expect("an address");
-    terminate(&mut prefilled(&format!("http://{free}")).await).await;
+    prefilled(&format!("http://{free}")).await.terminate().await;
 }

@@ -52,16 +52,7 @@ async fn it_ends_in_order_when_told() {
         .permissions()
         .mode();
     assert_eq!(mode & 0o777, 0o600);
-    let id = sidecar.process.id().expect("it runs").to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &id])
-            .status()
-            .await
-            .expect("kill")
-            .success()
-    );
-    assert!(soon(sidecar.process.wait()).await.expect("it ends").success());
+    sidecar.terminate().await;
     assert!(!sidecar.socket.exists());
 }
 

@@ -92,7 +92,6 @@ pub fn serve_command(model: &Path, socket: &Path, extra: &[&str]) -> Command {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
-        .env("KVASIR_LOG", "debug")
         .kill_on_drop(true);
     command
 }
@@ -166,6 +165,22 @@ impl Sidecar {
             socket,
             _directory: directory,
         }
+    }
+
+    /// Sends SIGTERM and waits for a clean end. Stdin stays open until then: its end is an end of another kind.
+    pub async fn terminate(&mut self) {
+        let stdin = self.process.stdin.take();
+        let id = self.process.id().expect("it runs").to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &id])
+                .status()
+                .await
+                .expect("kill")
+                .success()
+        );
+        assert!(soon(self.process.wait()).await.expect("it ends").success());
+        drop(stdin);
     }
 
     pub async fn stats(&self) -> StatsResponse {
