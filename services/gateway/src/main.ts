@@ -7,6 +7,7 @@ import { startAdminServer, startTelemetry } from "@kvasir/telemetry";
 import { loadModelFacts, loadTokenizer } from "@kvasir/tokenizer";
 import { createMetrics } from "./metrics.ts";
 import type { ServedModel } from "./prepare.ts";
+import { RunningRequests } from "./running-requests.ts";
 import { buildServer } from "./server.ts";
 import { DecodeClients } from "./upstream/decode-clients.ts";
 import { RouterLink } from "./upstream/router-link.ts";
@@ -21,7 +22,12 @@ const SPECS = {
     env: "KVASIR_SERVED_MODEL_NAME",
     help: "name clients use; default: the directory's",
   },
-  redisUrl: { type: "string", env: "KVASIR_REDIS_URL", default: "redis://127.0.0.1:6379", help: "state of the cluster" },
+  redisUrl: {
+    type: "string",
+    env: "KVASIR_REDIS_URL",
+    default: "redis://127.0.0.1:6379",
+    help: "state of the cluster",
+  },
   cluster: { type: "string", env: "KVASIR_CLUSTER", default: "local", help: "cluster to belong to" },
   tenantSecret: {
     type: "string",
@@ -44,8 +50,18 @@ const SPECS = {
     min: 1,
     help: "longest silence of a worker",
   },
+  stopGraceMs: {
+    type: "integer",
+    env: "KVASIR_STOP_GRACE_MS",
+    default: 5_000,
+    min: 0,
+    help: "time for running requests to end after SIGTERM",
+  },
   parentWatch: { type: "boolean", env: "KVASIR_PARENT_WATCH", help: "end when stdin ends" },
 } as const;
+
+/** Time for the last words of requests that did not end in their grace. */
+const TELL_MS = 500;
 
 const options = defineOptions("kvasir-gateway", "OpenAI-compatible HTTP in front of the cluster", SPECS);
 await runMain(options, serve);
@@ -63,7 +79,10 @@ async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
   const state = await connectState(values.redisUrl, values.cluster, { log: telemetry.logger });
   const router = new RouterLink(state);
   const decode = new DecodeClients();
+  const running = new RunningRequests();
+  let stopping = false;
   const isReady = () => {
+    if (stopping) return { ready: false, reason: "the gateway is stopping" };
     const cluster = router.cluster;
     if (cluster === undefined) return { ready: false, reason: "no router answers" };
     return cluster.ready ? { ready: true } : { ready: false, reason: cluster.notReadyReason };
@@ -73,6 +92,7 @@ async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
     upstream: { router, decode },
     telemetry,
     metrics: createMetrics(telemetry.registry),
+    running,
     tenantScope: createHmac("sha256", values.tenantSecret).update("tenant:default").digest().subarray(0, 16),
     requestTimeoutMs: values.requestTimeoutMs,
     stallTimeoutMs: values.stallTimeoutMs,
@@ -96,9 +116,14 @@ async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
   telemetry.logger.info({ model: model.name, address }, "ready");
 
   const reason = await end;
-  telemetry.logger.info({ reason }, "stopping");
+  stopping = true;
+  telemetry.logger.info({ reason, running: running.count }, "stopping");
   await registration.close();
-  await server.close();
+  // Takes no more connections from here; those that wait between requests are closed.
+  const closed = server.close();
+  await running.drain(reason === "parent gone" ? 0 : values.stopGraceMs, TELL_MS);
+  server.server.closeAllConnections();
+  await closed;
   await admin.close();
   router.close();
   decode.close();

@@ -1,3 +1,4 @@
+import type { ServerResponse } from "node:http";
 import type { FastifyReply } from "fastify";
 import { httpErrorFrom } from "./http/openai-error.ts";
 import { DONE_EVENT, errorEvent, type ResponseShape, type Tail } from "./output/response-shape.ts";
@@ -29,11 +30,7 @@ export function streamWriter(reply: FastifyReply, shape: ResponseShape, includeU
       if (first) begin();
       const flowing = raw.write(shape.chunk(text, logprobs, first));
       first = false;
-      if (flowing || raw.destroyed) return undefined;
-      return new Promise((resolve) => {
-        raw.once("drain", resolve);
-        raw.once("close", resolve);
-      });
+      return flowing || raw.destroyed ? undefined : drained(raw);
     },
     finish(text, finish, tail) {
       if (first) begin();
@@ -48,6 +45,19 @@ export function streamWriter(reply: FastifyReply, shape: ResponseShape, includeU
       return 200;
     },
   };
+}
+
+/** Resolves when more may be written, or when nobody reads any more. */
+function drained(raw: ServerResponse): Promise<void> {
+  return new Promise((resolve) => {
+    const settle = () => {
+      raw.off("drain", settle);
+      raw.off("close", settle);
+      resolve();
+    };
+    raw.on("drain", settle);
+    raw.on("close", settle);
+  });
 }
 
 export function wholeWriter(reply: FastifyReply, shape: ResponseShape): ResponseWriter {

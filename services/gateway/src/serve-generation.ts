@@ -11,6 +11,7 @@ import { chatShape, completionShape, type Tail } from "./output/response-shape.t
 import { createTokenText } from "./output/token-text.ts";
 import { type PreparedRequest, prepareChat, prepareCompletion, type ServedModel } from "./prepare.ts";
 import { type ResponseWriter, sendError, streamWriter, wholeWriter } from "./response-writer.ts";
+import type { RunningRequests } from "./running-requests.ts";
 import { type GenerationEnd, generate, type SinkAnswer, type Upstream } from "./upstream/generate.ts";
 
 export interface GenerationDeps {
@@ -18,6 +19,7 @@ export interface GenerationDeps {
   readonly upstream: Upstream;
   readonly telemetry: Telemetry;
   readonly metrics: GatewayMetrics;
+  readonly running: RunningRequests;
   readonly tenantScope: Uint8Array;
   readonly requestTimeoutMs: number;
   readonly stallTimeoutMs: number;
@@ -31,7 +33,7 @@ export async function serveGeneration(
   reply: FastifyReply,
 ): Promise<FastifyReply> {
   const arrivedAt = performance.now();
-  const { metrics, model, telemetry } = deps;
+  const { metrics, model, running, telemetry } = deps;
   const parent = propagation.extract(context.active(), request.headers);
   const operation = endpoint === "chat" ? "chat" : "text_completion";
   const span = telemetry.tracer.startSpan("gateway.request", { kind: SpanKind.SERVER }, parent);
@@ -55,18 +57,21 @@ export async function serveGeneration(
     abort.abort(new KvasirError({ reason: "cancelled", message: "the client went away" }));
   };
   reply.raw.once("close", onClose);
+  running.add(abort);
+  reply.raw.once("close", () => running.delete(abort));
   metrics.active.inc();
   let writer: ResponseWriter | undefined;
   let status = 200;
   try {
     const prepared = await prepare(model, endpoint, request.body);
-    span.setAttributes(requestAttributes(model, prepared));
     const shapeFacts = {
       id: `${endpoint === "chat" ? "chatcmpl" : "cmpl"}-${request.id}`,
       model: model.name,
       createdAtUnixS: Math.floor(Date.now() / 1000),
       withLogprobs: prepared.sampling.logprobs,
+      withUsage: prepared.includeUsage,
     };
+    span.setAttributes({ ...requestAttributes(model, prepared), "gen_ai.response.id": shapeFacts.id });
     const shape = endpoint === "chat" ? chatShape(shapeFacts) : completionShape(shapeFacts);
     writer = prepared.stream ? streamWriter(reply, shape, prepared.includeUsage) : wholeWriter(reply, shape);
     await run(deps, prepared, writer, span, {
@@ -76,6 +81,7 @@ export async function serveGeneration(
       context: spanContext,
       signal: abort.signal,
       stallTimeoutMs: deps.stallTimeoutMs,
+      expiresAtMs: arrivedAt + deps.requestTimeoutMs,
       arrivedAt,
       traceId,
     });
@@ -204,7 +210,10 @@ function requestAttributes(model: ServedModel, prepared: PreparedRequest): Attri
     "gen_ai.request.model": model.name,
     "gen_ai.request.max_tokens": prepared.sampling.maxTokens,
     "gen_ai.request.temperature": prepared.sampling.temperature,
+    "gen_ai.request.top_p": prepared.sampling.topP,
+    "gen_ai.request.top_k": prepared.sampling.topK,
     "gen_ai.request.stream": prepared.stream,
+    "gen_ai.response.model": model.name,
     "gen_ai.usage.input_tokens": prepared.promptTokenIds.length,
   };
 }

@@ -9,6 +9,7 @@ import OpenAI from "openai";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { createMetrics } from "./metrics.ts";
 import type { ServedModel } from "./prepare.ts";
+import { RunningRequests } from "./running-requests.ts";
 import { buildServer } from "./server.ts";
 import { type Script, startFakeUpstream } from "./testing/fake-upstream.ts";
 import { DecodeClients } from "./upstream/decode-clients.ts";
@@ -40,11 +41,13 @@ async function start(...scripts: Script[]) {
   const router = new RouterLink(upstream.state as never);
   const decode = new DecodeClients();
   telemetry.registry.clear();
+  const running = new RunningRequests();
   const server = buildServer({
     model,
     upstream: { router, decode },
     telemetry,
     metrics: createMetrics(telemetry.registry),
+    running,
     tenantScope: new Uint8Array(16),
     requestTimeoutMs: 5_000,
     stallTimeoutMs: 300,
@@ -56,12 +59,14 @@ async function start(...scripts: Script[]) {
   closers.push(
     () => upstream.close(),
     async () => {
-      await server.close();
+      const closed = server.close();
+      server.server.closeAllConnections();
+      await closed;
       router.close();
       decode.close();
     },
   );
-  return { url, upstream, openai: new OpenAI({ baseURL: `${url}/v1`, apiKey: "none", maxRetries: 0 }) };
+  return { url, upstream, running, openai: new OpenAI({ baseURL: `${url}/v1`, apiKey: "none", maxRetries: 0 }) };
 }
 
 /** The tiny vocabulary's bytes follow its three special tokens: a character is one token. */

@@ -26,7 +26,7 @@ export function buildServer(deps: ServerDeps): FastifyInstance {
   const server = fastify({
     logger: false,
     bodyLimit: deps.bodyLimitBytes,
-    forceCloseConnections: true,
+    forceCloseConnections: "idle",
     genReqId: (request) => {
       const given = request.headers["x-request-id"];
       return typeof given === "string" && REQUEST_ID.test(given) ? given : randomUUID();

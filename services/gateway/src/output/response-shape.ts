@@ -38,6 +38,8 @@ export interface ResponseFacts {
   readonly model: string;
   readonly createdAtUnixS: number;
   readonly withLogprobs: boolean;
+  /** The stream ends with usage; the chunks before it then say that theirs is null, as OpenAI's do. */
+  readonly withUsage: boolean;
 }
 
 export const DONE_EVENT = "data: [DONE]\n\n";
@@ -47,19 +49,24 @@ export function errorEvent(body: object): string {
   return `data: ${JSON.stringify(body)}\n\n`;
 }
 
+function chunkEnd(facts: ResponseFacts): string {
+  return facts.withUsage ? '}],"usage":null}\n\n' : "}]}\n\n";
+}
+
 /** Chat completions. What is the same in each chunk is built once: only text and log-probabilities are encoded per token. */
 export function chatShape(facts: ResponseFacts): ResponseShape {
   const head = { id: facts.id, object: "chat.completion.chunk", created: facts.createdAtUnixS, model: facts.model };
   const open = `data: ${JSON.stringify(head).slice(0, -1)},"choices":[{"index":0,"delta":{`;
+  const close = chunkEnd(facts);
   const logprobs = (entries: readonly LogprobEntry[]) =>
     facts.withLogprobs ? JSON.stringify({ content: entries, refusal: null }) : "null";
   const delta = (text: string, first: boolean) =>
     `${first ? '"role":"assistant",' : ""}"content":${JSON.stringify(text)}`;
   return {
     chunk: (text, entries, first) =>
-      `${open}${delta(text, first)}},"logprobs":${logprobs(entries)},"finish_reason":null}]}\n\n`,
+      `${open}${delta(text, first)}},"logprobs":${logprobs(entries)},"finish_reason":null${close}`,
     lastChunk: (text, finish, first) =>
-      `${open}${text === "" && !first ? "" : delta(text, first)}},"logprobs":null,"finish_reason":"${finish}"}]}\n\n`,
+      `${open}${text === "" && !first ? "" : delta(text, first)}},"logprobs":null,"finish_reason":"${finish}"${close}`,
     usageChunk: (tail) => `data: ${JSON.stringify({ ...head, choices: [], ...tail })}\n\n`,
     whole: (text, entries, finish, tail) => ({
       ...head,
@@ -81,6 +88,7 @@ export function chatShape(facts: ResponseFacts): ResponseShape {
 export function completionShape(facts: ResponseFacts): ResponseShape {
   const head = { id: facts.id, object: "text_completion", created: facts.createdAtUnixS, model: facts.model };
   const open = `data: ${JSON.stringify(head).slice(0, -1)},"choices":[{"index":0,"text":`;
+  const close = chunkEnd(facts);
   let textOffset = 0;
   const legacy = (entries: readonly LogprobEntry[]) => {
     if (!facts.withLogprobs) return null;
@@ -99,8 +107,8 @@ export function completionShape(facts: ResponseFacts): ResponseShape {
   };
   return {
     chunk: (text, entries) =>
-      `${open}${JSON.stringify(text)},"logprobs":${JSON.stringify(legacy(entries))},"finish_reason":null}]}\n\n`,
-    lastChunk: (text, finish) => `${open}${JSON.stringify(text)},"logprobs":null,"finish_reason":"${finish}"}]}\n\n`,
+      `${open}${JSON.stringify(text)},"logprobs":${JSON.stringify(legacy(entries))},"finish_reason":null${close}`,
+    lastChunk: (text, finish) => `${open}${JSON.stringify(text)},"logprobs":null,"finish_reason":"${finish}"${close}`,
     usageChunk: (tail) => `data: ${JSON.stringify({ ...head, choices: [], ...tail })}\n\n`,
     whole: (text, entries, finish, tail) => ({
       ...head,

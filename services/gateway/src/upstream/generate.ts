@@ -7,13 +7,16 @@ import {
   PlacementMode,
   type SampledToken,
 } from "@kvasir/proto";
-import { errorFromService, metadataFromContext } from "@kvasir/rpc";
+import { metadataFromContext } from "@kvasir/rpc";
 import type { Context } from "@opentelemetry/api";
 import type { PreparedRequest } from "../prepare.ts";
 import type { DecodeClients } from "./decode-clients.ts";
+import { peerError } from "./peer-error.ts";
 import type { PlaceLine, RouterLink } from "./router-link.ts";
 
 const PLACEMENTS_MAX = 3;
+/** Peers learn the deadline a little late, so that the gateway's own message about it comes first. */
+const DEADLINE_MARGIN_MS = 1_000;
 
 export interface Upstream {
   readonly router: RouterLink;
@@ -27,6 +30,8 @@ export interface GenerationContext {
   readonly tenantScope: Uint8Array;
   /** Trace context of the request's span. */
   readonly context: Context;
+  /** When the request's time is over, on the clock of `performance.now()`. */
+  readonly expiresAtMs: number;
   /** The client went away, or the request's time is over; `reason` is then a `KvasirError`. */
   readonly signal: AbortSignal;
   /** Longest silence once a worker has accepted. */
@@ -58,16 +63,14 @@ export async function generate(
   facts: GenerationContext,
   sink: (tokens: readonly SampledToken[]) => SinkAnswer,
 ): Promise<GenerationEnd> {
-  const line = upstream.router.place(
-    {
-      requestId: facts.requestId,
-      model: facts.model,
-      promptTokenCount: request.promptTokenIds.length,
-      maxTokens: request.sampling.maxTokens,
-      tenantScope: facts.tenantScope,
-    },
-    facts.context,
-  );
+  const start = {
+    requestId: facts.requestId,
+    model: facts.model,
+    promptTokenCount: request.promptTokenIds.length,
+    maxTokens: request.sampling.maxTokens,
+    tenantScope: facts.tenantScope,
+  };
+  let line = upstream.router.place(start, facts.context, deadlineMs(facts));
   let tokenCount = 0;
   const counted = (tokens: readonly SampledToken[]) => {
     if (tokenCount === 0) line.firstToken();
@@ -82,10 +85,12 @@ export async function generate(
         const end = await generateAt(upstream, placement, request, facts, counted);
         return { ...end, placement, placementCount };
       } catch (error) {
-        const failure = errorFromService(error);
+        const failure = peerError(error);
         const again = tokenCount === 0 && isRetryable(failure.reason) && placementCount < PLACEMENTS_MAX;
-        if (!again || facts.signal.aborted) throw failure;
-        retry(line, placement, excluded);
+        if (facts.signal.aborted) throw facts.signal.reason;
+        if (!again) throw failure;
+        if (line.isOver) line = upstream.router.place(start, facts.context, deadlineMs(facts));
+        else retry(line, placement, excluded);
       }
     }
   } finally {
@@ -121,7 +126,7 @@ function generateAt(
         placement,
         tenantScope: facts.tenantScope,
       },
-      { metadata: metadataFromContext(facts.context) },
+      { metadata: metadataFromContext(facts.context), deadlineMs: deadlineMs(facts) },
     );
     let last = performance.now();
     let paused = false;
@@ -178,6 +183,10 @@ function generateAt(
       }
     });
   });
+}
+
+function deadlineMs(facts: GenerationContext): number {
+  return Math.max(1, facts.expiresAtMs - performance.now()) + DEADLINE_MARGIN_MS;
 }
 
 function untilAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {

@@ -1,8 +1,9 @@
 import { KvasirError } from "@kvasir/core";
 import { type DescribeClusterResponse, type Placement, RouterService } from "@kvasir/proto";
-import { createClient, errorFromService, metadataFromContext, type RpcClient } from "@kvasir/rpc";
+import { createClient, metadataFromContext, type RpcClient } from "@kvasir/rpc";
 import type { State } from "@kvasir/state";
 import type { Context } from "@opentelemetry/api";
+import { peerError } from "./peer-error.ts";
 
 const POLL_MS = 500;
 const POLL_DEADLINE_MS = 2_000;
@@ -22,6 +23,8 @@ export interface PlaceLine {
   next(): Promise<Placement>;
   retry(excludedWorkerIds: readonly string[]): void;
   firstToken(): void;
+  /** The router is gone or has refused; nothing more will be answered here. */
+  readonly isOver: boolean;
   /** Ends the request's accounting. */
   close(): void;
 }
@@ -32,10 +35,11 @@ export class RouterLink {
   readonly #poll: NodeJS.Timeout;
   #client: RpcClient<typeof RouterService> | undefined;
   #address = "";
+  #known: readonly string[] = [];
   #cluster: DescribeClusterResponse | undefined;
 
   constructor(state: Pick<State, "watch">) {
-    this.#unwatch = state.watch("router", (routers) => this.#use(routers[0]?.address));
+    this.#unwatch = state.watch("router", (routers) => this.#learn(routers.map((router) => router.address)));
     this.#poll = setInterval(() => void this.refresh(), POLL_MS);
   }
 
@@ -45,23 +49,34 @@ export class RouterLink {
   }
 
   async refresh(): Promise<DescribeClusterResponse | undefined> {
-    this.#cluster = await this.#client?.describeCluster({}, { deadlineMs: POLL_DEADLINE_MS }).catch(() => undefined);
-    return this.#cluster;
+    const client = this.#client;
+    const cluster = await client?.describeCluster({}, { deadlineMs: POLL_DEADLINE_MS }).catch(() => undefined);
+    if (client !== this.#client) return this.#cluster;
+    this.#cluster = cluster;
+    // A router that was killed is listed until its record expires: another one that is listed may answer.
+    if (cluster === undefined) this.#use(this.#known[(this.#known.indexOf(this.#address) + 1) % this.#known.length]);
+    return cluster;
   }
 
-  place(start: PlaceStart, context: Context): PlaceLine {
+  /** `deadlineMs`: the longest that the line may live. */
+  place(start: PlaceStart, context: Context, deadlineMs: number): PlaceLine {
     if (this.#client === undefined) {
       throw new KvasirError({ reason: "unavailable", message: "no router is known; start one", retryAfterMs: 1_000 });
     }
-    const stream = this.#client.place({ metadata: metadataFromContext(context) });
+    const stream = this.#client.place({ metadata: metadataFromContext(context), deadlineMs });
+    let isOver = false;
     let answer = Promise.withResolvers<Placement>();
     // A router that is lost after it placed does not disturb the request; nobody then waits for an answer.
     answer.promise.catch(() => undefined);
     stream.on("data", (response) => {
       if (response.kind.case === "placed") answer.resolve(response.kind.value);
     });
-    stream.on("error", (error) => answer.reject(errorFromService(error)));
+    stream.on("error", (error) => {
+      isOver = true;
+      answer.reject(peerError(error));
+    });
     stream.on("end", () => {
+      isOver = true;
       answer.reject(new KvasirError({ reason: "unavailable", message: "the router ended the placement" }));
     });
     stream.write({ kind: { case: "start", value: start } });
@@ -70,19 +85,20 @@ export class RouterLink {
       retry(excludedWorkerIds) {
         answer = Promise.withResolvers<Placement>();
         answer.promise.catch(() => undefined);
-        if (stream.destroyed) {
-          answer.reject(new KvasirError({ reason: "unavailable", message: "the router is lost" }));
-          return;
-        }
-        stream.write({ kind: { case: "retry", value: { excludedWorkerIds: [...excludedWorkerIds] } } });
+        if (isOver) answer.reject(new KvasirError({ reason: "unavailable", message: "the router is lost; try again" }));
+        else stream.write({ kind: { case: "retry", value: { excludedWorkerIds: [...excludedWorkerIds] } } });
       },
       firstToken() {
-        if (!stream.destroyed) stream.write({ kind: { case: "firstToken", value: {} } });
+        if (!isOver) stream.write({ kind: { case: "firstToken", value: {} } });
+      },
+      get isOver() {
+        return isOver;
       },
       close() {
+        if (isOver) return;
         stream.end();
         // The router answers the end with its own; one that does not is cut off.
-        const cut = setTimeout(() => stream.cancel(), CLOSE_GRACE_MS);
+        const cut = setTimeout(() => stream.cancel(), CLOSE_GRACE_MS).unref();
         stream.once("status", () => clearTimeout(cut));
       },
     };
@@ -92,6 +108,11 @@ export class RouterLink {
     clearInterval(this.#poll);
     this.#unwatch();
     this.#client?.channel.close();
+  }
+
+  #learn(addresses: readonly string[]): void {
+    this.#known = addresses;
+    if (!addresses.includes(this.#address)) this.#use(addresses[0]);
   }
 
   #use(address: string | undefined): void {
