@@ -1,7 +1,9 @@
 import { randomUUID } from "node:crypto";
+import type { Socket } from "node:net";
 import { answerAdmin, type Readiness } from "@kvasir/telemetry";
 import fastify, { type FastifyInstance, type FastifyReply } from "fastify";
-import { RequestError } from "./http/openai-error.ts";
+import { drain } from "./http/drain.ts";
+import { httpErrorFrom, RequestError } from "./http/openai-error.ts";
 import { sendError } from "./response-writer.ts";
 import { type GenerationDeps, serveGeneration } from "./serve-generation.ts";
 
@@ -14,11 +16,15 @@ export interface ServerDeps extends GenerationDeps {
 
 const REQUEST_ID = /^[\x21-\x7e]{1,128}$/;
 const ADMIN_PATHS = ["/live", "/ready", "/health", "/metrics"];
-const METHODS_BY_PATH: Readonly<Record<string, string>> = {
-  "/v1/chat/completions": "POST",
-  "/v1/completions": "POST",
-  "/v1/models": "GET",
-};
+/** Longest time for a client to send its request. */
+const RECEIVE_MAX_MS = 60_000;
+const URL_PARAM_MAX = 1_024;
+
+/** The method that a known path takes. */
+function methodOf(path: string): string | undefined {
+  if (path === "/v1/chat/completions" || path === "/v1/completions") return "POST";
+  return path === "/v1/models" || path.startsWith("/v1/models/") || ADMIN_PATHS.includes(path) ? "GET" : undefined;
+}
 
 /** The public HTTP server: OpenAI's endpoints, probes and metrics. Every error has OpenAI's shape. */
 export function buildServer(deps: ServerDeps): FastifyInstance {
@@ -27,6 +33,13 @@ export function buildServer(deps: ServerDeps): FastifyInstance {
     logger: false,
     bodyLimit: deps.bodyLimitBytes,
     forceCloseConnections: "idle",
+    requestTimeout: RECEIVE_MAX_MS,
+    routerOptions: { maxParamLength: URL_PARAM_MAX },
+    frameworkErrors: (error, request, reply) => {
+      const wrong = new RequestError(`the URL cannot be read: ${error.message}`, { code: "invalid_url", param: "url" });
+      void refuse(reply.header("x-request-id", request.id), wrong);
+    },
+    clientErrorHandler: answerBrokenHttp,
     genReqId: (request) => {
       const given = request.headers["x-request-id"];
       return typeof given === "string" && REQUEST_ID.test(given) ? given : randomUUID();
@@ -46,9 +59,11 @@ export function buildServer(deps: ServerDeps): FastifyInstance {
     object: "list",
     data: [{ ...card, max_model_len: model.facts.contextLength }],
   }));
-  server.get<{ Params: { id: string } }>("/v1/models/:id", async (request, reply) => {
-    if (request.params.id === model.name) return { ...card, max_model_len: model.facts.contextLength };
-    const message = `model ${JSON.stringify(request.params.id)} is not served here; use ${JSON.stringify(model.name)}`;
+  // Names with slashes come encoded from OpenAI's clients and as they are from others.
+  server.get<{ Params: { "*": string } }>("/v1/models/*", async (request, reply) => {
+    const id = request.params["*"];
+    if (id === model.name) return { ...card, max_model_len: model.facts.contextLength };
+    const message = `model ${JSON.stringify(id)} is not served here; use ${JSON.stringify(model.name)}`;
     return refuse(reply, new RequestError(message, { param: "model", code: "model_not_found", status: 404 }));
   });
   for (const path of ADMIN_PATHS) {
@@ -64,7 +79,7 @@ export function buildServer(deps: ServerDeps): FastifyInstance {
 
   server.setNotFoundHandler((request, reply) => {
     const path = request.url.split("?", 1)[0] ?? "";
-    const method = METHODS_BY_PATH[path];
+    const method = methodOf(path);
     if (method === undefined) {
       return refuse(
         reply,
@@ -75,8 +90,29 @@ export function buildServer(deps: ServerDeps): FastifyInstance {
     const message = `${request.method} is not allowed at ${path}; use ${method}`;
     return refuse(reply, new RequestError(message, { status: 405, code: "method_not_allowed" }));
   });
-  server.setErrorHandler((error, request, reply) => refuse(reply, known(error, request.headers["content-type"], deps)));
+  server.setErrorHandler(async (error, request, reply) => {
+    await drain(request.raw);
+    return refuse(reply, known(error, request.headers["content-type"], deps));
+  });
   return server;
+}
+
+/** What is no HTTP never becomes a request; it is told in the same shape all the same. */
+function answerBrokenHttp(error: Error & { code?: string }, socket: Socket): void {
+  if (error.code === "ECONNRESET" || !socket.writable) {
+    socket.destroy();
+    return;
+  }
+  const [status, reason, code] =
+    error.code === "HPE_HEADER_OVERFLOW"
+      ? [431, "Request Header Fields Too Large", "headers_too_large"]
+      : error.code === "ERR_HTTP_REQUEST_TIMEOUT"
+        ? [408, "Request Timeout", "request_too_slow"]
+        : [400, "Bad Request", "invalid_http"];
+  const { body } = httpErrorFrom(new RequestError(`the HTTP request cannot be read: ${error.message}`, { code }));
+  const text = JSON.stringify(body);
+  const head = `HTTP/1.1 ${status} ${reason}\r\ncontent-type: application/json; charset=utf-8\r\nconnection: close`;
+  socket.end(`${head}\r\ncontent-length: ${Buffer.byteLength(text)}\r\n\r\n${text}`);
 }
 
 function refuse(reply: FastifyReply, error: unknown): FastifyReply {
