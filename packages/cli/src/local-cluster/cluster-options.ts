@@ -1,0 +1,80 @@
+import { join } from "node:path";
+
+/** The repository's root. */
+const ROOT = join(import.meta.dirname, "../../../..");
+
+export interface LocalClusterOptions {
+  /** Model directory. */
+  readonly model: string;
+  readonly servedModelName?: string;
+  /** How many workers of each role. */
+  readonly prefill?: number;
+  readonly decode?: number;
+  readonly mixed?: number;
+  /** Of the gateway; 0 or absent: a free one. */
+  readonly port?: number;
+  /** A Redis that runs; absent: one of our own is started. */
+  readonly redisUrl?: string;
+  readonly cluster?: string;
+  /** Each process's stderr goes to a file here. */
+  readonly logDir: string;
+  readonly kvBytes?: string;
+  readonly blockSize?: number;
+  readonly kvDtype?: "bf16" | "f16" | "f32";
+  /** Token budget of a step. */
+  readonly stepTokens?: number;
+  readonly threadsPerSidecar?: number;
+  readonly leaseMs?: number;
+  /** More flags, by kind of process. */
+  readonly extraFlags?: Partial<Record<"router" | "gateway" | "worker", readonly string[]>>;
+  /** Start a process again when it ends unasked. */
+  readonly restart?: boolean;
+  readonly onEvent?: (event: ClusterEvent) => void;
+}
+
+export type ClusterEvent =
+  | { readonly kind: "started"; readonly name: string; readonly ms: number }
+  | { readonly kind: "lost"; readonly name: string; readonly how: string; readonly errors: string }
+  | { readonly kind: "restarted"; readonly name: string };
+
+/** Arguments of Node for each kind of service. */
+export function serviceArgs(
+  kind: "router" | "gateway" | "prefill" | "decode" | "mixed",
+  id: string,
+  options: LocalClusterOptions,
+  shared: {
+    readonly redisUrl: string;
+    readonly cluster: string;
+    readonly gatewayPort: number;
+    readonly stateDir: string;
+  },
+): string[] {
+  const common = ["--id", id, "--redis-url", shared.redisUrl, "--cluster", shared.cluster, "--parent-watch"];
+  const model = ["--model", options.model, ...flag("--served-model-name", options.servedModelName)];
+  const main = (service: string) => join(ROOT, "services", service, "src/main.ts");
+  switch (kind) {
+    case "router":
+      return [main("router"), ...common, ...(options.extraFlags?.router ?? [])];
+    case "gateway": {
+      const listen = ["--listen", `127.0.0.1:${shared.gatewayPort}`];
+      return [main("gateway"), ...common, ...model, ...listen, ...(options.extraFlags?.gateway ?? [])];
+    }
+    default: {
+      const sizes = [
+        ...flag("--kv-bytes", options.kvBytes),
+        ...flag("--block-size", options.blockSize),
+        ...flag("--kv-dtype", options.kvDtype),
+        ...flag("--step-tokens", options.stepTokens),
+        ...flag("--threads", options.threadsPerSidecar),
+        ...flag("--lease-ms", options.leaseMs),
+      ];
+      const place = ["--role", kind, "--state-dir", shared.stateDir];
+      const service = kind === "prefill" ? "prefill" : "decode";
+      return [main(service), ...common, ...model, ...place, ...sizes, ...(options.extraFlags?.worker ?? [])];
+    }
+  }
+}
+
+function flag(name: string, value: string | number | undefined): string[] {
+  return value === undefined ? [] : [name, `${value}`];
+}

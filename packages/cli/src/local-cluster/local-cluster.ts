@@ -1,0 +1,209 @@
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { RouterService } from "@kvasir/proto";
+import { createClient } from "@kvasir/rpc";
+import type { SpanRecord } from "@kvasir/telemetry";
+import { collectTrace } from "../collect-trace.ts";
+import type { Exit } from "./child.ts";
+import { type LocalClusterOptions, serviceArgs } from "./cluster-options.ts";
+import { OwnRedis } from "./own-redis.ts";
+import { samplesFromText } from "./prometheus-text.ts";
+import { freePort } from "./redis-process.ts";
+import { type ProcessHandle, type ProcessKind, ServiceProcess } from "./service-process.ts";
+
+const SERVICE_READY_MAX_MS = 60_000;
+/** A worker loads its model first. */
+const WORKER_READY_MAX_MS = 300_000;
+const ATTACH_MAX_MS = 60_000;
+const STOP_GRACE_MS = 10_000;
+const RESTART_FIRST_MS = 250;
+const RESTART_MAX_MS = 10_000;
+const SCRAPE_MAX_MS = 5_000;
+
+/** A whole cluster on this machine: the same processes as anywhere, with addresses on loopback. */
+export interface LocalCluster {
+  readonly gatewayUrl: string;
+  readonly redisUrl: string;
+  readonly cluster: string;
+  readonly processes: readonly ProcessHandle[];
+  /** One process by name, e.g. `prefill-0`. */
+  process(name: string): ProcessHandle;
+  /** Samples of one process's /metrics. */
+  metrics(name: string): Promise<Map<string, number>>;
+  /** All processes' spans of one trace. */
+  spans(traceId: string): Promise<readonly SpanRecord[]>;
+  /** Waits until the router has all workers and the gateway says it is ready. */
+  ready(): Promise<void>;
+  /** Ends every process: asks first, insists after some seconds. */
+  stop(): Promise<void>;
+  /** Ends every process at once. */
+  kill(): void;
+}
+
+/** Starts Redis (unless one is given), router, gateway and workers, and waits until the cluster is ready. On failure nothing is left. */
+export async function startLocalCluster(options: LocalClusterOptions): Promise<LocalCluster> {
+  mkdirSync(options.logDir, { recursive: true });
+  const stateDir = mkdtempSync(join(tmpdir(), "kvasir-"));
+  const cluster = options.cluster ?? "local";
+  const running = new RunningCluster(options, cluster, stateDir);
+  try {
+    await running.start();
+    return running;
+  } catch (error) {
+    await running.stop();
+    throw error;
+  }
+}
+
+class RunningCluster implements LocalCluster {
+  readonly cluster: string;
+  readonly #options: LocalClusterOptions;
+  readonly #stateDir: string;
+  readonly #services: ServiceProcess[] = [];
+  readonly #restartDelayMs = new Map<string, number>();
+  #redis: OwnRedis | undefined;
+  #redisUrl = "";
+  #isStopping = false;
+
+  constructor(options: LocalClusterOptions, cluster: string, stateDir: string) {
+    this.#options = options;
+    this.cluster = cluster;
+    this.#stateDir = stateDir;
+  }
+
+  get redisUrl(): string {
+    return this.#redisUrl;
+  }
+  get gatewayUrl(): string {
+    return `http://${this.process("gateway-0").httpAddress}`;
+  }
+  get processes(): readonly ProcessHandle[] {
+    return this.#redis ? [this.#redis, ...this.#services] : this.#services;
+  }
+
+  process(name: string): ProcessHandle {
+    const found = this.processes.find((handle) => handle.name === name);
+    if (!found) throw new Error(`no process ${name}; there is: ${this.processes.map((p) => p.name).join(", ")}`);
+    return found;
+  }
+
+  async start(): Promise<void> {
+    const { prefill = 1, decode = 1, mixed = 0, port = 0, logDir } = this.#options;
+    if (this.#options.redisUrl === undefined) {
+      const start = performance.now();
+      this.#redis = new OwnRedis(join(logDir, "redis.log"), (exit, errors) => this.#lost(this.#redis, exit, errors));
+      await this.#redis.start();
+      this.#say("redis", start);
+    }
+    this.#redisUrl = this.#options.redisUrl ?? this.#redis?.url ?? "";
+    const gatewayPort = port === 0 ? await freePort() : port;
+    const shared = { redisUrl: this.#redisUrl, cluster: this.cluster, gatewayPort, stateDir: this.#stateDir };
+    const add = (kind: Exclude<ProcessKind, "redis">, count: number) => {
+      for (let index = 0; index < count; index++) {
+        const name = `${kind}-${index}`;
+        const readyMaxMs = kind === "router" || kind === "gateway" ? SERVICE_READY_MAX_MS : WORKER_READY_MAX_MS;
+        const args = serviceArgs(kind, name, this.#options, shared);
+        const logFile = join(logDir, `${name}.log`);
+        const command = { name, kind, node: process.execPath, args, logFile, readyMaxMs };
+        this.#services.push(new ServiceProcess(command, (handle, exit, errors) => this.#lost(handle, exit, errors)));
+      }
+    };
+    add("router", 1);
+    add("gateway", 1);
+    add("prefill", prefill);
+    add("decode", decode);
+    add("mixed", mixed);
+    const starts = this.#services.map(async (service) => {
+      const start = performance.now();
+      await service.start();
+      this.#say(service.name, start);
+    });
+    await Promise.all(starts);
+    await this.ready();
+  }
+
+  async ready(): Promise<void> {
+    const deadline = performance.now() + ATTACH_MAX_MS;
+    for (;;) {
+      const missing = await this.#whatIsMissing();
+      if (missing === undefined) return;
+      if (performance.now() > deadline) throw new Error(`the cluster is not ready: ${missing}`);
+      await delay(50);
+    }
+  }
+
+  /** Why not every worker can be placed on yet; undefined when all can. */
+  async #whatIsMissing(): Promise<string | undefined> {
+    const router = createClient(RouterService, this.process("router-0").grpcAddress ?? "");
+    try {
+      const { workers } = await router.describeCluster({}, { deadlineMs: 2_000 });
+      const attached = new Set(workers.map((worker) => worker.hello?.workerId));
+      for (const { name, kind } of this.#services) {
+        if (kind === "router" || kind === "gateway") continue;
+        if (!attached.has(name)) return `${name} is not attached to the router`;
+      }
+      const answer = await fetch(`${this.gatewayUrl}/ready`, { signal: AbortSignal.timeout(SCRAPE_MAX_MS) });
+      return answer.ok ? undefined : `the gateway says ${(await answer.text()).trim()}`;
+    } catch (error) {
+      return error instanceof Error ? error.message : String(error);
+    } finally {
+      router.channel.close();
+    }
+  }
+
+  async metrics(name: string): Promise<Map<string, number>> {
+    const { adminAddress } = this.process(name);
+    const signal = AbortSignal.timeout(SCRAPE_MAX_MS);
+    return samplesFromText(await (await fetch(`http://${adminAddress}/metrics`, { signal })).text());
+  }
+
+  async spans(traceId: string): Promise<readonly SpanRecord[]> {
+    const sources = this.#services.flatMap(({ name, adminAddress }) => (adminAddress ? [{ name, adminAddress }] : []));
+    const { spans } = await collectTrace(sources, traceId, async (url) =>
+      (await fetch(url, { signal: AbortSignal.timeout(SCRAPE_MAX_MS) })).json(),
+    );
+    return spans;
+  }
+
+  async stop(): Promise<void> {
+    this.#isStopping = true;
+    // Who takes requests ends first, so that what runs can end well; Redis last, since the others take leave of it.
+    await Promise.all(this.#services.filter(({ kind }) => kind === "gateway").map((p) => p.stop(STOP_GRACE_MS)));
+    await Promise.all(this.#services.map((service) => service.stop(STOP_GRACE_MS)));
+    await this.#redis?.stop();
+    rmSync(this.#stateDir, { recursive: true, force: true });
+  }
+
+  kill(): void {
+    this.#isStopping = true;
+    for (const handle of this.processes) void handle.kill("SIGKILL");
+    rmSync(this.#stateDir, { recursive: true, force: true });
+  }
+
+  #say(name: string, start: number): void {
+    this.#options.onEvent?.({ kind: "started", name, ms: performance.now() - start });
+  }
+
+  #lost(handle: ProcessHandle | undefined, exit: Exit, errors: string): void {
+    if (this.#isStopping || handle === undefined) return;
+    const how = exit.signal === null ? `exit code ${exit.code}` : `${exit.signal}`;
+    this.#options.onEvent?.({ kind: "lost", name: handle.name, how, errors });
+    if (this.#options.restart) void this.#restart(handle);
+  }
+
+  /** Starts a lost process again, at longer and longer distances while it does not live. */
+  async #restart(handle: ProcessHandle): Promise<void> {
+    const waitMs = this.#restartDelayMs.get(handle.name) ?? RESTART_FIRST_MS;
+    this.#restartDelayMs.set(handle.name, Math.min(waitMs * 2, RESTART_MAX_MS));
+    await delay(waitMs);
+    if (this.#isStopping) return;
+    try {
+      await handle.restart();
+      this.#options.onEvent?.({ kind: "restarted", name: handle.name });
+    } catch (error) {
+      this.#lost(handle, { code: 1, signal: null }, error instanceof Error ? error.message : String(error));
+    }
+  }
+}

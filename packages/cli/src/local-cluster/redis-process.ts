@@ -1,0 +1,73 @@
+import { connect, createServer } from "node:net";
+import { setTimeout as delay } from "node:timers/promises";
+import { Child } from "./child.ts";
+
+const START_MAX_MS = 10_000;
+
+/**
+ * Redis watches no stdin, so a shell does it: it says Redis's process id, ends Redis at the end of stdin, and itself ends with Redis.
+ */
+const GUARD = `exec 3<&0
+"$@" </dev/null 3<&- & pid=$!
+echo "$pid"
+{ cat <&3 >/dev/null; kill -9 "$pid"; } >/dev/null 2>&1 & watcher=$!
+exec 3<&-
+trap 'kill "$pid"' TERM
+wait "$pid"; wait "$pid"; kill "$watcher" 2>/dev/null; exit 0`;
+
+/** A Redis of our own: nothing on disk, loopback only. */
+export interface RedisProcess {
+  readonly url: string;
+  readonly port: number;
+  readonly child: Child;
+  /** Of redis-server itself. */
+  readonly pid: number;
+}
+
+/** Starts `binary` on `port` and waits until it answers. */
+export async function startRedis(binary: string, port: number, logFile: string): Promise<RedisProcess> {
+  const flags = ["--port", `${port}`, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+  let redisPid = 0;
+  const child = new Child("/bin/sh", ["-c", GUARD, "sh", binary, ...flags, "--loglevel", "warning"], {
+    logFile,
+    env: process.env,
+    onLine: (line) => {
+      if (redisPid === 0) redisPid = Number(line);
+    },
+  });
+  const deadline = performance.now() + START_MAX_MS;
+  while (redisPid === 0 || !(await answersPing(port))) {
+    if (child.exit !== undefined) throw new Error(`${binary} ended at once: ${child.errorLines(2)} (log: ${logFile})`);
+    if (performance.now() > deadline) {
+      await child.end(0);
+      throw new Error(`${binary} did not answer on port ${port} in ${START_MAX_MS / 1000} s (log: ${logFile})`);
+    }
+    await delay(20);
+  }
+  return { url: `redis://127.0.0.1:${port}`, port, child, pid: redisPid };
+}
+
+/** A TCP port that was free a moment ago. */
+export function freePort(): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const server = createServer();
+    server.once("error", reject);
+    server.listen(0, "127.0.0.1", () => {
+      const address = server.address();
+      server.close(() => resolve(typeof address === "object" && address ? address.port : 0));
+    });
+  });
+}
+
+function answersPing(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect({ host: "127.0.0.1", port, timeout: 500 });
+    const end = (answer: boolean): void => {
+      socket.destroy();
+      resolve(answer);
+    };
+    socket.on("connect", () => socket.write("PING\r\n"));
+    socket.on("data", (data) => end(data.toString().startsWith("+PONG")));
+    for (const event of ["error", "timeout", "close"]) socket.on(event, () => end(false));
+  });
+}
