@@ -30,19 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let prompt = prompt.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>()?;
             println!("{:?}", generate(&mut engine, &prompt, &source.config().eos_token_ids)?);
         }
-        None => {
-            let mut options = bench::BenchOptions::default();
-            if let Ok(batch) = std::env::var("BATCH") {
-                options = bench::BenchOptions {
-                    decode_batches: vec![batch.parse()?],
-                    prefill_lengths: vec![],
-                    repetitions: 2,
-                    decode_steps: 64,
-                    ..options
-                };
-            }
-            println!("{:#?}", bench::run(&mut engine, &options)?)
-        }
+        None => println!("{:#?}", bench::run(&mut engine, &bench::BenchOptions::default())?),
     }
     Ok(())
 }

@@ -69,6 +69,7 @@ pub(crate) trait Simd: Copy {
 }
 
 /// Four activations as the word that multiplies four consecutive weights of every lane.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn quad(a: &[i8; BLOCK], group: usize) -> i32 {
     let at = group * 4;

@@ -1,0 +1,78 @@
+//! From files to logits.
+
+mod common;
+
+use kvasir_engine::{Engine, EngineError, EngineOptions, KvDtype};
+use kvasir_model::{ModelSource, testing::TestModel};
+use std::path::Path;
+
+fn load(path: &Path, options: EngineOptions) -> Result<Engine, EngineError> {
+    Engine::load(&ModelSource::open(path)?, options, &mut |_, _| {})
+}
+
+#[test]
+fn the_same_weights_give_the_same_logits_from_either_file_format() {
+    let directory = tempfile::tempdir().unwrap();
+    for (index, tied) in [true, false].into_iter().enumerate() {
+        let model = TestModel {
+            tied,
+            ..TestModel::default()
+        };
+        let folder = directory.path().join(index.to_string());
+        model.write_hugging_face(&folder).unwrap();
+        let file = directory.path().join(format!("{index}.gguf"));
+        std::fs::write(&file, model.gguf_bytes()).unwrap();
+        let tokens: Vec<u32> = (0..60).map(|i| i * 7 % 128).collect();
+        let logits = |path: &Path| {
+            let mut engine = load(path, common::options(16, KvDtype::F32, 1)).unwrap();
+            engine.logits(&tokens, 25).unwrap()
+        };
+        let (from_folder, from_file) = (logits(&folder), logits(&file));
+        assert_eq!(from_folder.len(), 60 * 128);
+        assert!(from_folder.iter().all(|logit| logit.is_finite()));
+        assert!(from_folder == from_file, "tied {tied}");
+    }
+}
+
+#[test]
+fn progress_ends_at_all_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    TestModel::default().write_hugging_face(directory.path()).unwrap();
+    let source = ModelSource::open(directory.path()).unwrap();
+    let mut seen = Vec::new();
+    Engine::load(&source, common::options(16, KvDtype::F32, 1), &mut |done, total| {
+        seen.push((done, total))
+    })
+    .unwrap();
+    assert!(seen.is_sorted());
+    assert_eq!(seen.last(), Some(&(source.total_bytes(), source.total_bytes())));
+}
+
+#[test]
+fn options_that_cannot_work_are_refused_with_their_value() {
+    let directory = tempfile::tempdir().unwrap();
+    TestModel::default().write_hugging_face(directory.path()).unwrap();
+    let refused = |options| load(directory.path(), options).err().map(|error| error.to_string());
+    let options = common::options(16, KvDtype::F32, 1);
+    assert_eq!(
+        refused(EngineOptions {
+            block_size: 20,
+            ..options
+        }),
+        Some("KV pool: block_size is 20; use 16, 32 or 64".into())
+    );
+    assert_eq!(
+        refused(EngineOptions {
+            kv_bytes: 1000,
+            ..options
+        }),
+        Some("KV pool: 1000 bytes of KV hold no block: one takes 8192 bytes".into())
+    );
+    assert_eq!(
+        refused(EngineOptions {
+            step_token_max: 0,
+            ..options
+        }),
+        Some("step_token_max is 0; use at least 1".into())
+    );
+}
