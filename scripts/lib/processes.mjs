@@ -28,15 +28,14 @@ export function run(command, args, { cwd, env, onLine } = {}) {
 }
 
 /**
- * Hands the terminal to a command until it ends and answers with its exit code. Ctrl-C reaches it as a member of the foreground
- * process group; SIGTERM and SIGHUP are passed on; this process waits for it either way.
+ * Hands the terminal to a command until it ends and answers with its exit code. Signals are passed on, and this process waits for the
+ * command to follow them: at a Ctrl-C it may get SIGINT from the terminal, from npm and from here, which it has to take as one.
  */
 export function handOver(command, args, { cwd, env } = {}) {
   return new Promise((resolve) => {
     const child = spawn(command, args, { cwd, env: env ?? process.env, stdio: "inherit" });
     const pass = (signal) => child.kill(signal);
-    const wait = () => undefined;
-    process.on("SIGINT", wait);
+    process.on("SIGINT", pass);
     process.on("SIGTERM", pass);
     process.on("SIGHUP", pass);
     child.on("error", (error) => {
@@ -44,7 +43,7 @@ export function handOver(command, args, { cwd, env } = {}) {
       resolve(127);
     });
     child.on("exit", (code) => {
-      process.off("SIGINT", wait);
+      process.off("SIGINT", pass);
       process.off("SIGTERM", pass);
       process.off("SIGHUP", pass);
       resolve(code ?? 1);

@@ -29,6 +29,8 @@ export interface LocalClusterOptions {
   readonly extraFlags?: Partial<Record<"router" | "gateway" | "worker", readonly string[]>>;
   /** Start a process again when it ends unasked. */
   readonly restart?: boolean;
+  /** Aborted: what was started so far is ended, and `startLocalCluster` rejects. */
+  readonly signal?: AbortSignal;
   readonly onEvent?: (event: ClusterEvent) => void;
 }
 

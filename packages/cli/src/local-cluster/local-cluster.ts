@@ -48,8 +48,12 @@ export async function startLocalCluster(options: LocalClusterOptions): Promise<L
   const stateDir = mkdtempSync(join(tmpdir(), "kvasir-"));
   const cluster = options.cluster ?? "local";
   const running = new RunningCluster(options, cluster, stateDir);
+  const abort = () => void running.stop();
+  options.signal?.addEventListener("abort", abort, { once: true });
   try {
     await running.start();
+    options.signal?.removeEventListener("abort", abort);
+    options.signal?.throwIfAborted();
     return running;
   } catch (error) {
     await running.stop();
@@ -115,6 +119,7 @@ class RunningCluster implements LocalCluster {
     add("prefill", prefill);
     add("decode", decode);
     add("mixed", mixed);
+    if (this.#isStopping) return;
     const starts = this.#services.map(async (service) => {
       const start = performance.now();
       await service.start();
@@ -128,7 +133,7 @@ class RunningCluster implements LocalCluster {
     const deadline = performance.now() + ATTACH_MAX_MS;
     for (;;) {
       const missing = await this.#whatIsMissing();
-      if (missing === undefined) return;
+      if (missing === undefined || this.#isStopping) return;
       if (performance.now() > deadline) throw new Error(`the cluster is not ready: ${missing}`);
       await delay(50);
     }

@@ -1,0 +1,31 @@
+import { defineOptions } from "@kvasir/config";
+
+export const UP_FLAGS = defineOptions("npm run up --", "a whole cluster on this machine, and one question answered", {
+  model: {
+    type: "string",
+    env: "KVASIR_UP_MODEL",
+    default: "smollm2",
+    help: "smollm2, tiny, a model directory, or a GGUF file (imported once).",
+  },
+  prefill: { type: "integer", env: "KVASIR_UP_PREFILL", default: 1, min: 0, max: 64, help: "Prefill workers." },
+  decode: { type: "integer", env: "KVASIR_UP_DECODE", default: 1, min: 0, max: 64, help: "Decode workers." },
+  mixed: { type: "integer", env: "KVASIR_UP_MIXED", default: 0, min: 0, max: 64, help: "Workers that do both." },
+  port: {
+    type: "integer",
+    env: "KVASIR_UP_PORT",
+    default: 8000,
+    min: 0,
+    max: 65_535,
+    help: "Where the gateway listens, on 127.0.0.1; 0 takes a free one.",
+  },
+  threads: {
+    type: "integer",
+    env: "KVASIR_UP_THREADS",
+    min: 1,
+    help: "Compute threads of each sidecar. Default: its own choice.",
+  },
+  kvBytes: { type: "bytes", env: "KVASIR_UP_KV_BYTES", default: "256MiB", min: 1, help: "KV pool of each worker." },
+  once: { type: "boolean", env: "KVASIR_UP_ONCE", help: "End after the question instead of waiting for Ctrl-C." },
+});
+
+export type UpValues = Extract<ReturnType<typeof UP_FLAGS.parse>, { readonly kind: "values" }>["values"];
