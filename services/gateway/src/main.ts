@@ -6,7 +6,7 @@ import { connectState } from "@kvasir/state";
 import { startAdminServer, startTelemetry } from "@kvasir/telemetry";
 import { loadModelFacts, loadTokenizer } from "@kvasir/tokenizer";
 import { createMetrics } from "./metrics.ts";
-import type { ServedModel } from "./prepare.ts";
+import { longestTokenBytes, type ServedModel } from "./prepare.ts";
 import { RunningRequests } from "./running-requests.ts";
 import { buildServer } from "./server.ts";
 import { DecodeClients } from "./upstream/decode-clients.ts";
@@ -70,9 +70,11 @@ async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
   const end = waitForEnd(values.parentWatch);
   const id = values.id ?? `gateway-${hostname()}-${process.pid}`;
   const telemetry = startTelemetry({ service: "gateway", instanceId: id });
+  const tokenizer = await loadTokenizer(values.model);
   const model: ServedModel = {
     name: values.servedModelName ?? basename(resolve(values.model)),
-    tokenizer: await loadTokenizer(values.model),
+    tokenizer,
+    longestTokenBytes: longestTokenBytes(tokenizer),
     facts: await loadModelFacts(values.model),
     createdAtUnixS: Math.floor(Date.now() / 1000),
   };

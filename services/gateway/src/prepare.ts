@@ -12,6 +12,8 @@ export interface ServedModel {
   readonly tokenizer: ChatTokenizer;
   readonly facts: ModelFacts;
   readonly createdAtUnixS: number;
+  /** Bytes of the longest token: a text of more than this times the context cannot fit, and need not be tokenized to know it. */
+  readonly longestTokenBytes: number;
 }
 
 export interface Sampling {
@@ -52,6 +54,7 @@ export async function prepareChat(model: ServedModel, request: ChatRequest): Pro
       : { text: document.text, ...(document.title ? { title: document.title } : {}) },
   );
   const prompt = model.tokenizer.renderChat(messages, { documents });
+  checkTextLength(model, prompt, "messages");
   const promptTokenIds = await model.tokenizer.encode(prompt, { addSpecialTokens: false });
   const wanted = request.max_completion_tokens ?? request.max_tokens ?? undefined;
   const limit = request.max_completion_tokens != null ? "max_completion_tokens" : "max_tokens";
@@ -71,6 +74,7 @@ export async function prepareChat(model: ServedModel, request: ChatRequest): Pro
 /** Tokenizes a prompt, or takes the tokens given. */
 export async function prepareCompletion(model: ServedModel, request: CompletionRequest): Promise<PreparedRequest> {
   const [first] = Array.isArray(request.prompt) ? request.prompt : [request.prompt];
+  if (typeof first === "string") checkTextLength(model, first, "prompt");
   const promptTokenIds =
     typeof first === "string" ? await model.tokenizer.encode(first) : (request.prompt as readonly number[]);
   const foreign = promptTokenIds.find((id) => id >= model.facts.vocabSize);
@@ -113,6 +117,22 @@ function commonOutput(request: Common): Pick<PreparedRequest, "stops" | "stream"
   }
   const stops = typeof request.stop === "string" ? [request.stop] : (request.stop ?? []);
   return { stops, stream: request.stream ?? false, includeUsage: request.stream_options?.include_usage ?? false };
+}
+
+export function longestTokenBytes(tokenizer: ChatTokenizer): number {
+  let longest = 1;
+  for (let id = 0; id < tokenizer.vocabSize; id++) longest = Math.max(longest, tokenizer.tokenBytes(id).length);
+  return longest;
+}
+
+/** Refuses a text far beyond the context before it costs seconds of tokenizing. */
+function checkTextLength(model: ServedModel, text: string, field: string): void {
+  const { contextLength } = model.facts;
+  const byteCount = Buffer.byteLength(text);
+  if (byteCount <= contextLength * model.longestTokenBytes) return;
+  const tokenCount = Math.ceil(byteCount / model.longestTokenBytes);
+  const message = `${field}: the prompt has ${byteCount} bytes, at least ${tokenCount} tokens; the context of ${model.name} is ${contextLength}; shorten it`;
+  throw new RequestError(message, { param: field, code: "context_length_exceeded" });
 }
 
 function checkLength(

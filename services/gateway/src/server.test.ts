@@ -1,89 +1,23 @@
 import { request as httpRequest } from "node:http";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { KvasirError } from "@kvasir/core";
-import { ensureTinyModel } from "@kvasir/models";
-import { startTelemetry } from "@kvasir/telemetry";
-import { loadModelFacts, loadTokenizer } from "@kvasir/tokenizer";
-import OpenAI from "openai";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import { createMetrics } from "./metrics.ts";
-import type { ServedModel } from "./prepare.ts";
-import { RunningRequests } from "./running-requests.ts";
-import { buildServer } from "./server.ts";
-import { type Script, startFakeUpstream } from "./testing/fake-upstream.ts";
-import { DecodeClients } from "./upstream/decode-clients.ts";
-import { RouterLink } from "./upstream/router-link.ts";
+import type { Script } from "./testing/fake-upstream.ts";
+import { each, GatewayBench, post } from "./testing/gateway-bench.ts";
 
-const telemetry = startTelemetry({ service: "gateway", instanceId: "test", logLevel: "silent" });
-let model: ServedModel;
-let closers: (() => Promise<unknown>)[] = [];
+let gateway: GatewayBench;
 
 beforeAll(async () => {
-  const directory = await ensureTinyModel(join(tmpdir(), "kvasir-gateway-test"));
-  model = {
-    name: "tiny",
-    tokenizer: await loadTokenizer(directory),
-    facts: await loadModelFacts(directory),
-    createdAtUnixS: 1,
-  };
+  gateway = await GatewayBench.create();
 });
+afterEach(() => gateway.reset());
+afterAll(() => gateway.telemetry.close());
 
-afterEach(async () => {
-  for (const close of closers.reverse()) await close();
-  closers = [];
-});
-
-afterAll(() => telemetry.close());
-
-async function start(...scripts: Script[]) {
-  const upstream = await startFakeUpstream(scripts);
-  const router = new RouterLink(upstream.state as never);
-  const decode = new DecodeClients();
-  telemetry.registry.clear();
-  const running = new RunningRequests();
-  const server = buildServer({
-    model,
-    upstream: { router, decode },
-    telemetry,
-    metrics: createMetrics(telemetry.registry),
-    running,
-    tenantScope: new Uint8Array(16),
-    requestTimeoutMs: 5_000,
-    stallTimeoutMs: 300,
-    bodyLimitBytes: 100_000,
-    isReady: () => ({ ready: router.cluster?.ready ?? false }),
-    refresh: () => router.refresh(),
-  });
-  const url = await server.listen({ host: "127.0.0.1", port: 0 });
-  closers.push(
-    () => upstream.close(),
-    async () => {
-      const closed = server.close();
-      server.server.closeAllConnections();
-      await closed;
-      router.close();
-      decode.close();
-    },
-  );
-  return { url, upstream, running, openai: new OpenAI({ baseURL: `${url}/v1`, apiKey: "none", maxRetries: 0 }) };
-}
-
-/** The tiny vocabulary's bytes follow its three special tokens: a character is one token. */
-async function tokensOf(text: string): Promise<number[]> {
-  const ids: number[] = [];
-  for (const byte of new TextEncoder().encode(text)) {
-    const id = Array.from({ length: 256 }, (_, i) => i + 3).find((id) => model.tokenizer.tokenBytes(id)[0] === byte);
-    if (id !== undefined) ids.push(id);
-  }
-  return ids;
-}
-
-const each = (ids: readonly number[]) => ids.map((id) => [id]);
+const start = (...scripts: Script[]) => gateway.start(scripts);
+const tokensOf = (text: string) => gateway.tokensOf(text);
 const chat = { model: "tiny", messages: [{ role: "user" as const, content: "hi" }] };
 
 test("the openai client streams a chat: role once, text, reason, usage, and Kvasir's own facts", async () => {
-  const { openai, upstream } = await start({ batches: each(await tokensOf("grüß 🌊")), finish: "stop" });
+  const { openai, upstream } = await start({ batches: each(tokensOf("grüß 🌊")), finish: "stop" });
   const stream = await openai.chat.completions.create({
     ...chat,
     stream: true,
@@ -112,7 +46,7 @@ test("the openai client streams a chat: role once, text, reason, usage, and Kvas
 });
 
 test("without streaming the body is whole, with log-probabilities when asked", async () => {
-  const { openai } = await start({ batches: [await tokensOf("ab")], finish: "length" });
+  const { openai } = await start({ batches: [tokensOf("ab")], finish: "length" });
   const answer = await openai.chat.completions.create({ ...chat, logprobs: true, top_logprobs: 1, max_tokens: 2 });
   expect(answer.choices[0]).toMatchObject({ finish_reason: "length", message: { role: "assistant", content: "ab" } });
   expect(answer.choices[0]?.logprobs?.content?.map((entry) => [entry.token, entry.logprob])).toEqual([
@@ -122,7 +56,7 @@ test("without streaming the body is whole, with log-probabilities when asked", a
 });
 
 test("completions take text or tokens, and show log-probabilities in their own way", async () => {
-  const { openai, upstream } = await start({ batches: [await tokensOf("yes")] });
+  const { openai, upstream } = await start({ batches: [tokensOf("yes")] });
   const answer = await openai.completions.create({ model: "tiny", prompt: [5, 6, 7] as never, logprobs: 1 });
   expect(upstream.seen.generates[0]?.promptTokenIds).toEqual([5, 6, 7]);
   expect(upstream.seen.generates[0]?.sampling?.maxTokens).toBe(16);
@@ -133,7 +67,7 @@ test("completions take text or tokens, and show log-probabilities in their own w
 });
 
 test("a stop string across tokens ends the text before it and the generation at once", async () => {
-  const { openai, upstream } = await start({ batches: each(await tokensOf("one STOP two three four")), gapMs: 5 });
+  const { openai, upstream } = await start({ batches: each(tokensOf("one STOP two three four")), gapMs: 5 });
   const answer = await openai.chat.completions.create({ ...chat, stop: [" STOP"] });
   expect(answer.choices[0]).toMatchObject({ finish_reason: "stop", message: { content: "one" } });
   await expect.poll(() => upstream.seen.cancelled).toBe(1);
@@ -141,7 +75,7 @@ test("a stop string across tokens ends the text before it and the generation at 
 });
 
 test("what might have begun a stop string is shown when it did not", async () => {
-  const { openai } = await start({ batches: each(await tokensOf("a ST")) });
+  const { openai } = await start({ batches: each(tokensOf("a ST")) });
   expect((await openai.chat.completions.create({ ...chat, stop: " STOP" })).choices[0]?.message.content).toBe("a ST");
 });
 
@@ -163,7 +97,7 @@ const overloaded = new KvasirError({ reason: "overloaded", message: "12 wait", r
 test("a failure before the first token is placed again, without the workers that failed", async () => {
   const { openai, upstream } = await start(
     { batches: [], failAfter: { batchCount: 0, error: overloaded } },
-    { batches: [await tokensOf("ok")] },
+    { batches: [tokensOf("ok")] },
   );
   expect((await openai.chat.completions.create(chat)).choices[0]?.message.content).toBe("ok");
   const retry = upstream.seen.places.find((place) => place.kind.case === "retry");
@@ -193,7 +127,8 @@ test("a silent worker ends with deadline_exceeded", async () => {
 });
 
 test("a client that reads slowly holds back the worker, and gets everything", async () => {
-  const batches = Array.from({ length: 2_000 }, () => Array.from({ length: 20 }, (_, i) => 30 + i));
+  // About 40 MB: several times what the sockets' buffers of both ends hold on any machine.
+  const batches = Array.from({ length: 2_000 }, () => Array.from({ length: 200 }, (_, i) => 30 + (i % 60)));
   const { url, upstream } = await start({ batches });
   let sentWhilePaused = batches.length;
   const whole = await new Promise<string>((resolve, reject) => {
@@ -203,15 +138,17 @@ test("a client that reads slowly holds back the worker, and gets everything", as
     });
     call.on("response", (response) => {
       response.pause();
-      setTimeout(() => {
-        sentWhilePaused = upstream.seen.sent;
-        let text = "";
-        response.setEncoding("utf8").on("data", (chunk: string) => {
-          text += chunk;
-        });
-        response.on("end", () => resolve(text));
-        response.resume();
-      }, 250);
+      standsStill(() => upstream.seen.sent)
+        .then((sent) => {
+          sentWhilePaused = sent;
+          let text = "";
+          response.setEncoding("utf8").on("data", (chunk: string) => {
+            text += chunk;
+          });
+          response.on("end", () => resolve(text));
+          response.resume();
+        })
+        .catch(reject);
     });
     call.on("error", reject);
     call.end(JSON.stringify({ ...chat, stream: true, logprobs: true, top_logprobs: 1 }));
@@ -219,7 +156,16 @@ test("a client that reads slowly holds back the worker, and gets everything", as
   expect(sentWhilePaused).toBeLessThan(batches.length);
   expect(whole.endsWith("data: [DONE]\n\n")).toBe(true);
   expect(whole.match(/^data: /gm)).toHaveLength(batches.length + 2);
-});
+}, 30_000);
+
+/** A count once it has not changed for a quarter of a second. */
+async function standsStill(count: () => number): Promise<number> {
+  for (let last = -1; last !== count(); ) {
+    last = count();
+    await new Promise((resolve) => setTimeout(resolve, 250));
+  }
+  return count();
+}
 
 test.each([
   ["an unknown model", { ...chat, model: "gpt-4" }, 400, "model"],
@@ -262,11 +208,3 @@ test("request ids are kept, models listed, probes answered", async () => {
     'kvasir_gateway_requests_total{endpoint="chat",status="200"} 1',
   );
 });
-
-function post(url: string, body: object, headers: Record<string, string> = {}): Promise<Response> {
-  return fetch(`${url}/v1/chat/completions`, {
-    method: "POST",
-    headers: { "content-type": "application/json", ...headers },
-    body: JSON.stringify(body),
-  });
-}

@@ -18,7 +18,6 @@ const REQUEST_ID = /^[\x21-\x7e]{1,128}$/;
 const ADMIN_PATHS = ["/live", "/ready", "/health", "/metrics"];
 /** Longest time for a client to send its request. */
 const RECEIVE_MAX_MS = 60_000;
-const URL_PARAM_MAX = 1_024;
 
 /** The method that a known path takes. */
 function methodOf(path: string): string | undefined {
@@ -34,7 +33,6 @@ export function buildServer(deps: ServerDeps): FastifyInstance {
     bodyLimit: deps.bodyLimitBytes,
     forceCloseConnections: "idle",
     requestTimeout: RECEIVE_MAX_MS,
-    routerOptions: { maxParamLength: URL_PARAM_MAX },
     frameworkErrors: (error, request, reply) => {
       const wrong = new RequestError(`the URL cannot be read: ${error.message}`, { code: "invalid_url", param: "url" });
       void refuse(reply.header("x-request-id", request.id), wrong);

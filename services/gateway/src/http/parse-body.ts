@@ -2,6 +2,20 @@ import { RequestError } from "./openai-error.ts";
 
 const UTF8 = new TextDecoder("utf-8", { fatal: true });
 
+/** A seed that a double may not hold; only then each value is looked at. */
+const LONG_SEED = /"seed"\s*:\s*-?\d{16}/;
+
+/** `JSON.parse` with the source text of each value, which TypeScript's own types do not know yet. */
+const parseExactly = JSON.parse as (
+  text: string,
+  reviver: (key: string, value: unknown, context: { readonly source?: string }) => unknown,
+) => unknown;
+
+function exactSeed(key: string, value: unknown, { source = "" }: { readonly source?: string }): unknown {
+  const rounded = key === "seed" && typeof value === "number" && !Number.isSafeInteger(value);
+  return rounded && /^-?\d{1,20}$/.test(source) ? BigInt(source) : value;
+}
+
 /** A JSON object from a request's bytes; anything else is refused naming `body`. */
 export function parseBody(bytes: Uint8Array): object {
   let text: string;
@@ -12,7 +26,7 @@ export function parseBody(bytes: Uint8Array): object {
   }
   let value: unknown;
   try {
-    value = JSON.parse(text);
+    value = LONG_SEED.test(text) ? parseExactly(text, exactSeed) : JSON.parse(text);
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
     throw new RequestError(`body is not JSON: ${why}`, { param: "body", code: "invalid_json" });

@@ -8,6 +8,19 @@ const DOCUMENTS_MAX = 1024;
 const Stop = z.string().min(1, "is empty; give at least one character").max(1024);
 const Document = z.union([z.string().min(1), z.strictObject({ title: z.string().nullish(), text: z.string().min(1) })]);
 
+const Seed = z.union(
+  [
+    z.int(),
+    z
+      .bigint()
+      .min(-(2n ** 63n))
+      .max(2n ** 64n - 1n),
+  ],
+  {
+    error: "use a whole number from -2^63 to 2^64 - 1",
+  },
+);
+
 /** Fields of both endpoints. `null` means absent, as OpenAI's clients send it. */
 const COMMON = {
   model: z.string().min(1),
@@ -15,7 +28,7 @@ const COMMON = {
   temperature: z.number().min(0).max(2).nullish(),
   top_p: z.number().gt(0).max(1).nullish(),
   top_k: z.int().min(-1).max(TOKENS_MAX).nullish(),
-  seed: z.int().nullish(),
+  seed: Seed.nullish(),
   stop: z.union([Stop, z.array(Stop).max(STOPS_MAX)]).nullish(),
   ignore_eos: z.boolean().nullish(),
   stream: z.boolean().nullish(),
@@ -26,9 +39,20 @@ const COMMON = {
   n: z.literal(1).nullish(),
   presence_penalty: z.literal(0).nullish(),
   frequency_penalty: z.literal(0).nullish(),
+  repetition_penalty: z.literal(1).nullish(),
+  min_tokens: z.literal(0).nullish(),
 };
 
 const Content = z.union([z.string(), z.array(z.strictObject({ type: z.literal("text"), text: z.string() })).min(1)]);
+
+/** What an answer carries beside its text: OpenAI's clients send an answer back as it came. Only the empty value says nothing. */
+const ANSWER_EXTRAS = {
+  refusal: z.null().optional(),
+  annotations: z.array(z.unknown()).max(0).nullish(),
+  audio: z.null().optional(),
+  function_call: z.null().optional(),
+  tool_calls: z.array(z.unknown()).max(0).nullish(),
+};
 
 export const ChatRequest = z.strictObject({
   ...COMMON,
@@ -38,6 +62,7 @@ export const ChatRequest = z.strictObject({
         role: z.enum(["system", "developer", "user", "assistant"]),
         content: Content,
         name: z.string().nullish(),
+        ...ANSWER_EXTRAS,
       }),
     )
     .min(1),

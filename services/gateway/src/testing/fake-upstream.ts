@@ -17,27 +17,38 @@ export interface Script {
   /** Fails with this reason after so many batches. */
   readonly failAfter?: { readonly batchCount: number; readonly error: KvasirError };
   readonly finish?: "stop" | "length";
+  /** Awaited before anything is sent. */
+  readonly before?: () => Promise<unknown>;
+}
+
+export interface FakeRouterOptions {
+  /** Lets every request wait in the queue. Default false. */
+  readonly queueForever?: boolean;
 }
 
 /** A router and a decode worker over real gRPC that follow a script; for faults that real ones cannot be asked for. */
-export async function startFakeUpstream(scripts: readonly Script[]) {
+export async function startFakeUpstream(scripts: readonly Script[], options: FakeRouterOptions = {}) {
   const seen = {
     generates: [] as GenerateRequest[],
     places: [] as PlaceRequest[],
     cancelled: 0,
     placeEnded: 0,
     sent: 0,
+    /** How long each generation may still take when it arrives, by its RPC deadline. */
+    generateDeadlinesMs: [] as number[],
   };
   const worker = createServer();
   worker.add(DecodeService, {
     generate: async (request, call) => {
       const script = scripts[Math.min(seen.generates.length, scripts.length - 1)];
       seen.generates.push(request);
+      seen.generateDeadlinesMs.push(Number(call.getDeadline()) - Date.now());
       const cancelled = new Promise<void>((resolve) => call.once("cancelled", resolve));
       void cancelled.then(() => {
         seen.cancelled++;
       });
       call.write({ kind: { case: "accepted", value: { reserveMs: 0 } } });
+      await script?.before?.();
       let sent = 0;
       for (const batch of script?.batches ?? []) {
         if (script?.failAfter?.batchCount === sent) throw script.failAfter.error;
@@ -56,39 +67,58 @@ export async function startFakeUpstream(scripts: readonly Script[]) {
     },
   });
   const workerAddress = await worker.listen("127.0.0.1:0");
-  const router = createServer();
-  router.add(RouterService, {
-    place: async (call) => {
-      for await (const request of messages(call)) {
-        seen.places.push(request);
-        if (request.kind.case === "firstToken") continue;
-        const ref = (workerId: string) => ({ workerId, epoch: 1n, address: workerAddress });
-        const placed = {
-          mode: PlacementMode.SPLIT,
-          prefill: ref("p0"),
-          decode: ref("d0"),
-          predictedTtftMs: 9,
-          reason: "only one",
+  const startRouter = async () => {
+    const server = createServer();
+    server.add(RouterService, {
+      place: async (call) => {
+        let isEnded = false;
+        const end = () => {
+          if (!isEnded) seen.placeEnded++;
+          isEnded = true;
         };
-        call.write({ kind: { case: "placed", value: placed } });
-      }
-      seen.placeEnded++;
-    },
-    attach: async () => undefined,
-    describeCluster: async () => ({ ready: true }),
-  });
-  const routerAddress = await router.listen("127.0.0.1:0");
+        call.once("cancelled", end);
+        for await (const request of messages(call)) {
+          seen.places.push(request);
+          if (request.kind.case === "firstToken") continue;
+          if (options.queueForever) call.write({ kind: { case: "queued", value: { position: 0 } } });
+          else call.write({ kind: { case: "placed", value: placementOn(workerAddress) } });
+        }
+        end();
+      },
+      attach: async () => undefined,
+      describeCluster: async () => ({ ready: true }),
+    });
+    return { server, address: await server.listen("127.0.0.1:0") };
+  };
+  let router = await startRouter();
+  let announce: (addresses: readonly string[]) => void = () => undefined;
   return {
     seen,
-    /** Stands for the cluster's state: one router. */
+    /** Stands for the cluster's state: the routers that are listed. */
     state: {
       watch: (_kind: string, onChange: (records: never[]) => void) => {
-        onChange([{ routerId: "r0", address: routerAddress, adminAddress: routerAddress }] as never[]);
+        announce = (addresses) =>
+          onChange(addresses.map((address, i) => ({ routerId: `r${i}`, address, adminAddress: address })) as never[]);
+        announce([router.address]);
         return () => undefined;
       },
     },
+    /** Kills the router and starts another one; both are listed, the dead one first. */
+    async replaceRouter() {
+      const lost = router;
+      router = await startRouter();
+      await lost.server.close(0);
+      announce([lost.address, router.address]);
+    },
+    loseRouter: () => router.server.close(0),
     async close() {
-      await Promise.all([worker.close(50), router.close(50)]);
+      await Promise.all([worker.close(50), router.server.close(50)]);
     },
   };
+}
+
+function placementOn(address: string) {
+  const ref = (workerId: string) => ({ workerId, epoch: 1n, address });
+  const workers = { mode: PlacementMode.SPLIT, prefill: ref("p0"), decode: ref("d0") };
+  return { ...workers, predictedTtftMs: 9, reason: "only one" };
 }

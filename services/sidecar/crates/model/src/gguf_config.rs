@@ -48,10 +48,10 @@ pub(crate) fn read(file: &GgufFile) -> Result<ModelConfig, LoadError> {
     };
     let mut eos_token_ids = Vec::new();
     for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
-        if let Some(id) = optional(file, key)?.filter(|id| *id < vocab_size) {
-            if !eos_token_ids.contains(&(id as u32)) {
-                eos_token_ids.push(id as u32);
-            }
+        if let Some(id) = optional(file, key)?.filter(|id| *id < vocab_size)
+            && !eos_token_ids.contains(&(id as u32))
+        {
+            eos_token_ids.push(id as u32);
         }
     }
     let config = ModelConfig {

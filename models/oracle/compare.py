@@ -1,0 +1,169 @@
+"""Compares the engine with transformers, prints what it finds, and writes it as Markdown. Exit code 1 when a promise does not hold.
+
+Usage: compare.py --sidecar BINARY --smollm2 DIRECTORY --work DIRECTORY [--results FILE.md] [--only tiny|smollm2]
+
+Promises, in f32 with KV in f32: every logit within 1e-3 of transformers', over a prompt and 128 generated tokens, in chunks of any size; the 128
+greedy tokens identical, alone and in a mixed batch of 8. Computing on quantised weights directly is judged by the Kullback-Leibler divergence
+to the dequantised model in f32, and by how often both choose the same next token.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from tokenizers import Tokenizer
+from transformers.utils import logging
+
+import reference
+import tiny_gguf
+from engine import Engine
+from report import Comparison, Divergence, write_report
+from tiny_models import COMPARED, LLAMA3_ROPE, TinyModel
+
+GREEDY_TOKENS = 128
+BATCH = 8
+CHUNKS = (7, 64, 512)
+BATCH_CHUNK = 19
+
+TINY_GGUF = [
+    (
+        TinyModel("GGUF in Q4_0, Q4_1, Q8_0", seed=31),
+        {"token_embd": Type.Q8_0, "attn_q": Type.Q4_0, "attn_k": Type.Q4_1, "attn_v": Type.Q8_0, "attn_output": Type.Q4_1,
+         "ffn_gate": Type.Q4_0, "ffn_up": Type.Q8_0, "ffn_down": Type.Q4_1},
+    ),
+    (
+        TinyModel("GGUF in F16, F32, Q8_0, untied", seed=32, tied=False, heads=2, kv_heads=1),
+        {"token_embd": Type.F16, "attn_q": Type.F16, "attn_k": Type.Q8_0, "ffn_gate": Type.Q8_0, "output": Type.Q8_0},
+    ),
+]
+
+
+def compare(name: str, engine: Engine, model, prompts: list[list[int]]) -> Comparison:
+    """All promises on one model; `prompts` are the batch."""
+    started = time.monotonic()
+    expected = [reference.greedy(model, prompt, GREEDY_TOKENS) for prompt in prompts]
+    alone = [engine.greedy([prompt], GREEDY_TOKENS, CHUNKS[-1])[0] for prompt in prompts]
+    together = engine.greedy(prompts, GREEDY_TOKENS, BATCH_CHUNK)
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    text = prompts[longest] + expected[longest]
+    theirs = reference.logits(model, text)
+    ours = [engine.logits(text, chunk) for chunk in CHUNKS]
+    comparison = Comparison(
+        name=name,
+        positions=len(text),
+        logit_range=float(np.ptp(theirs, axis=1).mean()),
+        logit_difference=float(np.abs(ours[0] - theirs).max()),
+        chunks_identical=all(np.array_equal(ours[0], other) for other in ours[1:]),
+        tokens=sum(map(len, expected)),
+        same_alone=sum(map(same_count, alone, expected)),
+        same_together=sum(map(same_count, together, expected)),
+    )
+    print(f"{comparison.line()} ({time.monotonic() - started:.0f} s)", flush=True)
+    return comparison
+
+
+def same_count(ours: list[int], expected: list[int]) -> int:
+    """Tokens before the first that differs."""
+    for index, (left, right) in enumerate(zip(ours, expected)):
+        if left != right:
+            return index
+    return min(len(ours), len(expected))
+
+
+def divergence(name: str, theirs: np.ndarray, ours: np.ndarray) -> Divergence:
+    """KL(theirs ‖ ours) in nats at each position, in f64."""
+    log_theirs, log_ours = log_softmax(theirs), log_softmax(ours)
+    kl = (np.exp(log_theirs) * (log_theirs - log_ours)).sum(axis=1)
+    agreement = float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean())
+    result = Divergence(name, len(kl), float(kl.mean()), float(kl.max()), agreement, float(np.abs(ours - theirs).max()))
+    print(result.line(), flush=True)
+    return result
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def random_prompts(seed: int, vocab: int) -> list[list[int]]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(0, vocab, length).tolist() for length in (1, 2, 9, 32, 33, 77, 130, 300)]
+
+
+def tiny(sidecar: pathlib.Path, work: pathlib.Path) -> list[Comparison]:
+    found = []
+    for spec in COMPARED:
+        directory = work / f"tiny-{spec.seed}"
+        spec.save(directory)
+        found.append(compare(spec.name, Engine(sidecar, directory), reference.load(directory), random_prompts(spec.seed, spec.vocab)))
+    for spec, types in TINY_GGUF:
+        directory = work / f"tiny-{spec.seed}"
+        directory.mkdir(parents=True, exist_ok=True)
+        tiny_gguf.write(spec.make(), directory / "model.gguf", types)
+        # The reference is transformers' own reading of the file, not the weights that it was written from.
+        model = reference.load(directory, "model.gguf")
+        found.append(compare(spec.name, Engine(sidecar, directory), model, random_prompts(spec.seed, spec.vocab)))
+    spec = TinyModel("GGUF with RoPE divisors", seed=33, tied=False, rope=LLAMA3_ROPE)
+    directory = work / f"tiny-{spec.seed}"
+    directory.mkdir(parents=True, exist_ok=True)
+    types = {"attn_q": Type.Q8_0, "attn_k": Type.Q8_0, "ffn_down": Type.Q4_0}
+    model = spec.make()
+    tiny_gguf.write(model, directory / "model.gguf", types)
+    # transformers does not read rope_freqs.weight, so here the reference is the model with its weights rounded alike.
+    tiny_gguf.dequantised(model, types)
+    found.append(compare(spec.name, Engine(sidecar, directory), model, random_prompts(spec.seed, spec.vocab)))
+    return found
+
+
+def smollm2(sidecar: pathlib.Path, source: pathlib.Path, work: pathlib.Path) -> tuple[list[Comparison], list[Divergence]]:
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    text = (pathlib.Path(__file__).parent / "text.txt").read_text()
+    passages = [tokenizer.encode(part, add_special_tokens=False).ids for part in text.split("\n\n")]
+    prompts = (passages + [ids[: len(ids) // 2] for ids in passages])[:BATCH]
+    model = reference.load(source, "model.gguf")
+    dequantised = work / "smollm2-f32"
+    reference.save_dequantised(model, dequantised)
+    found = [compare("SmolLM2-135M-Instruct, dequantised, f32", Engine(sidecar, dequantised), model, prompts)]
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    theirs = reference.logits(model, ids)
+    divergences = [
+        divergence(name, theirs, Engine(sidecar, path, kv_dtype).logits(ids, 128))
+        for name, path, kv_dtype in (
+            ("f32 weights, f32 KV", dequantised, "f32"),
+            ("quantised weights, f32 KV", source / "model.gguf", "f32"),
+            ("quantised weights, f16 KV", source / "model.gguf", "f16"),
+            ("quantised weights, bf16 KV", source / "model.gguf", "bf16"),
+        )
+    ]
+    return found, divergences
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sidecar", type=pathlib.Path, required=True)
+    parser.add_argument("--smollm2", type=pathlib.Path, required=True)
+    parser.add_argument("--work", type=pathlib.Path, required=True)
+    parser.add_argument("--results", type=pathlib.Path)
+    parser.add_argument("--only", choices=["tiny", "smollm2"])
+    args = parser.parse_args()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    comparisons: list[Comparison] = []
+    divergences: list[Divergence] = []
+    if args.only != "smollm2":
+        comparisons += tiny(args.sidecar, args.work)
+    if args.only != "tiny":
+        more, divergences = smollm2(args.sidecar, args.smollm2, args.work)
+        comparisons += more
+    kept = sum(comparison.is_kept() for comparison in comparisons)
+    print(f"{kept} of {len(comparisons)} models agree with transformers")
+    if args.results and args.only is None:
+        write_report(args.results, comparisons, divergences)
+        print(f"written to {args.results}")
+    return 0 if kept == len(comparisons) else 1
+
+
+sys.exit(main())

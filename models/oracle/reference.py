@@ -1,0 +1,43 @@
+"""What transformers computes: logits of a text, greedy continuations. Everything in f32 on the CPU."""
+
+import os
+import pathlib
+
+# transformers shows bars of its own while it reads GGUF files; tqdm reads this when it is imported.
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def load(directory: pathlib.Path, gguf_file: str | None = None) -> LlamaForCausalLM:
+    """A model from a Hugging Face directory, or dequantised from a GGUF file in it."""
+    options = {"gguf_file": gguf_file} if gguf_file else {}
+    return LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager", **options).eval()
+
+
+def save_dequantised(model: LlamaForCausalLM, directory: pathlib.Path) -> None:
+    """Writes a model that was read from a GGUF file as f32 safetensors, which transformers itself refuses to do."""
+    facts = {key: value for key, value in model.config.to_dict().items() if key not in ("quantization_config", "dtype", "architectures")}
+    plain = LlamaForCausalLM(LlamaConfig(**facts))
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(directory)
+
+
+@torch.inference_mode()
+def logits(model: LlamaForCausalLM, tokens: list[int]) -> np.ndarray:
+    """`[tokens, vocab]`."""
+    return model(torch.tensor([tokens])).logits[0].numpy()
+
+
+@torch.inference_mode()
+def greedy(model: LlamaForCausalLM, prompt: list[int], count: int) -> list[int]:
+    """The next `count` tokens, through the model's own KV cache; no token ends the text."""
+    answer = model(torch.tensor([prompt]), use_cache=True)
+    tokens = []
+    while True:
+        tokens.append(int(answer.logits[0, -1].argmax()))
+        if len(tokens) == count:
+            return tokens
+        answer = model(torch.tensor([tokens[-1:]]), past_key_values=answer.past_key_values, use_cache=True)
