@@ -4,6 +4,11 @@ import { bootstrap } from "./lib/bootstrap.mjs";
 import { ROOT } from "./lib/paths.mjs";
 import { runScript, StopError } from "./lib/stop-error.mjs";
 
+const COMMON = ["deps", "sidecar", "redis", "model:tiny", "model:smollm2"];
+
+/** What a bench compares with, beyond what every bench needs. */
+const BASELINES = { engine: ["python:engines"], gateway: ["python:gateways"], "kv-pull": ["iperf3"] };
+
 // `npm run bench -- NAME [FLAGS]`: runs bench/src/NAME.ts.
 await runScript(async () => {
   const [name, ...flags] = process.argv.slice(2);
@@ -17,6 +22,6 @@ await runScript(async () => {
   if (!existsSync(join(ROOT, "bench/src", `${name}.ts`))) {
     throw new StopError(`there is no bench ${name}; there is: ${names.join(", ")}`);
   }
-  const tools = await bootstrap({ need: ["deps", "sidecar", "redis", "model:tiny", "model:smollm2"] });
+  const tools = await bootstrap({ need: [...COMMON, ...(BASELINES[name] ?? [])] });
   return tools.runNode(`bench/src/${name}.ts`, flags);
 });

@@ -64,7 +64,9 @@ if (existsSync(python) && engines !== "none") {
     rates.push({ engine, phase, size: batch ?? tokens, tokensPerSecond: tokens_per_second });
   }
 } else {
-  say("no baselines: `npm run oracle` makes the Python environment; add llama-cpp-python to it for llama.cpp");
+  say(
+    "no baselines: they were switched off, or their Python environment is missing (npm run bench -- engine makes it)",
+  );
 }
 
 const rate = (engine: string, phase: string, size: number) =>

@@ -130,12 +130,13 @@ def smollm2(sidecar: pathlib.Path, source: pathlib.Path, work: pathlib.Path) -> 
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     theirs = reference.logits(model, ids)
     divergences = [
-        divergence(name, theirs, Engine(sidecar, path, kv_dtype).logits(ids, 128))
-        for name, path, kv_dtype in (
-            ("f32 weights, f32 KV", dequantised, "f32"),
-            ("quantised weights, f32 KV", source / "model.gguf", "f32"),
-            ("quantised weights, f16 KV", source / "model.gguf", "f16"),
-            ("quantised weights, bf16 KV", source / "model.gguf", "bf16"),
+        divergence(name, theirs, Engine(sidecar, path, kv_dtype, weights).logits(ids, 128))
+        for name, path, kv_dtype, weights in (
+            ("f32 weights, f32 KV", dequantised, "f32", "stored"),
+            ("quantised weights, f32 KV", source / "model.gguf", "f32", "stored"),
+            ("quantised weights, f16 KV", source / "model.gguf", "f16", "stored"),
+            ("quantised weights, bf16 KV", source / "model.gguf", "bf16", "stored"),
+            ("rounded to 8 bits at load, f32 KV", dequantised, "f32", "q8_0"),
         )
     ]
     return found, divergences

@@ -11,8 +11,8 @@ import numpy as np
 class Engine:
     """One model under one setting. Each call is a process of its own, as nothing may carry over between comparisons."""
 
-    def __init__(self, binary: pathlib.Path, model: pathlib.Path, kv_dtype: str = "f32", kv_bytes: str = "256MiB"):
-        self.command = [str(binary), "generate", "--model", str(model), "--kv-dtype", kv_dtype, "--kv-bytes", kv_bytes]
+    def __init__(self, binary: pathlib.Path, model: pathlib.Path, kv_dtype: str = "f32", weights: str = "f32", kv_bytes: str = "256MiB"):
+        self.command = [str(binary), "generate", "--model", str(model), "--kv-dtype", kv_dtype, "--kv-bytes", kv_bytes, "--weights", weights]
 
     def logits(self, tokens: list[int], chunk: int) -> np.ndarray:
         """`[tokens, vocab]`, the text being computed in chunks."""

@@ -1,10 +1,8 @@
 """What transformers computes: logits of a text, greedy continuations. Everything in f32 on the CPU."""
 
-import os
+import contextlib
+import io
 import pathlib
-
-# transformers shows bars of its own while it reads GGUF files; tqdm reads this when it is imported.
-os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
 import torch
@@ -14,7 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 def load(directory: pathlib.Path, gguf_file: str | None = None) -> LlamaForCausalLM:
     """A model from a Hugging Face directory, or dequantised from a GGUF file in it."""
     options = {"gguf_file": gguf_file} if gguf_file else {}
-    return LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager", **options).eval()
+    # transformers shows bars of its own while it reads GGUF files.
+    with contextlib.redirect_stderr(io.StringIO()):
+        return LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager", **options).eval()
 
 
 def save_dequantised(model: LlamaForCausalLM, directory: pathlib.Path) -> None:

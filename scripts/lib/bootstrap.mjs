@@ -4,8 +4,9 @@ import { ensureDependencies, ensurePnpm } from "./dependencies.mjs";
 import { withLock } from "./lock.mjs";
 import { ensureNode } from "./node-runtime.mjs";
 import { CACHE, ROOT, SIDECAR_BINARY } from "./paths.mjs";
-import { handOver, run } from "./processes.mjs";
-import { ensurePip } from "./python.mjs";
+import { findProgram, handOver, run } from "./processes.mjs";
+import { ensurePip, installDebianPackages } from "./python.mjs";
+import { ensurePythonEnvironment } from "./python-environment.mjs";
 import { ensureRedisServer, findRunningRedis } from "./redis.mjs";
 import { step } from "./report.mjs";
 import { ensureRust, ensureSidecar } from "./sidecar-build.mjs";
@@ -15,7 +16,8 @@ import { StopError } from "./stop-error.mjs";
  * Sets up what a command needs, each part only if it is missing or out of date, and says so step by step.
  *
  * `need`: any of `node`, `deps`, `rust`, `sidecar`, `redis` (a running one, or a program to start), `redis-server` (a program, for whoever
- * must not touch a running one), `pip`, `model:tiny`, `model:smollm2`. What a part stands on comes with it. Answers with a `Toolbox`.
+ * must not touch a running one), `pip`, `model:tiny`, `model:smollm2`, `python:oracle|engines|gateways` (an environment with packages),
+ * `iperf3`. What a part stands on comes with it. Answers with a `Toolbox`.
  * Throws StopError with one line when a person has to do something.
  */
 export async function bootstrap({ need }) {
@@ -58,6 +60,16 @@ export async function bootstrap({ need }) {
       });
     }
     if (wanted.has("pip")) await step("pip", (progress) => ensurePip(progress));
+    for (const name of need.filter((part) => part.startsWith("python:"))) {
+      await step(name, async (progress) => {
+        toolbox.python = await ensurePythonEnvironment(name.slice("python:".length), progress);
+      });
+    }
+    if (wanted.has("iperf3") && findProgram("iperf3") === undefined) {
+      await step("iperf3", async (progress) =>
+        (await installDebianPackages(["iperf3"], progress)) ? undefined : "not there; its figures will be missing",
+      );
+    }
     for (const model of models) await step(`model ${model}`, (progress) => ensureModel(toolbox, model, progress));
   });
   return toolbox;
@@ -67,6 +79,7 @@ export async function bootstrap({ need }) {
 class Toolbox {
   node = process.execPath;
   cargo = "cargo";
+  python = undefined;
   redisUrl = undefined;
   env = { ...process.env, KVASIR_CACHE: CACHE, KVASIR_SIDECAR_BINARY: SIDECAR_BINARY };
 

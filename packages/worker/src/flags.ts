@@ -69,6 +69,13 @@ export function workerFlags(service: string, summary: string, roles: readonly [R
       choices: ["bf16", "f16", "f32"],
       help: "Number format of KV.",
     },
+    weights: {
+      type: "string",
+      env: "KVASIR_WEIGHTS",
+      default: "stored",
+      choices: ["stored", "f32", "q8_0"],
+      help: "How matrices are kept: as the file has them, expanded to f32, or rounded to 8 bits. Smaller: faster decode.",
+    },
     threads: {
       type: "integer",
       env: "KVASIR_THREADS",

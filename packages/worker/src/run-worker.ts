@@ -84,6 +84,7 @@ async function start(
       kvBytes: values.kvBytes,
       blockSize: Number(values.blockSize),
       kvDtype: values.kvDtype,
+      weights: values.weights,
       threads: values.threads,
       cpus: values.cpus,
       stepTokenMax: Math.max(STEP_TOKENS_SIDECAR_MIN, values.stepTokens),

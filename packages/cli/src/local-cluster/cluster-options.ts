@@ -21,6 +21,7 @@ export interface LocalClusterOptions {
   readonly kvBytes?: string;
   readonly blockSize?: number;
   readonly kvDtype?: "bf16" | "f16" | "f32";
+  readonly weights?: "stored" | "f32" | "q8_0";
   /** Token budget of a step. */
   readonly stepTokens?: number;
   readonly threadsPerSidecar?: number;
@@ -66,6 +67,7 @@ export function serviceArgs(
         ...flag("--kv-bytes", options.kvBytes),
         ...flag("--block-size", options.blockSize),
         ...flag("--kv-dtype", options.kvDtype),
+        ...flag("--weights", options.weights),
         ...flag("--step-tokens", options.stepTokens),
         ...flag("--threads", options.threadsPerSidecar),
         ...flag("--lease-ms", options.leaseMs),

@@ -24,6 +24,13 @@ export const UP_FLAGS = defineOptions("npm run up --", "a whole cluster on this 
     min: 1,
     help: "Compute threads of each sidecar. Default: its own choice.",
   },
+  weights: {
+    type: "string",
+    env: "KVASIR_UP_WEIGHTS",
+    default: "stored",
+    choices: ["stored", "f32", "q8_0"],
+    help: "How matrices are kept: as the file has them, expanded to f32, or rounded to 8 bits.",
+  },
   kvBytes: { type: "bytes", env: "KVASIR_UP_KV_BYTES", default: "256MiB", min: 1, help: "KV pool of each worker." },
   once: { type: "boolean", env: "KVASIR_UP_ONCE", help: "End after the question instead of waiting for Ctrl-C." },
 });

@@ -81,6 +81,7 @@ async function start(
     ...(process.env.REDIS_URL ? { redisUrl: process.env.REDIS_URL, cluster: `${CLUSTER}-${process.pid}` } : {}),
     logDir: join(RUN_DIR, "logs"),
     kvBytes: `${values.kvBytes}`,
+    weights: values.weights,
     ...(values.threads === undefined ? {} : { threadsPerSidecar: values.threads }),
     restart: true,
     signal,

@@ -26,6 +26,7 @@ function program(body: string): SidecarCommand {
     kvBytes: 1024,
     blockSize: 32,
     kvDtype: "bf16",
+    weights: "q8_0",
     threads: 2,
     cpus: undefined,
     stepTokenMax: 2048,
@@ -55,7 +56,7 @@ test("it gets its flags as arguments and the key on stdin, tells how loading goe
   expect(seen.key).toBe("ab".repeat(32));
   expect(seen.args.join(" ")).toBe(
     `serve --role decode --model /models/m --socket ${join(directory, "9.sock")} --listen 127.0.0.1:0 --worker-id w --epoch 9 ` +
-      "--kv-bytes 1024 --block-size 32 --kv-dtype bf16 --threads 2 --step-token-max 2048",
+      "--kv-bytes 1024 --block-size 32 --kv-dtype bf16 --weights q8_0 --threads 2 --step-token-max 2048",
   );
   expect(logged).toEqual(["sidecar: loading weights"]);
   await sidecar.stop(5_000);

@@ -34,6 +34,8 @@ export interface SidecarCommand {
   readonly kvBytes: number;
   readonly blockSize: number;
   readonly kvDtype: string;
+  /** `stored`, `f32` or `q8_0`. */
+  readonly weights: string;
   readonly threads: number | undefined;
   readonly cpus: string | undefined;
   readonly stepTokenMax: number;
@@ -79,6 +81,7 @@ function args(command: SidecarCommand, epoch: bigint, socketPath: string): strin
     "kv-bytes": command.kvBytes,
     "block-size": command.blockSize,
     "kv-dtype": command.kvDtype,
+    weights: command.weights,
     threads: command.threads,
     cpus: command.cpus,
     "step-token-max": command.stepTokenMax,

@@ -38,6 +38,7 @@ export async function startRealWorker(
     kvBytes: options.kvBytes ?? 4 * 2 ** 20,
     blockSize: 16,
     kvDtype: options.kvDtype ?? "f32",
+    weights: "stored",
     threads: 1,
     cpus: undefined,
     stepTokenMax: 2048,

@@ -1,7 +1,7 @@
 //! Speed of the engine on a model: `cargo run --release --example model -- MODEL [threads] [token ids to continue, comma separated]`.
 
 use kvasir_engine::{
-    Engine, EngineOptions, KvDtype, SamplingParams, SequenceStart, Slice, SliceOutcome, StepPlan, bench,
+    Engine, EngineOptions, KvDtype, SamplingParams, SequenceStart, Slice, SliceOutcome, StepPlan, WeightFormat, bench,
 };
 use kvasir_model::ModelSource;
 use std::path::Path;
@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         kv_dtype: KvDtype::Bf16,
         threads: arguments.get(1).map_or(Ok(2), |text| text.parse())?,
         step_token_max: 4096,
+        weights: WeightFormat::Stored,
     };
     let started = std::time::Instant::now();
     let mut engine = Engine::load(&source, options, &mut |_, _| {})?;

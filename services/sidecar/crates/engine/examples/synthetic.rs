@@ -1,7 +1,7 @@
 //! Speed of the engine on random weights of SmolLM2-135M's shape: `cargo run --release --example synthetic -- [q4_1|q8_0|bf16|f32] [threads]`.
 
 use kvasir_engine::{
-    Engine, EngineError, EngineOptions, KvDtype, LayerWeights, PackedMatrix, WeightType, Weights, bench,
+    Engine, EngineError, EngineOptions, KvDtype, LayerWeights, PackedMatrix, WeightFormat, WeightType, Weights, bench,
     random::philox4x32,
 };
 use kvasir_model::{ModelConfig, RopeConfig, RopeScaling};
@@ -69,6 +69,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         kv_dtype: KvDtype::Bf16,
         threads,
         step_token_max: 4096,
+        weights: WeightFormat::Stored,
     };
     let mut engine = Engine::from_weights(config, "synthetic".into(), weights, options)?;
     let report = bench::run(&mut engine, &bench::BenchOptions::default())?;

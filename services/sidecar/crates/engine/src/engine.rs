@@ -15,6 +15,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// How a model's matrices lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeightFormat {
+    /// As the file has them, quantised ones too.
+    #[default]
+    Stored,
+    /// Expanded to f32: exact sums over them, at several times the memory and the reading.
+    F32,
+    /// Rounded to GGUF's Q8_0: one scale for 32 weights. A matrix whose rows are no multiple of 32 stays as stored.
+    Q8_0,
+}
+
 /// How to run a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineOptions {
@@ -28,6 +40,8 @@ pub struct EngineOptions {
     pub threads: usize,
     /// Most tokens that one step may have.
     pub step_token_max: usize,
+    /// How matrices are kept; for [`Engine::load`] only.
+    pub weights: WeightFormat,
 }
 
 /// Runs steps over a model's weights and a paged KV pool.

@@ -17,7 +17,7 @@ mod validate;
 mod weights;
 
 pub use backend::Backend;
-pub use engine::{Engine, EngineOptions};
+pub use engine::{Engine, EngineOptions, WeightFormat};
 pub use error::{EngineError, StepError};
 pub use kvasir_kernels::{Isa, KvDtype, KvPool, PackedMatrix, PoolError, WeightType};
 pub use layout::{KvLayout, dtype_name};

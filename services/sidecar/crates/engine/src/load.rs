@@ -1,10 +1,15 @@
 //! From model files to packed weights.
 
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, WeightFormat};
 use crate::error::EngineError;
 use crate::weights::{LayerWeights, Weights};
 use kvasir_kernels::{PackedMatrix, WeightType};
-use kvasir_model::{LayerTensor, ModelSource, Tensor, TensorId, TensorType, quant::dequantize};
+use std::borrow::Cow;
+
+use kvasir_model::{
+    LayerTensor, ModelSource, Tensor, TensorId, TensorType,
+    quant::{dequantize, quantize_q8_0},
+};
 
 impl Engine {
     /// Loads a model: packs its weights, reading every page of the files once, and makes the KV pool. `progress` is told (bytes done,
@@ -19,6 +24,7 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         let mut loader = Loader {
             source,
+            format: options.weights,
             progress,
             done: 0,
         };
@@ -29,6 +35,7 @@ impl Engine {
 
 struct Loader<'a> {
     source: &'a ModelSource,
+    format: WeightFormat,
     progress: &'a mut dyn FnMut(u64, u64),
     done: u64,
 }
@@ -71,8 +78,8 @@ impl<'a> Loader<'a> {
 
     fn matrix(&mut self, id: TensorId) -> Result<PackedMatrix, EngineError> {
         let tensor = self.source.tensor(id)?;
-        let weight_type = weight_type(tensor.tensor_type);
-        let packed = PackedMatrix::pack(weight_type, tensor.rows, tensor.cols, &tensor.bytes).map_err(|source| {
+        let (weight_type, bytes) = converted(&tensor, self.format);
+        let packed = PackedMatrix::pack(weight_type, tensor.rows, tensor.cols, &bytes).map_err(|source| {
             EngineError::Weight {
                 tensor: tensor.name.clone().into_owned(),
                 source,
@@ -94,6 +101,27 @@ impl<'a> Loader<'a> {
         self.done += tensor.bytes.len() as u64;
         (self.progress)(self.done, self.source.total_bytes());
     }
+}
+
+/// A matrix in the format asked for; the file's own bytes where that is what they are in.
+fn converted<'t>(tensor: &'t Tensor<'_>, format: WeightFormat) -> (WeightType, Cow<'t, [u8]>) {
+    let stored = weight_type(tensor.tensor_type);
+    let target = match format {
+        WeightFormat::Stored => stored,
+        WeightFormat::F32 => WeightType::F32,
+        WeightFormat::Q8_0 if tensor.cols.is_multiple_of(TensorType::Q8_0.block_len()) => WeightType::Q8_0,
+        WeightFormat::Q8_0 => stored,
+    };
+    if target == stored {
+        return (stored, Cow::Borrowed(tensor.bytes.as_ref()));
+    }
+    let mut values = vec![0.0; tensor.rows * tensor.cols];
+    dequantize(tensor.tensor_type, &tensor.bytes, &mut values);
+    let bytes = match target {
+        WeightType::Q8_0 => quantize_q8_0(&values),
+        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    };
+    (target, Cow::Owned(bytes))
 }
 
 fn weight_type(tensor_type: TensorType) -> WeightType {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use kvasir_engine::{Engine, EngineError, EngineOptions, KvDtype};
+use kvasir_engine::{Engine, EngineError, EngineOptions, KvDtype, WeightFormat};
 use kvasir_model::{ModelSource, testing::TestModel};
 use std::path::Path;
 
@@ -71,6 +71,7 @@ fn options_that_cannot_work_are_refused_with_their_value() {
     assert_eq!(
         refused(EngineOptions {
             step_token_max: 0,
+            weights: WeightFormat::Stored,
             ..options
         }),
         Some("step_token_max is 0; use at least 1".into())

@@ -9,11 +9,12 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{generate, next, plan, slice, start};
-use kvasir_engine::{Engine, EngineOptions, KvDtype, SamplingParams, SliceOutcome};
+use kvasir_engine::{Engine, EngineOptions, KvDtype, SamplingParams, SliceOutcome, WeightFormat};
 use kvasir_model::ModelSource;
 
 const TOLERANCE: f32 = 1e-3;
 const GREEDY_TOKENS: usize = 32;
+const VOCAB: usize = 67;
 
 struct Fixture {
     directory: PathBuf,
@@ -44,7 +45,12 @@ impl Fixture {
         }
     }
 
+    /// With its matrices in f32, as transformers computes.
     fn engine(&self, kv_dtype: KvDtype, threads: usize) -> Engine {
+        self.engine_with(WeightFormat::F32, kv_dtype, threads)
+    }
+
+    fn engine_with(&self, weights: WeightFormat, kv_dtype: KvDtype, threads: usize) -> Engine {
         let source = ModelSource::open(&self.directory).unwrap();
         let options = EngineOptions {
             kv_bytes: 1 << 20,
@@ -52,6 +58,7 @@ impl Fixture {
             kv_dtype,
             threads,
             step_token_max: 512,
+            weights,
         };
         Engine::load(&source, options, &mut |_, _| {}).unwrap()
     }
@@ -175,6 +182,51 @@ fn a_gguf_file_in_q4_0_q4_1_and_q8_0_agrees_with_its_dequantised_weights() {
 #[test]
 fn a_gguf_file_of_mixed_types_with_rope_divisors_agrees() {
     agrees_with_transformers("gguf-llama3-mixed");
+}
+
+/// Products of quantised weights with 8-bit activations: as far from exact as the rounding of activations makes them, and no further. A wrong
+/// scale or nibble moves logits by their whole range.
+#[test]
+fn computing_on_quantised_weights_is_near_their_dequantised_values() {
+    for name in ["gguf-quantised", "gguf-llama3-mixed"] {
+        let fixture = Fixture::read(name);
+        let mut engine = fixture.engine_with(WeightFormat::Stored, KvDtype::F32, 1);
+        let difference = fixture.logit_difference(&mut engine, 16);
+        assert!(difference < 0.6, "{name}: a logit differs by {difference}");
+        let ours = engine.logits(fixture.prompts.last().unwrap(), 16).unwrap();
+        let divergence = mean_divergence(&fixture.logits, &ours, VOCAB);
+        assert!(divergence < 0.01, "{name}: mean KL {divergence} nats");
+    }
+}
+
+/// Rounding f32 weights to 8 bits at load costs little, and something.
+#[test]
+fn weights_rounded_to_8_bits_at_load_are_near() {
+    let fixture = Fixture::read("tied-f32");
+    let mut engine = fixture.engine_with(WeightFormat::Q8_0, KvDtype::F32, 1);
+    let difference = fixture.logit_difference(&mut engine, 16);
+    assert!(
+        difference > TOLERANCE && difference < 0.6,
+        "logits differ by {difference}"
+    );
+}
+
+/// KL(theirs ‖ ours) in nats, the mean over positions.
+fn mean_divergence(theirs: &[f32], ours: &[f32], vocab: usize) -> f64 {
+    let rows = theirs.chunks(vocab).zip(ours.chunks(vocab));
+    let total: f64 = rows
+        .map(|(theirs, ours)| {
+            let (p, q) = (log_softmax(theirs), log_softmax(ours));
+            p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
+        })
+        .sum();
+    total / (theirs.len() / vocab) as f64
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let total = logits.iter().map(|x| (f64::from(*x) - largest).exp()).sum::<f64>().ln();
+    logits.iter().map(|x| f64::from(*x) - largest - total).collect()
 }
 
 /// The comparison sees an error: KV rounded to bf16 (8 bits of mantissa) moves logits by more than the tolerance, yet by little.

@@ -65,6 +65,28 @@ impl From<Dtype> for kvasir_engine::KvDtype {
     }
 }
 
+/// How the model's matrices are kept.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum WeightFlag {
+    /// As the file has them
+    Stored,
+    /// Expanded to f32: exact, and several times the memory
+    F32,
+    /// Rounded to 8 bits, one scale for 32 weights
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl From<WeightFlag> for kvasir_engine::WeightFormat {
+    fn from(flag: WeightFlag) -> Self {
+        match flag {
+            WeightFlag::Stored => Self::Stored,
+            WeightFlag::F32 => Self::F32,
+            WeightFlag::Q8_0 => Self::Q8_0,
+        }
+    }
+}
+
 /// How to run a model.
 #[derive(Debug, Clone, Args)]
 pub struct EngineFlags {
@@ -83,6 +105,9 @@ pub struct EngineFlags {
     /// Compute threads; 0 takes one for each core
     #[arg(long, default_value_t = 0, env = "KVASIR_THREADS")]
     pub threads: usize,
+    /// How the model's matrices are kept
+    #[arg(long, value_enum, default_value_t = WeightFlag::Stored, env = "KVASIR_WEIGHTS")]
+    pub weights: WeightFlag,
     /// Most tokens in one step
     #[arg(long, default_value_t = 2048, env = "KVASIR_STEP_TOKEN_MAX")]
     pub step_token_max: usize,

@@ -49,6 +49,7 @@ pub fn load_engine(flags: &EngineFlags, progress: &mut dyn FnMut(u64, u64)) -> R
         kv_dtype: flags.kv_dtype.into(),
         threads: flags.thread_count(),
         step_token_max: flags.step_token_max,
+        weights: flags.weights.into(),
     };
     Ok(Engine::load(&source, options, progress)?)
 }

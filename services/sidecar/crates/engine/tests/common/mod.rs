@@ -3,7 +3,7 @@
 
 use kvasir_engine::{
     Engine, EngineOptions, KvDtype, LayerWeights, PackedMatrix, SamplingParams, SequenceStart, Slice, SliceOutcome,
-    StepPlan, WeightType, Weights, random::uniform,
+    StepPlan, WeightFormat, WeightType, Weights, random::uniform,
 };
 use kvasir_model::{ModelConfig, RopeConfig, RopeScaling};
 
@@ -103,6 +103,7 @@ pub fn options(block_size: usize, kv_dtype: KvDtype, threads: usize) -> EngineOp
         kv_dtype,
         threads,
         step_token_max: 512,
+        weights: WeightFormat::Stored,
     }
 }
 

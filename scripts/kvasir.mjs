@@ -1,0 +1,24 @@
+import { bootstrap } from "./lib/bootstrap.mjs";
+import { runScript, StopError } from "./lib/stop-error.mjs";
+
+const COMMANDS = {
+  import: { file: "packages/cli/src/import.ts", help: "import FILE.gguf DIR   make a model directory of a GGUF file" },
+  trace: { file: "packages/cli/src/trace.ts", help: "trace ID               print the timeline of one request" },
+  model: { file: "packages/cli/src/model.ts", help: "model [NAME]           fetch a model, or list what is there" },
+};
+
+// `npm run kvasir -- COMMAND ...`: the commands that work on files and running clusters.
+await runScript(async () => {
+  const [name, ...args] = process.argv.slice(2);
+  const lines = Object.values(COMMANDS).map(({ help }) => `  ${help}`);
+  const usage = `Usage: npm run kvasir -- COMMAND [options]\n\n${lines.join("\n")}\n\nnpm run kvasir -- COMMAND --help shows its options.\n`;
+  if (name === undefined || name === "--help" || name === "-h") {
+    process.stdout.write(usage);
+    return name === undefined ? 2 : 0;
+  }
+  const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  if (command === undefined)
+    throw new StopError(`there is no command ${name}; there is: ${Object.keys(COMMANDS).join(", ")}`);
+  const tools = await bootstrap({ need: ["deps"] });
+  return tools.runNode(command.file, args);
+});
