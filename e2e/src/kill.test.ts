@@ -105,3 +105,19 @@ test("a prefill worker that dies with a prompt in its queue fails the request in
   await expectRecovery();
   expect(workersOf(cluster)).toHaveLength(2);
 }, 60_000);
+
+test("kill -9 of Redis disturbs neither running streams nor new requests, and workers join again when it is back, empty", async () => {
+  const redis = processOf(cluster, "redis");
+  const others = pids(redis);
+  const stream = await streamInTheMiddle();
+  await redis.kill("SIGKILL");
+  expect(await stream.end()).toBe("done");
+  expect((await post(cluster, chatBody("Who built the old mill?"))).status).toBe(200);
+  await redis.restart();
+  await expectRecovery();
+  expect(pids(redis)).toEqual(others);
+  const worker = processOf(cluster, "decode");
+  await worker.kill("SIGKILL");
+  await worker.restart();
+  await expectRecovery();
+}, 60_000);
