@@ -2,6 +2,7 @@ import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import { DecodeService, GenerateRequestSchema } from "@kvasir/proto";
 import { createClient, messages } from "@kvasir/rpc";
+import { startTestRedis } from "@kvasir/testkit/redis";
 import { cpuTimeMs } from "./lib/cpu-time.ts";
 import { startPacedOpenAi } from "./lib/paced-openai.ts";
 import { startPacedWorker } from "./lib/paced-worker.ts";
@@ -18,7 +19,8 @@ const REQUESTS = Number(option("requests", "1280"));
 const PACE = { firstTokenMs: 20, gapMs: 5 };
 const MODEL = "tiny";
 
-const redisUrl = process.env.REDIS_URL ?? "redis://127.0.0.1:6379";
+const ownRedis = process.env.REDIS_URL ? undefined : await startTestRedis();
+const redisUrl = process.env.REDIS_URL ?? ownRedis?.url ?? "";
 const modelDir = join(REPOSITORY, ".cache", "models", "tiny");
 const cluster = `bench-${process.pid}`;
 const prompt = "Tell me about the old mill. ".repeat(8);
@@ -106,7 +108,7 @@ Every event is a token; the load generator and the upstream share the machine.
 ${table(header, rows)}
 
 One stream at a time: TTFT p50 ${ms(median(one.streams.map((s) => s.ttftMs)))} ms through gateway and router, ${ms(median(oneDirect.streams.map((s) => s.ttftMs)))} ms direct.
-${peer ? "" : "\nSGLang's gateway was not there to compare with: `python3 -m venv .cache/peers && .cache/peers/bin/pip install sglang-router==0.3.2`."}`,
+${peer ? "" : "\nSGLang's gateway was not there to compare with: its package could not be installed."}`,
   );
 } finally {
   peer?.stop();
@@ -114,6 +116,7 @@ ${peer ? "" : "\nSGLang's gateway was not there to compare with: `python3 -m ven
   await gateway.stop();
   await router.stop();
   await worker.close();
+  await ownRedis?.close();
 }
 process.exit(0);
 
