@@ -18,6 +18,7 @@ from gguf import GGMLQuantizationType as Type
 
 import reference
 import tiny_gguf
+from record_blocks import record_blocks
 from tiny_models import LLAMA3_ROPE, TinyModel
 
 FIXTURES = pathlib.Path(__file__).parents[2] / "services/sidecar/crates/engine/tests/fixtures"
@@ -68,6 +69,7 @@ def fresh(root: pathlib.Path, name: str) -> pathlib.Path:
 
 def main() -> None:
     logging.disable_progress_bar()
+    record_blocks()
     root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else FIXTURES
     for spec in HUGGING_FACE:
         directory = fresh(root, spec.name)

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use kvasir_model::{
     LayerTensor, ModelSource, Tensor, TensorId, TensorType,
-    quant::{dequantize, quantize_q8_0},
+    quant::{dequantize, q4_1_from_q4_k, q8_0_from_q5_0, quantize_q8_0},
 };
 
 impl Engine {
@@ -105,32 +105,44 @@ impl<'a> Loader<'a> {
 
 /// A matrix in the format asked for; the file's own bytes where that is what they are in.
 fn converted<'t>(tensor: &'t Tensor<'_>, format: WeightFormat) -> (WeightType, Cow<'t, [u8]>) {
-    let stored = weight_type(tensor.tensor_type);
+    let same = kept_as(tensor.tensor_type);
     let target = match format {
-        WeightFormat::Stored => stored,
+        WeightFormat::Stored => same.unwrap_or(match tensor.tensor_type {
+            TensorType::Q4_K => WeightType::Q4_1,
+            _ => WeightType::Q8_0,
+        }),
         WeightFormat::F32 => WeightType::F32,
         WeightFormat::Q8_0 if tensor.cols.is_multiple_of(TensorType::Q8_0.block_len()) => WeightType::Q8_0,
-        WeightFormat::Q8_0 => stored,
+        WeightFormat::Q8_0 => same.unwrap_or(WeightType::F32),
     };
-    if target == stored {
-        return (stored, Cow::Borrowed(tensor.bytes.as_ref()));
+    if same == Some(target) {
+        return (target, Cow::Borrowed(tensor.bytes.as_ref()));
     }
-    let mut values = vec![0.0; tensor.rows * tensor.cols];
-    dequantize(tensor.tensor_type, &tensor.bytes, &mut values);
-    let bytes = match target {
-        WeightType::Q8_0 => quantize_q8_0(&values),
-        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    let bytes = match (tensor.tensor_type, target) {
+        (TensorType::Q5_0, WeightType::Q8_0) => q8_0_from_q5_0(&tensor.bytes),
+        (TensorType::Q4_K, WeightType::Q4_1) => q4_1_from_q4_k(&tensor.bytes),
+        (_, target) => {
+            let mut values = vec![0.0; tensor.rows * tensor.cols];
+            dequantize(tensor.tensor_type, &tensor.bytes, &mut values);
+            match target {
+                WeightType::Q8_0 => quantize_q8_0(&values),
+                _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            }
+        }
     };
     (target, Cow::Owned(bytes))
 }
 
-fn weight_type(tensor_type: TensorType) -> WeightType {
-    match tensor_type {
+/// The format whose packed form holds a stored type bit for bit; types without one are converted at load: Q5_0 to Q8_0 exactly, Q4_K to Q4_1
+/// with its scales rounded to f16, Q5_1, Q5_K and Q6_K rounded to Q8_0, whose steps are an eighth of theirs or finer.
+fn kept_as(tensor_type: TensorType) -> Option<WeightType> {
+    Some(match tensor_type {
         TensorType::F32 => WeightType::F32,
         TensorType::F16 => WeightType::F16,
         TensorType::Bf16 => WeightType::Bf16,
         TensorType::Q8_0 => WeightType::Q8_0,
         TensorType::Q4_0 => WeightType::Q4_0,
         TensorType::Q4_1 => WeightType::Q4_1,
-    }
+        TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q4_K | TensorType::Q5_K | TensorType::Q6_K => return None,
+    })
 }

@@ -10,6 +10,7 @@ use crate::{LoadError, TensorType};
 
 const ARRAY_DEPTH_MAX: usize = 4;
 const STRING_BYTES_MAX: u64 = 1 << 24;
+const SUPPORTED_TYPES: &str = "F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0";
 
 /// A metadata value. Arrays are walked and checked, but only their length is kept: tokenizers are read elsewhere.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,17 +106,10 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Tables, LoadError> {
             ));
         }
         let dims = (0..dim_count).map(|_| reader.u64()).collect::<Result<Vec<u64>, _>>()?;
-        let tensor_type = match reader.u32()? {
-            0 => TensorType::F32,
-            1 => TensorType::F16,
-            2 => TensorType::Q4_0,
-            3 => TensorType::Q4_1,
-            8 => TensorType::Q8_0,
-            30 => TensorType::Bf16,
-            other => {
-                let what = format!("tensor {tensor} of GGML type {}", ggml_type_name(other));
-                return Err(LoadError::unsupported(name, what, "F32, F16, BF16, Q8_0, Q4_0, Q4_1"));
-            }
+        let number = reader.u32()?;
+        let Some(tensor_type) = TensorType::from_ggml(number) else {
+            let what = format!("tensor {tensor} of GGML type {}", ggml_type_name(number));
+            return Err(LoadError::unsupported(name, what, SUPPORTED_TYPES));
         };
         table.push((tensor, tensor_type, dims, reader.u64()?));
     }
@@ -170,15 +164,22 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Tables, LoadError> {
 
 fn ggml_type_name(kind: u32) -> String {
     let name = match kind {
-        6 => "Q5_0",
-        7 => "Q5_1",
         9 => "Q8_1",
         10 => "Q2_K",
         11 => "Q3_K",
-        12 => "Q4_K",
-        13 => "Q5_K",
-        14 => "Q6_K",
         15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        29 => "IQ1_M",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
         _ => return kind.to_string(),
     };
     name.into()

@@ -1,11 +1,16 @@
-//! GGUF block formats, one block of 32 elements to f32. The definition that kernels are tested against.
+//! GGUF block formats, one row to f32. The definition that kernels are tested against.
+
+mod k_quants;
+mod repack;
 
 use half::{bf16, f16};
+
+pub use repack::{q4_1_from_q4_k, q8_0_from_q5_0, quantize_q8_0};
 
 use crate::TensorType;
 
 /// Expands a row (or any whole number of storage units) to f32. `bytes` and `out` must agree by [`TensorType::row_bytes`]; what does not
-/// fit is left out.
+/// fit is left out. Products and sums in f32, in the order of ggml's reference, so the bits are its too.
 pub fn dequantize(tensor_type: TensorType, bytes: &[u8], out: &mut [f32]) {
     let unit_bytes = tensor_type.block_bytes();
     let unit_len = tensor_type.block_len();
@@ -22,44 +27,48 @@ pub fn dequantize(tensor_type: TensorType, bytes: &[u8], out: &mut [f32]) {
             }
             TensorType::Q4_0 => {
                 let scale = half_at(unit, 0);
-                for (i, byte) in unit[2..].iter().enumerate() {
-                    values[i] = scale * (f32::from(byte & 15) - 8.0);
-                    values[i + 16] = scale * (f32::from(byte >> 4) - 8.0);
-                }
+                nibbles(&unit[2..], None, values, |q| scale * (f32::from(q) - 8.0));
             }
             TensorType::Q4_1 => {
                 let (scale, minimum) = (half_at(unit, 0), half_at(unit, 2));
-                for (i, byte) in unit[4..].iter().enumerate() {
-                    values[i] = scale * f32::from(byte & 15) + minimum;
-                    values[i + 16] = scale * f32::from(byte >> 4) + minimum;
-                }
+                nibbles(&unit[4..], None, values, |q| scale * f32::from(q) + minimum);
             }
+            TensorType::Q5_0 => {
+                let scale = half_at(unit, 0);
+                nibbles(&unit[6..], Some(u32_at(unit, 2)), values, |q| {
+                    scale * (f32::from(q) - 16.0)
+                });
+            }
+            TensorType::Q5_1 => {
+                let (scale, minimum) = (half_at(unit, 0), half_at(unit, 2));
+                nibbles(&unit[8..], Some(u32_at(unit, 4)), values, |q| {
+                    scale * f32::from(q) + minimum
+                });
+            }
+            TensorType::Q4_K => k_quants::q4_k(unit, values),
+            TensorType::Q5_K => k_quants::q5_k(unit, values),
+            TensorType::Q6_K => k_quants::q6_k(unit, values),
         }
     }
 }
 
-/// Rounds values to Q8_0: for each 32 the scale largest magnitude / 127 in f16, then bytes. What is left after the last whole block is left
-/// out. Relative error of a value at most 1/254 of its block's largest magnitude, plus the rounding of the scale.
-pub fn quantize_q8_0(values: &[f32]) -> Vec<u8> {
-    let block_len = TensorType::Q8_0.block_len();
-    let mut bytes = Vec::with_capacity(values.len() / block_len * TensorType::Q8_0.block_bytes());
-    for block in values.chunks_exact(block_len) {
-        let largest = block.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-        // The rounded scale is what bytes are multiplied with, so it is what they are divided by.
-        let scale = f16::from_f32(largest / 127.0);
-        let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
-        bytes.extend(scale.to_le_bytes());
-        bytes.extend(
-            block
-                .iter()
-                .map(|value| (value * inverse).round_ties_even().clamp(-127.0, 127.0) as i8 as u8),
-        );
+/// Walks a block of 32: byte `i` holds element `i` in its low and element `16 + i` in its high nibble; bit `e` of `fifth` is the fifth bit of
+/// element `e`.
+fn nibbles(bytes: &[u8], fifth: Option<u32>, values: &mut [f32], value: impl Fn(u8) -> f32) {
+    let fifth = fifth.unwrap_or(0);
+    let bit = |element: usize| ((fifth >> element & 1) as u8) << 4;
+    for (i, byte) in bytes.iter().enumerate() {
+        values[i] = value(byte & 15 | bit(i));
+        values[i + 16] = value(byte >> 4 | bit(i + 16));
     }
-    bytes
 }
 
-fn half_at(bytes: &[u8], at: usize) -> f32 {
+pub(crate) fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 #[cfg(test)]
@@ -75,19 +84,6 @@ mod tests {
         let mut out = [0.0; 32];
         dequantize(TensorType::Q4_1, &unit, &mut out);
         assert_eq!((out[0], out[16], out[1]), (0.5, 6.5, -1.0));
-    }
-
-    #[test]
-    fn q8_0_is_near_what_it_was_made_of() {
-        let values: Vec<f32> = (0..96_u32)
-            .map(|i| ((i * 37 % 64) as f32 - 31.5) * if i < 32 { 0.0 } else { 1.7 })
-            .collect();
-        let bytes = quantize_q8_0(&values);
-        let mut back = vec![1.0; 96];
-        dequantize(TensorType::Q8_0, &bytes, &mut back);
-        let largest = 31.5 * 1.7;
-        assert!(values.iter().zip(&back).all(|(a, b)| (a - b).abs() <= largest / 250.0));
-        assert_eq!(back[..32], [0.0; 32], "a block of zeros stays zero");
     }
 
     #[test]

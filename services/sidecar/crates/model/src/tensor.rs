@@ -20,6 +20,16 @@ pub enum TensorType {
     Q4_0,
     /// GGUF: blocks of 32, f16 scale and minimum, and nibbles.
     Q4_1,
+    /// GGUF: blocks of 32, an f16 scale and 5-bit numbers minus 16.
+    Q5_0,
+    /// GGUF: blocks of 32, f16 scale and minimum, and 5-bit numbers.
+    Q5_1,
+    /// GGUF: blocks of 256 in 8 sub-blocks with 6-bit scales and minima, and nibbles.
+    Q4_K,
+    /// GGUF: the same with 5-bit numbers.
+    Q5_K,
+    /// GGUF: blocks of 256 in 16 sub-blocks with signed 8-bit scales, and 6-bit numbers minus 32.
+    Q6_K,
 }
 
 impl TensorType {
@@ -27,7 +37,8 @@ impl TensorType {
     pub fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 => 32,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
+            Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
         }
     }
 
@@ -39,7 +50,30 @@ impl TensorType {
             Self::Q8_0 => 34,
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q4_K => 144,
+            Self::Q5_K => 176,
+            Self::Q6_K => 210,
         }
+    }
+
+    /// The type by its number in GGUF files, when it is one of these.
+    pub fn from_ggml(number: u32) -> Option<Self> {
+        Some(match number {
+            0 => Self::F32,
+            1 => Self::F16,
+            2 => Self::Q4_0,
+            3 => Self::Q4_1,
+            6 => Self::Q5_0,
+            7 => Self::Q5_1,
+            8 => Self::Q8_0,
+            12 => Self::Q4_K,
+            13 => Self::Q5_K,
+            14 => Self::Q6_K,
+            30 => Self::Bf16,
+            _ => return None,
+        })
     }
 
     /// Bytes of a row of `cols` elements; None when the row is not whole units or the product overflows.
