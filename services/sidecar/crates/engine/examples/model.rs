@@ -48,6 +48,7 @@ fn generate(engine: &mut Engine, prompt: &[u32], stop: &[u32]) -> Result<Vec<u32
         prompt_token_count: count,
         sampling,
         block_ids: (0..(count + 128).div_ceil(32)).collect(),
+        prompt_token_ids: Vec::new(),
     };
     let mut slice = Slice {
         sequence_id: 1,

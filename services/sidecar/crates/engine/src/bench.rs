@@ -127,6 +127,7 @@ fn prefill(engine: &mut Engine, batch: usize, length: usize, max_tokens: usize) 
             prompt_token_count: length as u32,
             sampling,
             block_ids: (first_block..first_block + blocks_each as u32).collect(),
+            prompt_token_ids: Vec::new(),
         };
         let slice = Slice {
             sequence_id: sequence as u64,

@@ -4,8 +4,7 @@ use crate::backend::Backend;
 use crate::cpu_backend::CpuBackend;
 use crate::error::{EngineError, StepError};
 use crate::layout::KvLayout;
-use crate::plan::{SampledToken, Slice, SliceOutcome, SliceResult, StepOutput, StepPlan};
-use crate::sampling::{SamplingScratch, sample};
+use crate::plan::{Slice, SliceOutcome, SliceResult, StepOutput, StepPlan};
 use crate::sequence::Sequence;
 use crate::validate::{Limits, validate};
 use crate::weights::Weights;
@@ -14,6 +13,9 @@ use kvasir_model::ModelConfig;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
+
+mod compute;
+use compute::Computed;
 
 /// How a model's matrices lie in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -185,6 +187,11 @@ impl Engine {
             if !sequence.stopped {
                 outcome = SliceOutcome::Computed;
                 sequence.blocks.extend_from_slice(&slice.appended_block_ids);
+                if let Some(history) = &mut sequence.history {
+                    for (offset, token) in slice.token_ids.iter().enumerate() {
+                        history.push(slice.start_position as usize + offset, *token);
+                    }
+                }
                 let prompt = slice
                     .token_count
                     .min(sequence.prompt_token_count.saturating_sub(slice.start_position));
@@ -202,13 +209,23 @@ impl Engine {
                 token: None,
             });
         }
-        for (index, token) in self.compute(&work)? {
+        for Computed {
+            index,
+            token,
+            prompt_logprobs,
+        } in self.compute(&work)?
+        {
             let slice = &plan.slices[index];
             let sequence = known(&mut self.sequences, slice.sequence_id)?;
             let end = slice.start_position + slice.token_count;
             sequence.next_position = Some(end);
             sequence.sampled = token.as_ref().map(|token| token.token_id);
-            if let Some(token) = token {
+            sequence.prompt_logprobs.extend(prompt_logprobs);
+            if let Some(mut token) = token {
+                token.prompt_logprobs = std::mem::take(&mut sequence.prompt_logprobs);
+                if let Some(history) = &mut sequence.history {
+                    history.push(end as usize, token.token_id);
+                }
                 let generated = end - sequence.prompt_token_count;
                 sequence.stopped = sequence.ends_with(token.token_id, generated, end, self.limits.context_length);
                 let result = &mut output.results[index];
@@ -277,60 +294,6 @@ impl Engine {
             all.extend_from_slice(&self.logits);
         }
         Ok(all)
-    }
-
-    /// Computes slices in passes of at most the backend's rows; a pass may end inside a slice. Returns each slice's index and token.
-    fn compute(&mut self, work: &[SliceWork<'_>]) -> Result<Vec<(usize, Option<SampledToken>)>, StepError> {
-        let rows_max = self.backend.rows_max();
-        let mut done = Vec::with_capacity(work.len());
-        let (mut next, mut offset) = (0, 0);
-        while next < work.len() {
-            let (mut tokens, mut spans) = (Vec::new(), Vec::new());
-            let (mut finished, mut samples) = (Vec::new(), Vec::new());
-            while next < work.len() && tokens.len() < rows_max {
-                let SliceWork { index, slice, sampled } = work[next];
-                let sequence = self.sequences.get(&slice.sequence_id).ok_or_else(lost)?;
-                let count = (slice.token_count as usize - offset).min(rows_max - tokens.len());
-                let start_position = slice.start_position as usize + offset;
-                spans.push(Span {
-                    start_position,
-                    token_count: count,
-                    blocks: &sequence.blocks,
-                });
-                match slice.token_ids.get(offset..offset + count) {
-                    Some(ids) => tokens.extend_from_slice(ids),
-                    None => tokens.push(sampled.ok_or_else(lost)?),
-                }
-                offset += count;
-                if offset == slice.token_count as usize {
-                    if slice.sample {
-                        samples.push((index, tokens.len() - 1, sequence, start_position + count));
-                    } else {
-                        finished.push((index, None));
-                    }
-                    (next, offset) = (next + 1, 0);
-                }
-            }
-            let rows: Vec<usize> = samples.iter().map(|(_, row, ..)| *row).collect();
-            self.backend.forward(&tokens, spans, &rows, &mut self.logits)?;
-            done.extend(finished);
-            let mut sampled: Vec<_> = samples.iter().map(|(index, ..)| (*index, None)).collect();
-            let (isa, vocab, logits) = (self.cpu.isa, self.limits.vocab_size, &self.logits);
-            self.cpu.threads.for_each(&mut sampled, |sample_index, (_, token)| {
-                let (_, _, sequence, end) = &samples[sample_index];
-                let row = &logits[sample_index * vocab..(sample_index + 1) * vocab];
-                let generated = (end - sequence.prompt_token_count as usize) as u64;
-                *token = Some(sample(
-                    isa,
-                    row,
-                    &sequence.sampling,
-                    generated,
-                    &mut SamplingScratch::default(),
-                ));
-            });
-            done.extend(sampled);
-        }
-        Ok(done)
     }
 }
 

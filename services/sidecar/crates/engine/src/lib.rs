@@ -2,11 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+mod adjust;
 mod backend;
 pub mod bench;
+mod candidates;
 mod cpu_backend;
 mod engine;
 mod error;
+mod history;
 mod layout;
 mod load;
 mod plan;
@@ -22,6 +25,7 @@ pub use error::{EngineError, StepError};
 pub use kvasir_kernels::{Isa, KvDtype, KvPool, PackedMatrix, PoolError, WeightType};
 pub use layout::{KvLayout, dtype_name};
 pub use plan::{
-    SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, SliceResult, StepOutput, StepPlan, TokenLogprob,
+    PromptLogprob, SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, SliceResult, StepOutput, StepPlan,
+    TokenLogprob,
 };
 pub use weights::{LayerWeights, Weights};

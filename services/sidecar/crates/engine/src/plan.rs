@@ -22,6 +22,8 @@ pub struct SequenceStart {
     pub sampling: SamplingParams,
     /// Its first blocks, in order.
     pub block_ids: Vec<u32>,
+    /// The prompt, needed only when [`SamplingParams::needs_prompt`]; else empty.
+    pub prompt_token_ids: Vec<u32>,
 }
 
 /// Tokens of one sequence in one step.
@@ -60,6 +62,46 @@ pub struct SamplingParams {
     pub logprobs: bool,
     /// How many of the most likely tokens to report, at most 20.
     pub top_logprobs: u32,
+    /// Drop tokens less likely than this share of the most likely one; 0 drops none.
+    pub min_p: f32,
+    /// Keep the tokens whose surprise is nearest the entropy, up to this probability; 0 means 1, all.
+    pub typical_p: f32,
+    /// Divides positive and multiplies negative logits of tokens in prompt or output; 0 means 1, none.
+    pub repetition_penalty: f32,
+    /// Taken from the logits of tokens in the output.
+    pub presence_penalty: f32,
+    /// Taken from the logits of tokens in the output, once for each occurrence.
+    pub frequency_penalty: f32,
+    /// Added to logits.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// No stop token is sampled before so many tokens.
+    pub min_tokens: u32,
+    /// Sequences of tokens that must not be completed.
+    pub bad_words: Vec<Vec<u32>>,
+    /// Report log-probabilities of the prompt's tokens, with so many of the most likely ones at each place.
+    pub prompt_logprobs: Option<u32>,
+}
+
+impl SamplingParams {
+    /// Whether sampling depends on the tokens of the prompt.
+    pub fn needs_prompt(&self) -> bool {
+        !is_one(self.repetition_penalty) || !self.bad_words.is_empty() || self.prompt_logprobs.is_some()
+    }
+
+    /// Whether tokens seen before change logits.
+    pub(crate) fn needs_penalties(&self) -> bool {
+        !is_one(self.repetition_penalty) || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+
+    /// Whether sampling depends on tokens before.
+    pub(crate) fn needs_history(&self) -> bool {
+        self.needs_prompt() || self.needs_penalties()
+    }
+}
+
+/// Whether a factor changes nothing; absent factors are 0 on the wire.
+pub(crate) fn is_one(factor: f32) -> bool {
+    factor == 0.0 || factor == 1.0
 }
 
 impl Default for SamplingParams {
@@ -74,6 +116,15 @@ impl Default for SamplingParams {
             stop_token_ids: Vec::new(),
             logprobs: false,
             top_logprobs: 0,
+            min_p: 0.0,
+            typical_p: 1.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            min_tokens: 0,
+            bad_words: Vec::new(),
+            prompt_logprobs: None,
         }
     }
 }
@@ -123,6 +174,22 @@ pub struct SampledToken {
     /// `ln p` before temperature and truncation, when asked for.
     pub logprob: Option<f32>,
     /// The most likely tokens, most likely first, ties by lower id.
+    pub top_logprobs: Vec<TokenLogprob>,
+    /// With the first token of a sequence that asked for them: the prompt's tokens but the first, each with its probability after those
+    /// before it.
+    pub prompt_logprobs: Vec<PromptLogprob>,
+}
+
+/// A token of the prompt, as the model would have had it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptLogprob {
+    /// The prompt's token.
+    pub token_id: u32,
+    /// Its `ln p`.
+    pub logprob: f32,
+    /// Its place among all tokens by probability, from 1.
+    pub rank: u32,
+    /// The most likely tokens there.
     pub top_logprobs: Vec<TokenLogprob>,
 }
 

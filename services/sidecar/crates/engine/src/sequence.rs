@@ -1,6 +1,7 @@
 //! What the engine remembers of a sequence.
 
-use crate::plan::{SamplingParams, SequenceStart};
+use crate::history::History;
+use crate::plan::{PromptLogprob, SamplingParams, SequenceStart};
 
 /// A sequence between steps.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,6 +14,10 @@ pub(crate) struct Sequence {
     /// The token for `next_position`, if the last slice sampled one.
     pub(crate) sampled: Option<u32>,
     pub(crate) stopped: bool,
+    /// Kept only when sampling needs it.
+    pub(crate) history: Option<History>,
+    /// Of the prompt's tokens so far, until the first token takes them along.
+    pub(crate) prompt_logprobs: Vec<PromptLogprob>,
 }
 
 impl Sequence {
@@ -24,6 +29,11 @@ impl Sequence {
             next_position: None,
             sampled: None,
             stopped: false,
+            history: start
+                .sampling
+                .needs_history()
+                .then(|| History::new(&start.prompt_token_ids, start.prompt_token_count as usize)),
+            prompt_logprobs: Vec::new(),
         }
     }
 

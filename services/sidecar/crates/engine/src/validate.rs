@@ -194,6 +194,11 @@ fn check_start(start: &SequenceStart, limits: Limits) -> Result<(), StepError> {
         top_p,
         max_tokens,
         top_logprobs,
+        min_p,
+        typical_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
         ..
     } = start.sampling;
     let invalid = |field, value: String, remedy: String| StepError::InvalidStart {
@@ -218,20 +223,60 @@ fn check_start(start: &SequenceStart, limits: Limits) -> Result<(), StepError> {
             "use 0 (greedy) to 2".into(),
         ));
     }
-    if !(0.0..=1.0).contains(&top_p) {
+    let shares = [("top_p", top_p), ("min_p", min_p), ("typical_p", typical_p)];
+    if let Some((field, value)) = shares.into_iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
+        return Err(invalid(field, value.to_string(), "use 0 to 1".into()));
+    }
+    if !(0.0..=2.0).contains(&repetition_penalty) {
         return Err(invalid(
-            "top_p",
-            top_p.to_string(),
-            "use more than 0 and at most 1, or 0 for all".into(),
+            "repetition_penalty",
+            repetition_penalty.to_string(),
+            "use more than 0, at most 2, or 0 for none".into(),
         ));
+    }
+    let penalties = [
+        ("presence_penalty", presence_penalty),
+        ("frequency_penalty", frequency_penalty),
+    ];
+    if let Some((field, value)) = penalties.into_iter().find(|(_, value)| !(-2.0..=2.0).contains(value)) {
+        return Err(invalid(field, value.to_string(), "use -2 to 2".into()));
+    }
+    if let Some((token, bias)) = start.sampling.logit_bias.iter().find(|(_, bias)| !bias.is_finite()) {
+        let remedy = "use a finite number".into();
+        return Err(invalid("logit_bias", format!("{bias} for token {token}"), remedy));
+    }
+    if start.sampling.bad_words.iter().any(Vec::is_empty) {
+        return Err(invalid(
+            "bad_words",
+            "an empty word".into(),
+            "give at least one token".into(),
+        ));
+    }
+    let ids = start.prompt_token_ids.len();
+    if ids != prompt as usize && (ids != 0 || start.sampling.needs_prompt()) {
+        let remedy =
+            format!("give the prompt's {prompt} tokens: repetition_penalty, bad_words and prompt_logprobs need them");
+        return Err(invalid("prompt_token_ids", format!("{ids} tokens"), remedy));
+    }
+    if let Some(token) = start
+        .prompt_token_ids
+        .iter()
+        .find(|id| **id as usize >= limits.vocab_size)
+    {
+        let remedy = format!("use ids below {}", limits.vocab_size);
+        return Err(invalid("prompt_token_ids", token.to_string(), remedy));
     }
     if max_tokens == 0 {
         return Err(invalid("max_tokens", "0".into(), "use at least 1".into()));
     }
-    if top_logprobs > TOP_LOGPROBS_MAX {
+    let asked = [
+        ("top_logprobs", top_logprobs),
+        ("prompt_logprobs", start.sampling.prompt_logprobs.unwrap_or(0)),
+    ];
+    if let Some((field, value)) = asked.into_iter().find(|(_, value)| *value > TOP_LOGPROBS_MAX) {
         return Err(invalid(
-            "top_logprobs",
-            top_logprobs.to_string(),
+            field,
+            value.to_string(),
             format!("use at most {TOP_LOGPROBS_MAX}"),
         ));
     }

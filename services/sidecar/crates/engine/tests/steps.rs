@@ -269,7 +269,7 @@ fn refused_steps_name_the_sequence_and_the_numbers_and_change_nothing() {
                 })],
                 vec![],
             ),
-            invalid("top_p", "1.5", "use more than 0 and at most 1, or 0 for all"),
+            invalid("top_p", "1.5", "use 0 to 1"),
         ),
         (
             plan(vec![one(sampling(0))], vec![]),

@@ -58,6 +58,7 @@ fn run(engine: &mut Engine, prompts: Vec<Vec<u32>>, max_tokens: u32, chunk: usiz
                 ..SamplingParams::default()
             },
             block_ids: (next_block..next_block + blocks).collect(),
+            prompt_token_ids: Vec::new(),
         });
         next_block += blocks;
         running.push(Running {

@@ -20,6 +20,7 @@ pub fn plan_from_wire(request: kernel::ExecuteRequest) -> (StepPlan, Vec<(u64, S
                 prompt_token_count: start.prompt_token_count,
                 sampling: sampling_from_wire(start.sampling.unwrap_or_default()),
                 block_ids: start.block_ids,
+                prompt_token_ids: start.prompt_token_ids,
             }
         })
         .collect();
@@ -55,6 +56,19 @@ fn sampling_from_wire(wire: common::SamplingParams) -> SamplingParams {
         stop_token_ids: wire.stop_token_ids,
         logprobs: wire.logprobs,
         top_logprobs: wire.top_logprobs,
+        min_p: wire.min_p,
+        typical_p: wire.typical_p,
+        repetition_penalty: wire.repetition_penalty,
+        presence_penalty: wire.presence_penalty,
+        frequency_penalty: wire.frequency_penalty,
+        logit_bias: wire
+            .logit_bias
+            .into_iter()
+            .map(|entry| (entry.token_id, entry.bias))
+            .collect(),
+        min_tokens: wire.min_tokens,
+        bad_words: wire.bad_words.into_iter().map(|word| word.token_ids).collect(),
+        prompt_logprobs: wire.prompt_logprobs,
     }
 }
 
@@ -85,13 +99,22 @@ pub fn response_to_wire(answer: DeviceAnswer) -> Result<kernel::ExecuteResponse,
 }
 
 fn token_to_wire(token: SampledToken) -> common::SampledToken {
-    let logprob = |pair: TokenLogprob| common::TokenLogprob {
-        token_id: pair.token_id,
-        logprob: pair.logprob,
-    };
+    let prompt = token.prompt_logprobs.into_iter().map(|entry| common::PromptLogprob {
+        token_id: entry.token_id,
+        logprob: entry.logprob,
+        rank: entry.rank,
+        top_logprobs: top_to_wire(entry.top_logprobs),
+    });
     common::SampledToken {
         token_id: token.token_id,
         logprob: token.logprob,
-        top_logprobs: token.top_logprobs.into_iter().map(logprob).collect(),
+        top_logprobs: top_to_wire(token.top_logprobs),
+        prompt_logprobs: prompt.collect(),
     }
+}
+
+fn top_to_wire(top: Vec<TokenLogprob>) -> Vec<common::TokenLogprob> {
+    top.into_iter()
+        .map(|TokenLogprob { token_id, logprob }| common::TokenLogprob { token_id, logprob })
+        .collect()
 }

@@ -1,6 +1,18 @@
 //! Which token, how often, and with which probability.
 
 use super::*;
+use crate::candidates::truncate;
+
+/// Without tokens before.
+fn sample(
+    isa: Isa,
+    logits: &[f32],
+    params: &SamplingParams,
+    index: u64,
+    scratch: &mut SamplingScratch,
+) -> SampledToken {
+    super::sample(isa, logits, params, None, index, scratch)
+}
 
 fn params(temperature: f32, top_k: u32, top_p: f32) -> SamplingParams {
     SamplingParams {
@@ -49,7 +61,8 @@ fn greedy_takes_the_first_of_the_largest() {
         SampledToken {
             token_id: 1,
             logprob: None,
-            top_logprobs: Vec::new()
+            top_logprobs: Vec::new(),
+            prompt_logprobs: Vec::new(),
         }
     );
 }
@@ -160,4 +173,148 @@ fn broken_logits_never_win() {
             3
         );
     }
+}
+
+/// What transformers' own processors make of the same logits; recorded by `models/oracle/record_sampling.py`.
+#[derive(serde::Deserialize)]
+struct Recorded {
+    name: String,
+    prompt: Vec<u32>,
+    output: Vec<u32>,
+    logits: Vec<f32>,
+    temperature: f32,
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    typical_p: f32,
+    repetition_penalty: f32,
+    min_tokens: u32,
+    stop_token_ids: Vec<u32>,
+    bad_words: Vec<Vec<u32>>,
+    logit_bias: Vec<(u32, f32)>,
+    /// Probabilities after everything; 0 for what was dropped.
+    probabilities: Vec<f64>,
+}
+
+#[test]
+fn every_processor_does_what_transformers_own_does() {
+    let cases: Vec<Recorded> = serde_json::from_str(include_str!("transformers.json")).unwrap();
+    assert!(cases.len() >= 40);
+    for case in cases {
+        let params = SamplingParams {
+            temperature: case.temperature,
+            top_k: case.top_k,
+            top_p: case.top_p,
+            min_p: case.min_p,
+            typical_p: case.typical_p,
+            repetition_penalty: case.repetition_penalty,
+            min_tokens: case.min_tokens,
+            stop_token_ids: case.stop_token_ids,
+            bad_words: case.bad_words,
+            logit_bias: case.logit_bias,
+            ..SamplingParams::default()
+        };
+        let mut history = History::new(&case.prompt, case.prompt.len());
+        for (index, token) in case.output.iter().enumerate() {
+            history.push(case.prompt.len() + index, *token);
+        }
+        let ours = probabilities(&case.logits, &params, &history, case.output.len() as u64);
+        for (token, (ours, theirs)) in ours.iter().zip(&case.probabilities).enumerate() {
+            assert!(
+                (ours - theirs).abs() < 1e-5 && (*ours < 1e-8) == (*theirs < 1e-8),
+                "{}: token {token} has {ours}, transformers {theirs}",
+                case.name
+            );
+        }
+    }
+}
+
+/// The distribution that a draw is from.
+fn probabilities(logits: &[f32], params: &SamplingParams, history: &History, index: u64) -> Vec<f64> {
+    let mut adjusted = logits.to_vec();
+    adjust(&mut adjusted, params, history, index);
+    let (mut weights, mut keys, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    let (_, largest) = argmax(Isa::detect(), &adjusted);
+    let total = exp_weights(
+        Isa::detect(),
+        &mut weights,
+        &adjusted,
+        largest,
+        1.0 / params.temperature,
+    );
+    for (weight, logit) in weights.iter_mut().zip(&adjusted) {
+        if *logit == f32::NEG_INFINITY {
+            *weight = 0.0;
+        }
+    }
+    truncate(&adjusted, &weights, total, params, &mut keys, &mut kept);
+    let total: f64 = kept.iter().map(|(_, weight)| f64::from(*weight)).sum();
+    let mut probabilities = vec![0.0; logits.len()];
+    for (token, weight) in kept {
+        probabilities[token as usize] = f64::from(weight) / total;
+    }
+    probabilities
+}
+
+#[test]
+fn presence_and_frequency_look_at_the_output_only() {
+    let mut history = History::new(&[0, 1], 2);
+    for (index, token) in [1, 2, 2].into_iter().enumerate() {
+        history.push(2 + index, token);
+    }
+    let params = SamplingParams {
+        presence_penalty: 0.5,
+        frequency_penalty: 0.25,
+        ..SamplingParams::default()
+    };
+    let mut logits = [1.0, 1.0, 1.0, 1.0];
+    adjust(&mut logits, &params, &history, 3);
+    assert_eq!(logits, [1.0, 0.25, 0.0, 1.0]);
+}
+
+#[test]
+fn what_is_forbidden_is_never_drawn_even_where_little_is_left() {
+    let params = SamplingParams {
+        temperature: 2.0,
+        logit_bias: vec![(1, -100.0)],
+        bad_words: vec![vec![0], vec![2]],
+        seed: 3,
+        ..SamplingParams::default()
+    };
+    let mut scratch = SamplingScratch::default();
+    for index in 0..200 {
+        assert_eq!(
+            sample(Isa::detect(), &[5.0, 0.0, 9.0], &params, index, &mut scratch).token_id,
+            1
+        );
+    }
+    let all = SamplingParams {
+        bad_words: vec![vec![0], vec![1], vec![2]],
+        ..params
+    };
+    assert_eq!(
+        sample(Isa::detect(), &[5.0, 0.0, 9.0], &all, 0, &mut scratch).token_id,
+        0
+    );
+}
+
+#[test]
+fn log_probabilities_are_of_the_model_whatever_is_done_to_its_logits() {
+    let logits = [0.5, 2.0, -1.0, 0.0];
+    let plain = SamplingParams {
+        logprobs: true,
+        top_logprobs: 4,
+        ..SamplingParams::default()
+    };
+    let changed = SamplingParams {
+        logit_bias: vec![(2, 50.0)],
+        temperature: 0.7,
+        min_p: 0.3,
+        ..plain.clone()
+    };
+    let mut scratch = SamplingScratch::default();
+    let before = sample(Isa::detect(), &logits, &plain, 0, &mut scratch);
+    let after = sample(Isa::detect(), &logits, &changed, 0, &mut scratch);
+    assert_eq!((after.token_id, &after.top_logprobs), (2, &before.top_logprobs));
+    assert_eq!(after.logprob, Some(before.top_logprobs[3].logprob));
 }

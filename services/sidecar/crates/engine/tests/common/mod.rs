@@ -123,6 +123,7 @@ pub fn start(sequence_id: u64, prompt_token_count: usize, sampling: SamplingPara
         prompt_token_count: prompt_token_count as u32,
         sampling,
         block_ids: blocks,
+        prompt_token_ids: Vec::new(),
     }
 }
 

@@ -217,6 +217,69 @@ export declare type SamplingParams = Message<"kvasir.common.v1.SamplingParams"> 
    * @generated from field: uint32 top_logprobs = 8;
    */
   topLogprobs: number;
+
+  /**
+   * Drop tokens less likely than this share of the most likely one, 0..1; 0 drops none.
+   *
+   * @generated from field: float min_p = 9;
+   */
+  minP: number;
+
+  /**
+   * Keep the tokens whose surprise is nearest the entropy, up to this probability; 0 means 1.
+   *
+   * @generated from field: float typical_p = 10;
+   */
+  typicalP: number;
+
+  /**
+   * Divides positive and multiplies negative logits of tokens in prompt or output, 0 < x <= 2; 0 means 1.
+   *
+   * @generated from field: float repetition_penalty = 11;
+   */
+  repetitionPenalty: number;
+
+  /**
+   * Taken from the logits of tokens in the output, -2..2.
+   *
+   * @generated from field: float presence_penalty = 12;
+   */
+  presencePenalty: number;
+
+  /**
+   * Taken from the logits of tokens in the output, once for each occurrence, -2..2.
+   *
+   * @generated from field: float frequency_penalty = 13;
+   */
+  frequencyPenalty: number;
+
+  /**
+   * Added to logits before anything else.
+   *
+   * @generated from field: repeated kvasir.common.v1.TokenBias logit_bias = 14;
+   */
+  logitBias: TokenBias[];
+
+  /**
+   * No stop token is sampled before so many tokens.
+   *
+   * @generated from field: uint32 min_tokens = 15;
+   */
+  minTokens: number;
+
+  /**
+   * Sequences of tokens that are never completed, prompt and output taken together.
+   *
+   * @generated from field: repeated kvasir.common.v1.TokenSequence bad_words = 16;
+   */
+  badWords: TokenSequence[];
+
+  /**
+   * Report the log-probabilities of the prompt's tokens, with so many of the most likely ones at each place, 0..20.
+   *
+   * @generated from field: optional uint32 prompt_logprobs = 17;
+   */
+  promptLogprobs?: number | undefined;
 };
 
 /**
@@ -224,6 +287,53 @@ export declare type SamplingParams = Message<"kvasir.common.v1.SamplingParams"> 
  * Use `create(SamplingParamsSchema)` to create a new message.
  */
 export declare const SamplingParamsSchema: GenMessage<SamplingParams>;
+
+/**
+ * A change to one token's logit.
+ *
+ * @generated from message kvasir.common.v1.TokenBias
+ */
+export declare type TokenBias = Message<"kvasir.common.v1.TokenBias"> & {
+  /**
+   * Vocabulary id.
+   *
+   * @generated from field: uint32 token_id = 1;
+   */
+  tokenId: number;
+
+  /**
+   * Added to its logit; finite.
+   *
+   * @generated from field: float bias = 2;
+   */
+  bias: number;
+};
+
+/**
+ * Describes the message kvasir.common.v1.TokenBias.
+ * Use `create(TokenBiasSchema)` to create a new message.
+ */
+export declare const TokenBiasSchema: GenMessage<TokenBias>;
+
+/**
+ * Tokens in a row; at least one.
+ *
+ * @generated from message kvasir.common.v1.TokenSequence
+ */
+export declare type TokenSequence = Message<"kvasir.common.v1.TokenSequence"> & {
+  /**
+   * Vocabulary ids.
+   *
+   * @generated from field: repeated uint32 token_ids = 1;
+   */
+  tokenIds: number[];
+};
+
+/**
+ * Describes the message kvasir.common.v1.TokenSequence.
+ * Use `create(TokenSequenceSchema)` to create a new message.
+ */
+export declare const TokenSequenceSchema: GenMessage<TokenSequence>;
 
 /**
  * A token and its natural-logarithm probability, before temperature and truncation.
@@ -278,6 +388,13 @@ export declare type SampledToken = Message<"kvasir.common.v1.SampledToken"> & {
    * @generated from field: repeated kvasir.common.v1.TokenLogprob top_logprobs = 3;
    */
   topLogprobs: TokenLogprob[];
+
+  /**
+   * With the first token, when SamplingParams.prompt_logprobs was set: one for each token of the prompt but the first.
+   *
+   * @generated from field: repeated kvasir.common.v1.PromptLogprob prompt_logprobs = 4;
+   */
+  promptLogprobs: PromptLogprob[];
 };
 
 /**
@@ -285,6 +402,47 @@ export declare type SampledToken = Message<"kvasir.common.v1.SampledToken"> & {
  * Use `create(SampledTokenSchema)` to create a new message.
  */
 export declare const SampledTokenSchema: GenMessage<SampledToken>;
+
+/**
+ * How likely the model held a token of the prompt after those before it.
+ *
+ * @generated from message kvasir.common.v1.PromptLogprob
+ */
+export declare type PromptLogprob = Message<"kvasir.common.v1.PromptLogprob"> & {
+  /**
+   * The prompt's token.
+   *
+   * @generated from field: uint32 token_id = 1;
+   */
+  tokenId: number;
+
+  /**
+   * ln p.
+   *
+   * @generated from field: float logprob = 2;
+   */
+  logprob: number;
+
+  /**
+   * Its place among all tokens by probability, from 1.
+   *
+   * @generated from field: uint32 rank = 3;
+   */
+  rank: number;
+
+  /**
+   * The most likely tokens there, most likely first.
+   *
+   * @generated from field: repeated kvasir.common.v1.TokenLogprob top_logprobs = 4;
+   */
+  topLogprobs: TokenLogprob[];
+};
+
+/**
+ * Describes the message kvasir.common.v1.PromptLogprob.
+ * Use `create(PromptLogprobSchema)` to create a new message.
+ */
+export declare const PromptLogprobSchema: GenMessage<PromptLogprob>;
 
 /**
  * The router's decision for one request.

@@ -185,6 +185,13 @@ export declare type SequenceStart = Message<"kvasir.kernel.v1.SequenceStart"> & 
    * @generated from field: string traceparent = 5;
    */
   traceparent: string;
+
+  /**
+   * The prompt, when sampling depends on it (repetition_penalty, bad_words, prompt_logprobs); else empty.
+   *
+   * @generated from field: repeated uint32 prompt_token_ids = 6;
+   */
+  promptTokenIds: number[];
 };
 
 /**
