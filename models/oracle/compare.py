@@ -21,13 +21,14 @@ import reference
 import tiny_gguf
 from engine import Engine
 from report import Comparison, Divergence, write_report
-from tiny_models import COMPARED, LLAMA3_ROPE, TinyModel
+from tiny_models import COMPARED, LINEAR_ROPE, LLAMA3_ROPE, YARN_ROPE, TinyModel
 
 GREEDY_TOKENS = 128
 BATCH = 8
 CHUNKS = (7, 64, 512)
 BATCH_CHUNK = 19
 
+# Files that transformers reads itself: the reference is its own reading.
 TINY_GGUF = [
     (
         TinyModel("GGUF in Q4_0, Q4_1, Q8_0", seed=31),
@@ -37,6 +38,37 @@ TINY_GGUF = [
     (
         TinyModel("GGUF in F16, F32, Q8_0, untied", seed=32, tied=False, heads=2, kv_heads=1),
         {"token_embd": Type.F16, "attn_q": Type.F16, "attn_k": Type.Q8_0, "ffn_gate": Type.Q8_0, "output": Type.Q8_0},
+    ),
+]
+# Files that it does not, or not with these keys: the reference is the model with its weights rounded alike.
+WIDE = {"hidden": 256, "intermediate": 256, "head_dim": 32}
+ROUNDED_GGUF = [
+    (
+        TinyModel("GGUF with RoPE divisors", seed=33, tied=False, rope=LLAMA3_ROPE),
+        {"attn_q": Type.Q8_0, "attn_k": Type.Q8_0, "ffn_down": Type.Q4_0},
+    ),
+    (
+        TinyModel("GGUF of Llama with biases, linear RoPE, Q4_K, Q6_K", seed=34, rope=LINEAR_ROPE, options={"attention_bias": True}, **WIDE),
+        {"token_embd": Type.Q6_K, "attn_q": Type.Q4_K, "attn_k": Type.Q4_K, "attn_v": Type.Q6_K, "ffn_gate": Type.Q4_K, "ffn_up": Type.Q4_K,
+         "ffn_down": Type.Q6_K},
+    ),
+    (
+        TinyModel("GGUF of Qwen2, YaRN, Q5_0, Q5_1, Q8_0", seed=35, family="qwen2", rope=YARN_ROPE),
+        {"token_embd": Type.Q8_0, "attn_q": Type.Q5_0, "attn_k": Type.Q5_1, "attn_v": Type.Q8_0, "attn_output": Type.Q5_0,
+         "ffn_gate": Type.Q5_1, "ffn_up": Type.Q5_0, "ffn_down": Type.Q5_1},
+    ),
+    (
+        TinyModel("GGUF of Qwen3, Q4_K, Q5_K, Q6_K", seed=36, family="qwen3", tied=False, **WIDE),
+        {"token_embd": Type.Q4_K, "output": Type.Q6_K, "attn_q": Type.Q5_K, "attn_k": Type.Q5_K, "attn_v": Type.Q6_K, "ffn_gate": Type.Q5_K,
+         "ffn_up": Type.Q5_K, "ffn_down": Type.Q6_K},
+    ),
+    (
+        TinyModel("GGUF of Phi-3, Q5_K, Q4_K", seed=37, family="phi3", tied=False, **WIDE),
+        {"token_embd": Type.F16, "attn_qkv": Type.Q5_K, "ffn_up": Type.Q4_K, "ffn_down": Type.Q6_K},
+    ),
+    (
+        TinyModel("GGUF of Gemma, Q4_0, Q8_0", seed=38, family="gemma", kv_heads=1),
+        {"token_embd": Type.Q8_0, "attn_q": Type.Q4_0, "ffn_up": Type.Q4_0},
     ),
 ]
 
@@ -106,15 +138,13 @@ def tiny(sidecar: pathlib.Path, work: pathlib.Path) -> list[Comparison]:
         # The reference is transformers' own reading of the file, not the weights that it was written from.
         model = reference.load(directory, "model.gguf")
         found.append(compare(spec.name, Engine(sidecar, directory), model, random_prompts(spec.seed, spec.vocab)))
-    spec = TinyModel("GGUF with RoPE divisors", seed=33, tied=False, rope=LLAMA3_ROPE)
-    directory = work / f"tiny-{spec.seed}"
-    directory.mkdir(parents=True, exist_ok=True)
-    types = {"attn_q": Type.Q8_0, "attn_k": Type.Q8_0, "ffn_down": Type.Q4_0}
-    model = spec.make()
-    tiny_gguf.write(model, directory / "model.gguf", types)
-    # transformers does not read rope_freqs.weight, so here the reference is the model with its weights rounded alike.
-    tiny_gguf.dequantised(model, types)
-    found.append(compare(spec.name, Engine(sidecar, directory), model, random_prompts(spec.seed, spec.vocab)))
+    for spec, types in ROUNDED_GGUF:
+        directory = work / f"tiny-{spec.seed}"
+        directory.mkdir(parents=True, exist_ok=True)
+        model = spec.make()
+        tiny_gguf.write(model, directory / "model.gguf", types)
+        tiny_gguf.dequantised(model, types)
+        found.append(compare(spec.name, Engine(sidecar, directory), model, random_prompts(spec.seed, spec.vocab)))
     return found
 
 

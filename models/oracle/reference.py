@@ -6,33 +6,33 @@ import pathlib
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
-def load(directory: pathlib.Path, gguf_file: str | None = None) -> LlamaForCausalLM:
+def load(directory: pathlib.Path, gguf_file: str | None = None) -> PreTrainedModel:
     """A model from a Hugging Face directory, or dequantised from a GGUF file in it."""
     options = {"gguf_file": gguf_file} if gguf_file else {}
     # transformers shows bars of its own while it reads GGUF files.
     with contextlib.redirect_stderr(io.StringIO()):
-        return LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager", **options).eval()
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager", **options).eval()
 
 
-def save_dequantised(model: LlamaForCausalLM, directory: pathlib.Path) -> None:
+def save_dequantised(model: PreTrainedModel, directory: pathlib.Path) -> None:
     """Writes a model that was read from a GGUF file as f32 safetensors, which transformers itself refuses to do."""
     facts = {key: value for key, value in model.config.to_dict().items() if key not in ("quantization_config", "dtype", "architectures")}
-    plain = LlamaForCausalLM(LlamaConfig(**facts))
+    plain = AutoModelForCausalLM.from_config(type(model.config)(**facts))
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(directory)
 
 
 @torch.inference_mode()
-def logits(model: LlamaForCausalLM, tokens: list[int]) -> np.ndarray:
+def logits(model: PreTrainedModel, tokens: list[int]) -> np.ndarray:
     """`[tokens, vocab]`."""
     return model(torch.tensor([tokens])).logits[0].numpy()
 
 
 @torch.inference_mode()
-def greedy(model: LlamaForCausalLM, prompt: list[int], count: int) -> list[int]:
+def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
     """The next `count` tokens, through the model's own KV cache; no token ends the text."""
     answer = model(torch.tensor([prompt]), use_cache=True)
     tokens = []

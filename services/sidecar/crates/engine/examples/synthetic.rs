@@ -1,10 +1,10 @@
 //! Speed of the engine on random weights of SmolLM2-135M's shape: `cargo run --release --example synthetic -- [q4_1|q8_0|bf16|f32] [threads]`.
 
 use kvasir_engine::{
-    Engine, EngineError, EngineOptions, KvDtype, LayerWeights, PackedMatrix, WeightFormat, WeightType, Weights, bench,
-    random::philox4x32,
+    Engine, EngineError, EngineOptions, KvDtype, LayerExtras, LayerWeights, PackedMatrix, WeightFormat, WeightType,
+    Weights, bench, random::philox4x32,
 };
-use kvasir_model::{ModelConfig, RopeConfig, RopeScaling};
+use kvasir_model::{LayerOptions, ModelConfig, RopeConfig, RopeScaling};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -32,6 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             dim: 64,
             scaling: RopeScaling::None,
         },
+        options: LayerOptions::default(),
         tied_embeddings: true,
         eos_token_ids: Vec::new(),
         bos_token_id: None,
@@ -54,6 +55,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 gate: matrix(weight_type, 1536, 576)?,
                 up: matrix(weight_type, 1536, 576)?,
                 down: matrix(weight_type, 576, 1536)?,
+                extras: LayerExtras::default(),
             })
         })
         .collect::<Result<Vec<_>, EngineError>>()?;

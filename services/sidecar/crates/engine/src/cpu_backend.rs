@@ -4,10 +4,10 @@ use crate::backend::Backend;
 use crate::error::{EngineError, StepError};
 use crate::weights::{LayerWeights, Weights};
 use kvasir_kernels::{
-    Activations, AlignedF32, Batch, Cpu, KernelError, KvPool, PackedMatrix, Product, Projections, QuantisedRows,
-    RopeTable, Span, attention, gated_linear, gather_rows, linear, rmsnorm, rotate_and_store,
+    Activations, AlignedF32, Batch, Cpu, Gate, KernelError, KvPool, PackedMatrix, Product, Projections, QuantisedRows,
+    RopeTable, Span, add_bias, attention, gated_linear, gather_rows, linear, rmsnorm, rotate_and_store,
 };
-use kvasir_model::ModelConfig;
+use kvasir_model::{Activation, ModelConfig};
 use std::sync::Arc;
 
 /// Rows of one pass. More amortise reading the weights better; fewer keep activations in the caches: at 512 the widest buffer of a small
@@ -35,6 +35,8 @@ struct Scratch {
     key: AlignedF32,
     value: AlignedF32,
     attended: AlignedF32,
+    /// Queries or keys while they are normed by head.
+    normed_heads: AlignedF32,
     gated: AlignedF32,
     quantised: QuantisedRows,
     rope: RopeTable,
@@ -76,7 +78,15 @@ impl CpuBackend {
         scratch.value.resize(rows * config.kv_head_count * config.head_size);
         scratch.gated.resize(rows * config.intermediate_size);
         gather_rows(cpu, &weights.embedding, tokens, &mut scratch.hidden)?;
-        scratch.rope.fill(cpu, batch, inverse_frequencies);
+        if config.options.embedding_scale != 1.0 {
+            scratch
+                .hidden
+                .iter_mut()
+                .for_each(|x| *x *= config.options.embedding_scale);
+        }
+        scratch
+            .rope
+            .fill(cpu, batch, inverse_frequencies, config.rope.attention_factor());
         for (index, layer) in weights.layers.iter().enumerate() {
             attend(cpu, config, pool, index, layer, batch, scratch)?;
             feed_forward(cpu, config, layer, rows, scratch)?;
@@ -142,6 +152,19 @@ fn attend(
     let x = prepare(cpu, &scratch.normed, &mut scratch.quantised, rows, &weights)?;
     let outs: [&mut [f32]; 3] = [&mut scratch.query, &mut scratch.key, &mut scratch.value];
     linear(cpu, x, &mut pair(weights, outs))?;
+    if let Some(biases) = &layer.extras.qkv_bias {
+        let outs = [&mut scratch.query, &mut scratch.key, &mut scratch.value];
+        outs.into_iter()
+            .zip(biases)
+            .try_for_each(|(out, bias)| add_bias(cpu, out, bias))?;
+    }
+    if let Some(norms) = &layer.extras.head_norms {
+        for (heads, norm) in [&mut scratch.query, &mut scratch.key].into_iter().zip(norms) {
+            scratch.normed_heads.resize(heads.len());
+            rmsnorm(cpu, &mut scratch.normed_heads, heads, norm, config.rms_norm_eps)?;
+            std::mem::swap(heads, &mut scratch.normed_heads);
+        }
+    }
     let projections = Projections {
         query: &mut scratch.query,
         key: &mut scratch.key,
@@ -164,10 +187,14 @@ fn attend(
             out: &mut scratch.hidden,
             accumulate: true,
         }],
-    )
+    )?;
+    match &layer.extras.attention_output_bias {
+        Some(bias) => add_bias(cpu, &mut scratch.hidden, bias),
+        None => Ok(()),
+    }
 }
 
-/// `hidden += down(silu(gate(norm(hidden))) · up(norm(hidden)))`
+/// `hidden += down(act(gate(norm(hidden))) · up(norm(hidden)))`
 fn feed_forward(
     cpu: &Cpu,
     config: &ModelConfig,
@@ -189,7 +216,11 @@ fn feed_forward(
         rows,
         &[&layer.gate, &layer.up],
     )?;
-    gated_linear(cpu, x, &layer.gate, &layer.up, &mut scratch.gated)?;
+    let act = match config.options.activation {
+        Activation::Silu => Gate::Silu,
+        Activation::GeluTanh => Gate::GeluTanh,
+    };
+    gated_linear(cpu, x, act, &layer.gate, &layer.up, &mut scratch.gated)?;
     let x = prepare(cpu, &scratch.gated, &mut scratch.quantised, rows, &[&layer.down])?;
     linear(
         cpu,

@@ -28,4 +28,4 @@ pub use plan::{
     PromptLogprob, SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, SliceResult, StepOutput, StepPlan,
     TokenLogprob,
 };
-pub use weights::{LayerWeights, Weights};
+pub use weights::{LayerExtras, LayerWeights, Weights};

@@ -2,7 +2,7 @@
 
 use crate::engine::{Engine, EngineOptions, WeightFormat};
 use crate::error::EngineError;
-use crate::weights::{LayerWeights, Weights};
+use crate::weights::{LayerExtras, LayerWeights, Weights};
 use kvasir_kernels::{PackedMatrix, WeightType};
 use std::borrow::Cow;
 
@@ -73,7 +73,28 @@ impl<'a> Loader<'a> {
             gate: self.matrix(id(LayerTensor::Gate))?,
             up: self.matrix(id(LayerTensor::Up))?,
             down: self.matrix(id(LayerTensor::Down))?,
+            extras: self.extras(index)?,
         })
+    }
+
+    fn extras(&mut self, index: usize) -> Result<LayerExtras, EngineError> {
+        let options = &self.source.config().options;
+        let mut vector = |part| self.vector(TensorId::Layer { index, part });
+        let mut extras = LayerExtras::default();
+        if options.qkv_bias {
+            extras.qkv_bias = Some([
+                vector(LayerTensor::QueryBias)?,
+                vector(LayerTensor::KeyBias)?,
+                vector(LayerTensor::ValueBias)?,
+            ]);
+        }
+        if options.attention_output_bias {
+            extras.attention_output_bias = Some(vector(LayerTensor::AttentionOutputBias)?);
+        }
+        if options.head_norms {
+            extras.head_norms = Some([vector(LayerTensor::QueryNorm)?, vector(LayerTensor::KeyNorm)?]);
+        }
+        Ok(extras)
     }
 
     fn matrix(&mut self, id: TensorId) -> Result<PackedMatrix, EngineError> {
@@ -90,10 +111,8 @@ impl<'a> Loader<'a> {
     }
 
     fn vector(&mut self, id: TensorId) -> Result<Vec<f32>, EngineError> {
-        let tensor = self.source.tensor(id)?;
-        let mut values = vec![0.0; tensor.rows * tensor.cols];
-        dequantize(tensor.tensor_type, &tensor.bytes, &mut values);
-        self.report(&tensor);
+        let values = self.source.values(id)?;
+        self.report(&self.source.tensor(id)?);
         Ok(values)
     }
 

@@ -36,6 +36,19 @@ pub struct LayerWeights {
     pub up: PackedMatrix,
     /// `[hidden, intermediate]`.
     pub down: PackedMatrix,
+    /// What some families add.
+    pub extras: LayerExtras,
+}
+
+/// Vectors of one layer that the model's options ask for, and no others.
+#[derive(Default)]
+pub struct LayerExtras {
+    /// `[heads · head_size]`, `[kv_heads · head_size]` twice.
+    pub qkv_bias: Option<[Vec<f32>; 3]>,
+    /// `[hidden]`.
+    pub attention_output_bias: Option<Vec<f32>>,
+    /// Of queries and keys, `[head_size]` each.
+    pub head_norms: Option<[Vec<f32>; 2]>,
 }
 
 impl Weights {
@@ -74,6 +87,7 @@ impl Weights {
             matrix(&name("gate"), &layer.gate, mlp, hidden)?;
             matrix(&name("up"), &layer.up, mlp, hidden)?;
             matrix(&name("down"), &layer.down, hidden, mlp)?;
+            layer.extras.check(index, config)?;
         }
         Ok(())
     }
@@ -98,6 +112,51 @@ impl Weights {
         });
         layers.chain([self.head()]).map(PackedMatrix::byte_len).sum()
     }
+}
+
+impl LayerExtras {
+    fn check(&self, index: usize, config: &ModelConfig) -> Result<(), EngineError> {
+        let (options, kv) = (&config.options, config.kv_head_count * config.head_size);
+        let qkv = [config.head_count * config.head_size, kv, kv];
+        vectors(
+            index,
+            "query, key, value bias",
+            options.qkv_bias,
+            self.qkv_bias.as_ref().map(|v| v.as_slice()),
+            &qkv,
+        )?;
+        let bias = self.attention_output_bias.as_ref().map(std::slice::from_ref);
+        let output = options.attention_output_bias;
+        vectors(index, "attention output bias", output, bias, &[config.hidden_size])?;
+        let norms = self.head_norms.as_ref().map(|v| v.as_slice());
+        vectors(
+            index,
+            "query, key norm",
+            options.head_norms,
+            norms,
+            &[config.head_size; 2],
+        )
+    }
+}
+
+/// Vectors that are there exactly when they should be, with their sizes.
+fn vectors(
+    index: usize,
+    name: &str,
+    expected: bool,
+    found: Option<&[Vec<f32>]>,
+    sizes: &[usize],
+) -> Result<(), EngineError> {
+    if found.is_some() != expected {
+        let state = if expected {
+            "missing"
+        } else {
+            "not in the configuration"
+        };
+        return Err(EngineError::Configuration(format!("layer {index} {name} is {state}")));
+    }
+    let mut pairs = found.into_iter().flatten().zip(sizes);
+    pairs.try_for_each(|(found, size)| vector(&format!("layer {index} {name}"), found, *size))
 }
 
 fn matrix(tensor: &str, matrix: &PackedMatrix, rows: usize, cols: usize) -> Result<(), EngineError> {

@@ -33,6 +33,16 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.mul(series, s.pow2_of_biased(biased))
 }
 
+/// GELU by its tanh approximation, `x/2 (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, as `x · sigmoid` of twice the tanh's argument (Hendrycks &
+/// Gimpel, "Gaussian Error Linear Units", 2016).
+#[inline(always)]
+pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
+    const TWICE_ROOT: f32 = 1.595_769_2;
+    let cubic = s.fma(s.mul(x, x), s.splat(0.044_715 * TWICE_ROOT), s.splat(TWICE_ROOT));
+    let negated = s.sub(s.splat(0.0), s.mul(x, cubic));
+    s.div(x, s.add(s.splat(1.0), exp(s, negated)))
+}
+
 /// `x · sigmoid(x)`, the activation of SwiGLU (Shazeer, "GLU Variants Improve Transformer", 2020).
 #[inline(always)]
 pub(crate) fn silu<S: Simd>(s: S, x: S::F) -> S::F {

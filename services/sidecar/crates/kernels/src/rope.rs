@@ -16,8 +16,9 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Computes `cos` and `sin` of `position · inverse_frequencies[i]`: the angle rounds to f32 once, as transformers does, then f64.
-    pub fn fill(&mut self, cpu: &Cpu, batch: &Batch<'_>, inverse_frequencies: &[f32]) {
+    /// Computes `cos` and `sin` of `position · inverse_frequencies[i]`, times `scale`: the angle rounds to f32 once, as transformers does,
+    /// then f64.
+    pub fn fill(&mut self, cpu: &Cpu, batch: &Batch<'_>, inverse_frequencies: &[f32], scale: f32) {
         let half = inverse_frequencies.len();
         self.half = half;
         self.values.resize(batch.rows() * 2 * half);
@@ -29,7 +30,7 @@ impl RopeTable {
                 let position = batch.locate(row).1 as f32;
                 for ((frequency, cos), sin) in inverse_frequencies.iter().zip(cos).zip(sin) {
                     let (sine, cosine) = f64::from(position * frequency).sin_cos();
-                    (*cos, *sin) = (cosine as f32, sine as f32);
+                    (*cos, *sin) = (cosine as f32 * scale, sine as f32 * scale);
                 }
             }
         });
@@ -212,7 +213,7 @@ mod tests {
                 let batch = Batch::new(&pool, vec![span]).unwrap();
                 let frequencies = [1.0, 0.3, 0.02, 0.001];
                 let mut table = RopeTable::default();
-                table.fill(&cpu, &batch, &frequencies);
+                table.fill(&cpu, &batch, &frequencies, 0.75);
                 let wave = |n: usize, phase: f32| (0..n).map(|i| (i as f32 * 0.37 + phase).sin()).collect::<Vec<_>>();
                 let (mut query, mut key, value) = (wave(9 * 96, 0.0), wave(9 * 48, 1.0), wave(9 * 48, 2.0));
                 let (plain_query, plain_key) = (query.clone(), key.clone());
@@ -234,7 +235,7 @@ mod tests {
                     } else {
                         (1.0, index - 4)
                     };
-                    f64::from(plain[index]) * angle.cos() + sign * f64::from(plain[partner]) * angle.sin()
+                    0.75 * (f64::from(plain[index]) * angle.cos() + sign * f64::from(plain[partner]) * angle.sin())
                 };
                 for (index, value) in query.iter().enumerate() {
                     assert!((f64::from(*value) - rotated(&plain_query, index, 96)).abs() < 3e-7);

@@ -1,9 +1,11 @@
 //! The facts of a model that its weights' shapes and its arithmetic follow from.
 
-/// A decoder of the Llama family.
+use crate::RopeConfig;
+
+/// A dense decoder: norms before attention and MLP, rotary positions, a gated MLP.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// `llama`.
+    /// Family by its name in the files: `llama`, `qwen2`, …
     pub architecture: String,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -19,12 +21,14 @@ pub struct ModelConfig {
     pub head_size: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// Largest position + 1.
+    /// Largest position + 1. A model whose attention slides over a window is run up to the window, where both are the same.
     pub context_length: usize,
     /// Added to the mean square in each norm.
     pub rms_norm_eps: f32,
     /// Rotary embedding.
     pub rope: RopeConfig,
+    /// What layers have beside Llama's.
+    pub options: LayerOptions,
     /// Whether the output matrix is the embedding.
     pub tied_embeddings: bool,
     /// Tokens that end a text.
@@ -33,85 +37,40 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
 }
 
-/// Rotary position embedding over the whole head, half-split pairs `(i, i + dim / 2)`.
+/// What layers have beside or instead of Llama's; the default is Llama itself.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RopeConfig {
-    /// Base of the frequencies.
-    pub base: f64,
-    /// Rotated elements of a head.
-    pub dim: usize,
-    /// How frequencies are changed for long contexts.
-    pub scaling: RopeScaling,
+pub struct LayerOptions {
+    /// Whether query, key and value projections add a bias.
+    pub qkv_bias: bool,
+    /// Whether the attention's output projection does.
+    pub attention_output_bias: bool,
+    /// Whether each head's queries and keys are normed before rotation.
+    pub head_norms: bool,
+    /// Of the gated MLP.
+    pub activation: Activation,
+    /// What embeddings are multiplied with.
+    pub embedding_scale: f32,
 }
 
-/// Fixed changes of the frequency table.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    /// None.
-    None,
-    /// Llama 3.1: low frequencies divided, high ones kept, a smooth blend between.
-    Llama3 {
-        /// Divisor of low frequencies.
-        factor: f64,
-        /// Wavelengths above `original_context_length / low_freq_factor` are low frequencies.
-        low_freq_factor: f64,
-        /// Wavelengths below `original_context_length / high_freq_factor` are high frequencies.
-        high_freq_factor: f64,
-        /// Context that the model was first trained for.
-        original_context_length: usize,
-    },
-    /// Explicit divisors of each frequency, as GGUF files carry them (`rope_freqs.weight`), one for each pair.
-    Factors(Vec<f32>),
+impl Default for LayerOptions {
+    fn default() -> Self {
+        Self {
+            qkv_bias: false,
+            attention_output_bias: false,
+            head_norms: false,
+            activation: Activation::Silu,
+            embedding_scale: 1.0,
+        }
+    }
 }
 
-impl RopeConfig {
-    /// Angle per position of each of the `dim / 2` pairs, computed in f64.
-    pub fn inverse_frequencies(&self) -> Vec<f32> {
-        (0..self.dim / 2)
-            .map(|pair| {
-                let plain = self.base.powf(-2.0 * pair as f64 / self.dim as f64);
-                (match &self.scaling {
-                    RopeScaling::None => plain,
-                    RopeScaling::Factors(factors) => plain / f64::from(factors[pair]),
-                    RopeScaling::Llama3 {
-                        factor,
-                        low_freq_factor,
-                        high_freq_factor,
-                        original_context_length,
-                    } => {
-                        let original = *original_context_length as f64;
-                        let wavelength = std::f64::consts::TAU / plain;
-                        if wavelength < original / high_freq_factor {
-                            plain
-                        } else if wavelength > original / low_freq_factor {
-                            plain / factor
-                        } else {
-                            let smooth =
-                                (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                            (1.0 - smooth) * plain / factor + smooth * plain
-                        }
-                    }
-                }) as f32
-            })
-            .collect()
-    }
-
-    /// One canonical line, part of the KV layout's fingerprint.
-    pub fn describe(&self) -> String {
-        let scaling = match &self.scaling {
-            RopeScaling::None => "none".to_owned(),
-            RopeScaling::Factors(factors) => format!("factors:{factors:?}"),
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_context_length,
-            } => {
-                format!("llama3:{factor},{low_freq_factor},{high_freq_factor},{original_context_length}")
-            }
-        };
-        format!("base={},dim={},scaling={scaling}", self.base, self.dim)
-    }
+/// `act` in the gated MLP `down(act(gate(x)) · up(x))`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// GELU by its tanh approximation.
+    GeluTanh,
 }
 
 /// Bounds that no model in use comes near: they keep hostile numbers from overflowing products or asking for huge memory.
@@ -156,41 +115,6 @@ impl ModelConfig {
                 "0 or more, and less than 1".into(),
             ));
         }
-        if !(self.rope.base > 1.0 && self.rope.base.is_finite()) {
-            return Some((
-                "rope_theta",
-                format!("is {}", self.rope.base),
-                "a number above 1".into(),
-            ));
-        }
-        if self.rope.dim != self.head_size {
-            let expected = format!("head_dim {}: partial rotation is not supported", self.head_size);
-            return Some(("rope dimension", format!("is {}", self.rope.dim), expected));
-        }
-        match &self.rope.scaling {
-            RopeScaling::Factors(factors)
-                if factors.len() != self.rope.dim / 2 || !factors.iter().all(|f| f.is_finite() && *f > 0.0) =>
-            {
-                let expected = format!("{} positive numbers", self.rope.dim / 2);
-                return Some(("rope_freqs.weight", format!("has {} values", factors.len()), expected));
-            }
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_context_length,
-            } if !(*factor >= 1.0
-                && *low_freq_factor > 0.0
-                && high_freq_factor > low_freq_factor
-                && high_freq_factor.is_finite()
-                && factor.is_finite()
-                && *original_context_length > 0) =>
-            {
-                let expected = "factor >= 1 and 0 < low_freq_factor < high_freq_factor".to_owned();
-                return Some(("rope_scaling", self.rope.describe(), expected));
-            }
-            _ => {}
-        }
-        None
+        self.rope.contradiction(self.head_size)
     }
 }

@@ -2,38 +2,30 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::gguf::{self, GgufFile};
-use crate::mapped::file_name;
-use crate::safetensors::{self, SafetensorsFile};
+use crate::family::Family;
+use crate::files::{Files, gguf_in};
+use crate::quant::dequantize;
 use crate::tensor::{LayerTensor, Tensor, TensorId, TensorType};
-use crate::{LoadError, ModelConfig, gguf_config, hf_config};
+use crate::{LoadError, ModelConfig, gguf, gguf_config, hf_config, safetensors};
 
 /// A model: its configuration and its weights, memory-mapped. Every weight that the configuration asks for is there with its shape.
 #[derive(Debug)]
 pub struct ModelSource {
     config: ModelConfig,
+    family: &'static Family,
     files: Files,
     revision: String,
     total_bytes: u64,
 }
 
-#[derive(Debug)]
-enum Files {
-    Gguf(GgufFile),
-    Safetensors(Vec<SafetensorsFile>),
-}
-
 /// Where a weight lies.
 struct Located<'a> {
-    file: &'a str,
     name: String,
     tensor_type: TensorType,
-    /// Outermost first.
-    shape: Vec<usize>,
     bytes: &'a [u8],
 }
 
@@ -56,7 +48,7 @@ impl ModelSource {
         } else {
             gguf_in(path)?
         };
-        let (config, files) = match gguf_path {
+        let (config, family, files) = match gguf_path {
             Some(gguf_path) => {
                 if gguf_path.extension().is_none_or(|extension| extension != "gguf") {
                     let expected = "a directory of a Hugging Face model or a .gguf file".to_owned();
@@ -66,15 +58,17 @@ impl ModelSource {
                     });
                 }
                 let file = gguf::open(&gguf_path)?;
-                (gguf_config::read(&file)?, Files::Gguf(file))
+                let (config, family) = gguf_config::read(&file)?;
+                (config, family, Files::Gguf(file))
             }
-            None => (
-                hf_config::read(path)?,
-                Files::Safetensors(safetensors::open_directory(path)?),
-            ),
+            None => {
+                let (config, family) = hf_config::read(path)?;
+                (config, family, Files::Safetensors(safetensors::open_directory(path)?))
+            }
         };
         let mut source = Self {
             config,
+            family,
             files,
             revision: String::new(),
             total_bytes: 0,
@@ -100,12 +94,33 @@ impl ModelSource {
         self.total_bytes
     }
 
-    /// Checks that every weight is there with its shape.
+    /// Checks that every weight is there with its shape, and that layers have no others: a bias or norm that the configuration does not speak
+    /// of would be left out of the sums.
     ///
     /// # Errors
     /// [`LoadError::MissingTensor`] or [`LoadError::Tensor`] for the first that is not.
     pub fn verify(&self) -> Result<(), LoadError> {
-        TensorId::all(&self.config).try_for_each(|id| self.locate(id).map(|_| ()))
+        TensorId::all(&self.config).try_for_each(|id| self.locate(id).map(|_| ()))?;
+        let unknown = self
+            .files
+            .layer_tensors()
+            .filter(|(_, index, rest)| !self.is_known(*index, rest));
+        // Tables are hash maps: the smallest name, so that the message is the same each time.
+        match unknown.min_by(|(left, ..), (right, ..)| left.name.cmp(right.name)) {
+            None => Ok(()),
+            Some((found, ..)) => {
+                let expected = format!("only what {} layers of this configuration have", self.family.model_type);
+                Err(LoadError::tensor(found.file, found.name, "is not known", expected))
+            }
+        }
+    }
+
+    fn is_known(&self, index: usize, rest: &str) -> bool {
+        let mut tensors = self.family.layer.iter().copied().flatten();
+        let named = tensors.find(|tensor| self.files.name_of(tensor) == rest);
+        let is_in = named.is_some_and(|tensor| tensor.parts[0].is_in(&self.config.options));
+        // Old files keep the frequencies, which follow from the configuration.
+        (is_in && index < self.config.layer_count) || rest == "self_attn.rotary_emb.inv_freq"
     }
 
     /// One weight, in Hugging Face's row order whatever the file's.
@@ -117,27 +132,19 @@ impl ModelSource {
             name,
             tensor_type,
             bytes,
-            ..
         } = self.locate(id)?;
         let (rows, cols) = id.shape(&self.config);
-        let permuted = match (&self.files, id) {
-            (
-                Files::Gguf(_),
-                TensorId::Layer {
-                    part: LayerTensor::Query,
-                    ..
-                },
-            ) => Some(self.config.head_count),
-            (
-                Files::Gguf(_),
-                TensorId::Layer {
-                    part: LayerTensor::Key, ..
-                },
-            ) => Some(self.config.kv_head_count),
+        let interleaved_heads = match (&self.files, id) {
+            (Files::Gguf(_), TensorId::Layer { part, .. }) if self.family.interleaved_rows => match part {
+                LayerTensor::Query | LayerTensor::QueryBias => Some(self.config.head_count),
+                LayerTensor::Key | LayerTensor::KeyBias => Some(self.config.kv_head_count),
+                _ => None,
+            },
             _ => None,
         };
-        let bytes = match permuted {
-            Some(heads) => Cow::Owned(half_split_rows(bytes, rows, heads)),
+        let bytes = match interleaved_heads {
+            // A bias is a column.
+            Some(heads) => Cow::Owned(half_split_rows(bytes, if rows == 1 { cols } else { rows }, heads)),
             None => Cow::Borrowed(bytes),
         };
         Ok(Tensor {
@@ -149,70 +156,84 @@ impl ModelSource {
         })
     }
 
+    /// A weight's values in f32, `[rows, cols]`; norms as they are multiplied with.
+    ///
+    /// # Errors
+    /// Those of [`ModelSource::tensor`].
+    pub fn values(&self, id: TensorId) -> Result<Vec<f32>, LoadError> {
+        let tensor = self.tensor(id)?;
+        let mut values = vec![0.0; tensor.rows * tensor.cols];
+        dequantize(tensor.tensor_type, &tensor.bytes, &mut values);
+        if let (Files::Safetensors(_), true) = (&self.files, id.is_norm()) {
+            values.iter_mut().for_each(|value| *value += self.family.norm_offset);
+        }
+        Ok(values)
+    }
+
     fn locate(&self, id: TensorId) -> Result<Located<'_>, LoadError> {
-        let (rows, cols) = id.shape(&self.config);
-        let expected = if rows == 1 { vec![cols] } else { vec![rows, cols] };
-        let located = match &self.files {
-            Files::Gguf(file) => {
-                let name = id.gguf_name();
-                file.entries.get(&name).map(|entry| Located {
-                    file: &file.name,
-                    tensor_type: entry.tensor_type,
-                    shape: entry.dims.iter().rev().map(|dim| *dim as usize).collect(),
-                    bytes: &file.map[entry.begin..entry.end],
-                    name,
-                })
+        let shape = |id: TensorId| id.shape(&self.config);
+        let (rows, cols) = shape(id);
+        let (mut first_row, mut all_rows) = (0, rows);
+        let name = match id {
+            TensorId::Layer { index, part } => {
+                let Some(stored) = self.family.stored(part) else {
+                    let expected = format!("what {} layers have", self.family.model_type);
+                    return Err(LoadError::tensor(
+                        &self.files.names(),
+                        &format!("{part:?}"),
+                        "is not known",
+                        expected,
+                    ));
+                };
+                let rows_of = |parts: &[LayerTensor]| -> usize {
+                    parts
+                        .iter()
+                        .map(|part| shape(TensorId::Layer { index, part: *part }).0)
+                        .sum()
+                };
+                let before = stored.parts.iter().position(|other| *other == part).unwrap_or(0);
+                (first_row, all_rows) = (rows_of(&stored.parts[..before]), rows_of(stored.parts));
+                self.files.layer_tensor_name(index, self.files.name_of(stored))
             }
-            Files::Safetensors(files) => {
-                let name = id.hugging_face_name();
-                files.iter().find_map(|file| {
-                    file.entries.get(&name).map(|entry| Located {
-                        file: &file.name,
-                        tensor_type: entry.tensor_type,
-                        shape: entry.shape.clone(),
-                        bytes: &file.map[entry.begin..entry.end],
-                        name: name.clone(),
-                    })
-                })
-            }
+            TensorId::Embedding => self
+                .files
+                .model_tensor_name("model.embed_tokens.weight", "token_embd.weight"),
+            TensorId::OutputNorm => self.files.model_tensor_name("model.norm.weight", "output_norm.weight"),
+            TensorId::Output => self.files.model_tensor_name("lm_head.weight", "output.weight"),
         };
-        let Some(located) = located else {
-            let (file, tensor) = match &self.files {
-                Files::Gguf(file) => (file.name.clone(), id.gguf_name()),
-                Files::Safetensors(files) => {
-                    let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
-                    (names.join(", "), id.hugging_face_name())
-                }
-            };
+        let expected = if all_rows == 1 {
+            vec![cols]
+        } else {
+            vec![all_rows, cols]
+        };
+        let Some(found) = self.files.find(&name) else {
             return Err(LoadError::MissingTensor {
-                file,
-                tensor,
+                file: self.files.names(),
+                tensor: name,
                 expected: format!("{expected:?}"),
             });
         };
-        if located.shape != expected {
-            let found = format!("has shape {:?}", located.shape);
-            return Err(LoadError::tensor(
-                located.file,
-                &located.name,
-                found,
-                format!("{expected:?} by the configuration"),
-            ));
+        if found.shape != expected {
+            let shape = format!("has shape {:?}", found.shape);
+            let expected = format!("{expected:?} by the configuration");
+            return Err(LoadError::tensor(found.file, &name, shape, expected));
         }
-        Ok(located)
+        // The shape was checked against the bytes when the file was opened.
+        let row_bytes = found.bytes.len() / all_rows;
+        Ok(Located {
+            tensor_type: found.tensor_type,
+            bytes: &found.bytes[first_row * row_bytes..(first_row + rows) * row_bytes],
+            name,
+        })
     }
 
     fn fingerprint(&self) -> Result<(String, u64), LoadError> {
         let mut digest = Sha256::new();
-        digest.update(format!("{:?}", self.config));
+        digest.update(format!("{:?} {}", self.config, self.family.model_type));
         let mut total = 0;
         for id in TensorId::all(&self.config) {
-            let Located {
-                tensor_type,
-                shape,
-                bytes,
-                ..
-            } = self.locate(id)?;
+            let Located { tensor_type, bytes, .. } = self.locate(id)?;
+            let shape = id.shape(&self.config);
             digest.update(format!("{id:?} {tensor_type:?} {shape:?} {}", bytes.len()));
             digest.update(&bytes[..bytes.len().min(REVISION_SAMPLE_BYTES)]);
             digest.update(&bytes[bytes.len().saturating_sub(REVISION_SAMPLE_BYTES)..]);
@@ -241,38 +262,4 @@ fn half_split_rows(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
         }
     }
     out
-}
-
-/// The one GGUF file of a directory without safetensors.
-fn gguf_in(directory: &Path) -> Result<Option<PathBuf>, LoadError> {
-    let has_safetensors = ["model.safetensors", "model.safetensors.index.json"]
-        .iter()
-        .any(|name| directory.join(name).exists());
-    if has_safetensors {
-        return Ok(None);
-    }
-    let io = |source| LoadError::Io {
-        file: directory.display().to_string(),
-        source,
-    };
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        if path.extension().is_some_and(|extension| extension == "gguf") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    match found.len() {
-        0 => Ok(None),
-        1 => Ok(found.pop()),
-        _ => {
-            let names: Vec<String> = found.iter().map(|path| file_name(path)).collect();
-            let expected = format!("exactly one .gguf file; name the one to load, of {}", names.join(", "));
-            Err(LoadError::NotAModel {
-                file: directory.display().to_string(),
-                expected,
-            })
-        }
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::config::ModelConfig;
+use crate::config::{LayerOptions, ModelConfig};
 
 /// Element format of a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,11 +139,23 @@ pub enum LayerTensor {
     Up,
     /// `[hidden][intermediate]`.
     Down,
+    /// `[heads * head_size]`.
+    QueryBias,
+    /// `[kv_heads * head_size]`.
+    KeyBias,
+    /// `[kv_heads * head_size]`.
+    ValueBias,
+    /// `[hidden]`.
+    AttentionOutputBias,
+    /// `[head_size]`.
+    QueryNorm,
+    /// `[head_size]`.
+    KeyNorm,
 }
 
 impl LayerTensor {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 15] = [
         Self::AttentionNorm,
         Self::Query,
         Self::Key,
@@ -153,21 +165,30 @@ impl LayerTensor {
         Self::Gate,
         Self::Up,
         Self::Down,
+        Self::QueryBias,
+        Self::KeyBias,
+        Self::ValueBias,
+        Self::AttentionOutputBias,
+        Self::QueryNorm,
+        Self::KeyNorm,
     ];
 
-    /// (name in Hugging Face files, name in GGUF files), both after the layer's prefix.
-    fn names(self) -> (&'static str, &'static str) {
+    /// Whether layers with these options have it.
+    pub fn is_in(self, options: &LayerOptions) -> bool {
         match self {
-            Self::AttentionNorm => ("input_layernorm", "attn_norm"),
-            Self::Query => ("self_attn.q_proj", "attn_q"),
-            Self::Key => ("self_attn.k_proj", "attn_k"),
-            Self::Value => ("self_attn.v_proj", "attn_v"),
-            Self::AttentionOutput => ("self_attn.o_proj", "attn_output"),
-            Self::MlpNorm => ("post_attention_layernorm", "ffn_norm"),
-            Self::Gate => ("mlp.gate_proj", "ffn_gate"),
-            Self::Up => ("mlp.up_proj", "ffn_up"),
-            Self::Down => ("mlp.down_proj", "ffn_down"),
+            Self::QueryBias | Self::KeyBias | Self::ValueBias => options.qkv_bias,
+            Self::AttentionOutputBias => options.attention_output_bias,
+            Self::QueryNorm | Self::KeyNorm => options.head_norms,
+            _ => true,
         }
+    }
+
+    /// Whether it scales normed values.
+    pub(crate) fn is_norm(self) -> bool {
+        matches!(
+            self,
+            Self::AttentionNorm | Self::MlpNorm | Self::QueryNorm | Self::KeyNorm
+        )
     }
 }
 
@@ -175,32 +196,24 @@ impl TensorId {
     /// Every weight that a model of this configuration has.
     pub fn all(config: &ModelConfig) -> impl Iterator<Item = Self> + use<> {
         let output = (!config.tied_embeddings).then_some(Self::Output);
-        let layers = (0..config.layer_count).flat_map(|index| {
-            LayerTensor::ALL
-                .into_iter()
-                .map(move |part| Self::Layer { index, part })
-        });
+        let parts: Vec<LayerTensor> = LayerTensor::ALL
+            .into_iter()
+            .filter(|part| part.is_in(&config.options))
+            .collect();
+        let layers = (0..config.layer_count)
+            .flat_map(move |index| parts.clone().into_iter().map(move |part| Self::Layer { index, part }));
         [Self::Embedding, Self::OutputNorm]
             .into_iter()
             .chain(output)
             .chain(layers)
     }
 
-    pub(crate) fn hugging_face_name(self) -> String {
+    /// Whether it scales normed values.
+    pub(crate) fn is_norm(self) -> bool {
         match self {
-            Self::Embedding => "model.embed_tokens.weight".into(),
-            Self::OutputNorm => "model.norm.weight".into(),
-            Self::Output => "lm_head.weight".into(),
-            Self::Layer { index, part } => format!("model.layers.{index}.{}.weight", part.names().0),
-        }
-    }
-
-    pub(crate) fn gguf_name(self) -> String {
-        match self {
-            Self::Embedding => "token_embd.weight".into(),
-            Self::OutputNorm => "output_norm.weight".into(),
-            Self::Output => "output.weight".into(),
-            Self::Layer { index, part } => format!("blk.{index}.{}.weight", part.names().1),
+            Self::OutputNorm => true,
+            Self::Layer { part, .. } => part.is_norm(),
+            Self::Embedding | Self::Output => false,
         }
     }
 
@@ -215,7 +228,10 @@ impl TensorId {
             Self::Embedding | Self::Output => (config.vocab_size, hidden),
             Self::OutputNorm => (1, hidden),
             Self::Layer { part, .. } => match part {
-                LayerTensor::AttentionNorm | LayerTensor::MlpNorm => (1, hidden),
+                LayerTensor::AttentionNorm | LayerTensor::MlpNorm | LayerTensor::AttentionOutputBias => (1, hidden),
+                LayerTensor::QueryNorm | LayerTensor::KeyNorm => (1, config.head_size),
+                LayerTensor::QueryBias => (1, query),
+                LayerTensor::KeyBias | LayerTensor::ValueBias => (1, kv),
                 LayerTensor::Query => (query, hidden),
                 LayerTensor::Key | LayerTensor::Value => (kv, hidden),
                 LayerTensor::AttentionOutput => (hidden, query),

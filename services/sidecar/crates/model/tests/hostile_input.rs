@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use kvasir_model::testing::{TestModel, TestTensor, safetensors_bytes};
-use kvasir_model::{LayerTensor, LoadError, ModelSource, TensorId};
+use kvasir_model::{LoadError, ModelSource, TensorId};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -43,10 +43,8 @@ fn both_formats_give_the_same_weights() {
         ModelSource::open(directory.path()).unwrap(),
         ModelSource::open(&path).unwrap(),
     );
-    let mut ids = vec![TensorId::Embedding, TensorId::Output, TensorId::OutputNorm];
-    for index in 0..2 {
-        ids.extend(LayerTensor::ALL.map(|part| TensorId::Layer { index, part }));
-    }
+    let ids: Vec<TensorId> = TensorId::all(ours.config()).collect();
+    assert_eq!(ids.len(), 3 + 2 * 9);
     for id in ids {
         assert_eq!(
             ours.tensor(id).unwrap().bytes,
@@ -91,11 +89,21 @@ fn messages_name_file_tensor_and_expectation() {
         message(directory.path()),
         "model.safetensors: tensor model.layers.1.mlp.up_proj.weight has shape [64, 96]; expected [96, 64] by the configuration"
     );
+    tensors[up].name = "model.layers.1.self_attn.k_norm.weight".into();
+    tensors[up].shape = vec![64 * 96];
+    let norm = tensors[up].clone();
     tensors.remove(up);
     let directory = hugging_face(&model.config_json(), &tensors);
     assert_eq!(
         message(directory.path()),
         "model.safetensors: tensor model.layers.1.mlp.up_proj.weight is missing; expected [96, 64]"
+    );
+    let mut tensors = model.tensors();
+    tensors.push(norm);
+    let directory = hugging_face(&model.config_json(), &tensors);
+    assert_eq!(
+        message(directory.path()),
+        "model.safetensors: tensor model.layers.1.self_attn.k_norm.weight is not known; expected only what llama layers of this configuration have"
     );
 }
 
@@ -116,13 +124,23 @@ fn configurations_that_cannot_be_run_are_refused_by_name() {
         ),
         (
             r#""hidden_act":"silu""#,
-            r#""attention_bias":true"#,
-            "attention_bias true is not supported",
+            r#""mlp_bias":true"#,
+            "mlp_bias true is not supported",
         ),
         (
             r#""hidden_act":"silu""#,
-            r#""rope_scaling":{"rope_type":"yarn","factor":2}"#,
-            "rope type yarn is not supported",
+            r#""rope_scaling":{"rope_type":"longrope","factor":2}"#,
+            "rope type longrope is not supported",
+        ),
+        (
+            r#""hidden_act":"silu""#,
+            r#""rope_scaling":{"rope_type":"yarn","factor":0.5}"#,
+            "rope_scaling is base=10000,dim=16,scaling=yarn:0.5",
+        ),
+        (
+            r#""hidden_act":"silu""#,
+            r#""sliding_window":128"#,
+            "sliding_window is not supported; supported: plain llama layers",
         ),
         (
             r#""num_attention_heads":4"#,

@@ -2,10 +2,10 @@
 #![allow(dead_code)] // Each test binary uses its part.
 
 use kvasir_engine::{
-    Engine, EngineOptions, KvDtype, LayerWeights, PackedMatrix, SamplingParams, SequenceStart, Slice, SliceOutcome,
-    StepPlan, WeightFormat, WeightType, Weights, random::uniform,
+    Engine, EngineOptions, KvDtype, LayerExtras, LayerWeights, PackedMatrix, SamplingParams, SequenceStart, Slice,
+    SliceOutcome, StepPlan, WeightFormat, WeightType, Weights, random::uniform,
 };
-use kvasir_model::{ModelConfig, RopeConfig, RopeScaling};
+use kvasir_model::{LayerOptions, ModelConfig, RopeConfig, RopeScaling};
 
 pub const VOCAB: usize = 83;
 pub const CONTEXT: usize = 256;
@@ -27,6 +27,7 @@ pub fn config() -> ModelConfig {
             dim: 16,
             scaling: RopeScaling::None,
         },
+        options: LayerOptions::default(),
         tied_embeddings: false,
         eos_token_ids: vec![2],
         bos_token_id: None,
@@ -63,6 +64,7 @@ pub fn weights(weight_type: WeightType) -> Weights {
             gate: matrix(96, 64),
             up: matrix(96, 64),
             down: matrix(64, 96),
+            extras: LayerExtras::default(),
         })
         .collect();
     Weights {

@@ -11,7 +11,7 @@ use crate::aligned::SharedMut;
 use crate::cpu::Cpu;
 use crate::error::{KernelError, expect_len};
 use crate::isa::Kernel;
-use crate::math::silu;
+use crate::math::{gelu_tanh, silu};
 use crate::simd::{LANES, Simd};
 use tile::{Input, tile};
 
@@ -67,13 +67,23 @@ pub fn linear(cpu: &Cpu, x: Activations<'_>, products: &mut [Product<'_>]) -> Re
     Ok(())
 }
 
-/// `out = silu(x Gᵀ) · (x Uᵀ)`, the gated half of SwiGLU, in one parallel region.
+/// What the gate of a gated MLP passes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// `x · sigmoid(x)`: SwiGLU.
+    Silu,
+    /// GELU by its tanh approximation: GeGLU.
+    GeluTanh,
+}
+
+/// `out = act(x Gᵀ) · (x Uᵀ)`, the gated half of the MLP, in one parallel region.
 ///
 /// # Errors
 /// [`KernelError::ShapeMismatch`] when shapes differ.
 pub fn gated_linear(
     cpu: &Cpu,
     x: Activations<'_>,
+    act: Gate,
     gate: &PackedMatrix,
     up: &PackedMatrix,
     out: &mut [f32],
@@ -84,7 +94,7 @@ pub fn gated_linear(
     expect_len("output", x.rows * gate.rows(), out.len())?;
     let job = Job {
         first: gate,
-        second: Some(up),
+        second: Some((act, up)),
         mode: Mode::Store,
         input,
         rows: x.rows,
@@ -116,8 +126,8 @@ enum Mode {
 
 struct Job<'a> {
     first: &'a PackedMatrix,
-    /// When there is one, the result is `silu(first) · second`.
-    second: Option<&'a PackedMatrix>,
+    /// When there is one, the result is `act(first) · second`.
+    second: Option<(Gate, &'a PackedMatrix)>,
     mode: Mode,
     input: Input<'a>,
     rows: usize,
@@ -189,10 +199,14 @@ impl PanelTask<'_, '_> {
     fn tile<S: Simd, const ROWS: usize>(&self, s: S, row: usize) {
         let job = self.job;
         let mut result = tile::<S, ROWS>(s, job.first.panel(self.panel), job.input, row);
-        if let Some(second) = job.second {
+        if let Some((act, second)) = job.second {
             let up = tile::<S, ROWS>(s, second.panel(self.panel), job.input, row);
             for i in 0..ROWS {
-                result[i] = s.mul(silu(s, result[i]), up[i]);
+                let passed = match act {
+                    Gate::Silu => silu(s, result[i]),
+                    Gate::GeluTanh => gelu_tanh(s, result[i]),
+                };
+                result[i] = s.mul(passed, up[i]);
             }
         }
         let width = job.first.rows();

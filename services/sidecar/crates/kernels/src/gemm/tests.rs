@@ -193,35 +193,37 @@ fn several_products_share_a_region_and_may_accumulate() {
 }
 
 #[test]
-fn the_gated_product_is_silu_of_the_gate_times_the_other() {
+fn the_gated_product_is_the_activation_of_the_gate_times_the_other() {
     let mut noise = Noise::new(6);
     let (gate, _) = random_matrix(WeightType::F32, 21, 32, &mut noise);
     let (up, _) = random_matrix(WeightType::Q8_0, 21, 32, &mut noise);
     let x = noise.units(11 * 32);
-    let mut first = None;
-    for isa in Isa::available() {
-        let cpu = Cpu::with_isa(isa, 2).unwrap();
-        let mut quantised = QuantisedRows::default();
-        quantised.quantise(&cpu, &x, 11, 32).unwrap();
-        let mut out = vec![0.0; 11 * 21];
-        gated_linear(
-            &cpu,
-            Activations {
+    // The definitions, and a relative error: some units in the last place, times the size of the exponential's argument.
+    let definition = |act: Gate, g: f64| match act {
+        Gate::Silu => g / (1.0 + (-g).exp()),
+        Gate::GeluTanh => 0.5 * g * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3))).tanh()),
+    };
+    for (act, tolerance) in [(Gate::Silu, 1e-6), (Gate::GeluTanh, 1e-5)] {
+        let mut first = None;
+        for isa in Isa::available() {
+            let cpu = Cpu::with_isa(isa, 2).unwrap();
+            let mut quantised = QuantisedRows::default();
+            quantised.quantise(&cpu, &x, 11, 32).unwrap();
+            let mut out = vec![0.0; 11 * 21];
+            let input = Activations {
                 dense: &x,
                 quantised: &quantised,
                 rows: 11,
-            },
-            &gate,
-            &up,
-            &mut out,
-        )
-        .unwrap();
-        let (g, u) = (multiply(&cpu, &gate, &x), multiply(&cpu, &up, &x));
-        for ((out, g), u) in out.iter().zip(&g).zip(&u) {
-            let expected = f64::from(*g) / (1.0 + (-f64::from(*g)).exp()) * f64::from(*u);
-            assert!((f64::from(*out) - expected).abs() <= 1e-6 * expected.abs());
+            };
+            gated_linear(&cpu, input, act, &gate, &up, &mut out).unwrap();
+            let (g, u) = (multiply(&cpu, &gate, &x), multiply(&cpu, &up, &x));
+            for ((out, g), u) in out.iter().zip(&g).zip(&u) {
+                let expected = definition(act, f64::from(*g)) * f64::from(*u);
+                let error = (f64::from(*out) - expected).abs();
+                assert!(error <= tolerance * expected.abs(), "{act:?}({g}): {error}");
+            }
+            assert_eq!(&out, first.get_or_insert_with(|| out.clone()), "{}", isa.name());
         }
-        assert_eq!(&out, first.get_or_insert_with(|| out.clone()), "{}", isa.name());
     }
 }
 
