@@ -2,10 +2,10 @@ import { create } from "@bufbuild/protobuf";
 import { clipMaxTokens, KvasirError } from "@kvasir/core";
 import { type SamplingParams, SamplingParamsSchema } from "@kvasir/proto";
 import type { Incarnation } from "./incarnation.ts";
+import { invalid } from "./invalid.ts";
+import { checkSampling } from "./sampling-check.ts";
 
 const TENANT_SCOPE_BYTES = 16;
-const TEMPERATURE_MAX = 2;
-const TOP_LOGPROBS_MAX = 20;
 
 export interface CheckedRequest {
   readonly promptTokenIds: readonly number[];
@@ -35,7 +35,7 @@ export function checkRequest(
     throw invalid("tenant_scope", `tenant_scope has ${tenantScope.length} bytes, must have ${TENANT_SCOPE_BYTES}`);
   }
   if (sampling === undefined) throw invalid("sampling", "sampling is missing");
-  checkSampling(sampling);
+  checkSampling(sampling, vocabSize);
   const maxTokens = clipMaxTokens(promptTokenIds.length, sampling.maxTokens, contextLength);
   if (maxTokens < 1) {
     const length = promptTokenIds.length;
@@ -45,22 +45,6 @@ export function checkRequest(
     );
   }
   return { promptTokenIds, sampling: create(SamplingParamsSchema, { ...sampling, maxTokens }), tenantScope };
-}
-
-function checkSampling(sampling: SamplingParams): void {
-  const { temperature, topP, maxTokens, topLogprobs } = sampling;
-  if (!(temperature >= 0 && temperature <= TEMPERATURE_MAX)) {
-    throw invalid("temperature", `temperature is ${temperature}; use 0 to ${TEMPERATURE_MAX}`);
-  }
-  if (!(topP >= 0 && topP <= 1)) throw invalid("top_p", `top_p is ${topP}; use more than 0, up to 1`);
-  if (maxTokens < 1) throw invalid("max_tokens", "max_tokens is 0; use at least 1");
-  if (topLogprobs > TOP_LOGPROBS_MAX) {
-    throw invalid("top_logprobs", `top_logprobs is ${topLogprobs}; use 0 to ${TOP_LOGPROBS_MAX}`);
-  }
-}
-
-export function invalid(field: string, message: string): KvasirError {
-  return new KvasirError({ reason: "invalid_request", message, field });
 }
 
 /** A request that even an empty pool could not hold. */

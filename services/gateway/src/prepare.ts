@@ -1,7 +1,7 @@
-import { randomBytes } from "node:crypto";
 import type { ChatMessage, ChatTokenizer, ModelFacts } from "@kvasir/tokenizer";
 import { RequestError } from "./http/openai-error.ts";
 import type { ChatRequest, CompletionRequest } from "./http/schema.ts";
+import { checkMinTokens, prepareSampling, type Sampling } from "./prepare-sampling.ts";
 
 /** OpenAI's default for completions; chats may fill the context. */
 const COMPLETION_MAX_TOKENS = 16;
@@ -16,23 +16,18 @@ export interface ServedModel {
   readonly longestTokenBytes: number;
 }
 
-export interface Sampling {
-  readonly temperature: number;
-  readonly topK: number;
-  readonly topP: number;
-  readonly seed: bigint;
-  readonly maxTokens: number;
-  readonly stopTokenIds: readonly number[];
-  readonly logprobs: boolean;
-  readonly topLogprobs: number;
-}
-
 /** A request ready to be placed. */
 export interface PreparedRequest {
   readonly endpoint: "chat" | "completion";
   readonly promptTokenIds: readonly number[];
   readonly sampling: Sampling;
   readonly stops: readonly string[];
+  /** Whether the stop string that was found stays in the text. */
+  readonly keepStop: boolean;
+  /** Whether the text begins with the prompt. */
+  readonly echo: boolean;
+  /** Whether the prompt's log-probabilities are shown in vLLM's way. */
+  readonly showPromptLogprobs: boolean;
   readonly stream: boolean;
   readonly includeUsage: boolean;
 }
@@ -58,15 +53,19 @@ export async function prepareChat(model: ServedModel, request: ChatRequest): Pro
   const promptTokenIds = await model.tokenizer.encode(prompt, { addSpecialTokens: false });
   const wanted = request.max_completion_tokens ?? request.max_tokens ?? undefined;
   const limit = request.max_completion_tokens != null ? "max_completion_tokens" : "max_tokens";
+  const maxTokens = checkLength(model, promptTokenIds, wanted, undefined, "messages", limit);
+  checkMinTokens(request.min_tokens, maxTokens, limit);
   return {
     endpoint: "chat",
     promptTokenIds,
     sampling: {
-      ...commonSampling(model, request),
-      maxTokens: checkLength(model, promptTokenIds, wanted, undefined, "messages", limit),
+      ...(await prepareSampling(model, request)),
+      maxTokens,
       logprobs: request.logprobs ?? false,
       topLogprobs: request.top_logprobs ?? 0,
     },
+    echo: false,
+    showPromptLogprobs: request.prompt_logprobs != null,
     ...commonOutput(request),
   };
 }
@@ -86,37 +85,44 @@ export async function prepareCompletion(model: ServedModel, request: CompletionR
     throw new RequestError("prompt is empty; give at least one token", { param: "prompt", code: "invalid_value" });
   }
   const wanted = request.max_tokens ?? undefined;
+  const maxTokens = checkLength(model, promptTokenIds, wanted, COMPLETION_MAX_TOKENS, "prompt", "max_tokens");
+  checkMinTokens(request.min_tokens, maxTokens, "max_tokens");
+  const echo = request.echo ?? false;
+  const sampling = await prepareSampling(model, request);
+  const echoed = echo && request.logprobs != null && sampling.promptLogprobs === undefined;
   return {
     endpoint: "completion",
     promptTokenIds,
     sampling: {
-      ...commonSampling(model, request),
-      maxTokens: checkLength(model, promptTokenIds, wanted, COMPLETION_MAX_TOKENS, "prompt", "max_tokens"),
+      ...sampling,
+      ...(echoed ? { promptLogprobs: request.logprobs ?? 0 } : {}),
+      maxTokens,
       logprobs: request.logprobs != null,
       topLogprobs: request.logprobs ?? 0,
     },
+    echo,
+    showPromptLogprobs: request.prompt_logprobs != null,
     ...commonOutput(request),
   };
 }
 
-type Common = ChatRequest | CompletionRequest;
-
-function commonSampling(model: ServedModel, request: Common): Omit<Sampling, "maxTokens" | "logprobs" | "topLogprobs"> {
-  return {
-    temperature: request.temperature ?? 1,
-    topK: Math.max(0, request.top_k ?? 0),
-    topP: request.top_p ?? 1,
-    seed: request.seed == null ? randomBytes(8).readBigUInt64LE() : BigInt.asUintN(64, BigInt(request.seed)),
-    stopTokenIds: request.ignore_eos === true ? [] : model.facts.eosTokenIds,
-  };
-}
-
-function commonOutput(request: Common): Pick<PreparedRequest, "stops" | "stream" | "includeUsage"> {
+function commonOutput(
+  request: ChatRequest | CompletionRequest,
+): Pick<PreparedRequest, "stops" | "keepStop" | "stream" | "includeUsage"> {
   if (request.stream_options != null && request.stream !== true) {
     throw new RequestError("stream_options needs stream: true", { param: "stream_options", code: "invalid_value" });
   }
   const stops = typeof request.stop === "string" ? [request.stop] : (request.stop ?? []);
-  return { stops, stream: request.stream ?? false, includeUsage: request.stream_options?.include_usage ?? false };
+  if (request.prompt_logprobs != null && request.stream === true) {
+    const message = "prompt_logprobs comes with a whole answer only; leave stream out";
+    throw new RequestError(message, { param: "prompt_logprobs", code: "invalid_value" });
+  }
+  return {
+    stops,
+    keepStop: request.include_stop_str_in_output ?? false,
+    stream: request.stream ?? false,
+    includeUsage: request.stream_options?.include_usage ?? false,
+  };
 }
 
 export function longestTokenBytes(tokenizer: ChatTokenizer): number {

@@ -1,5 +1,5 @@
 import { KvasirError } from "@kvasir/core";
-import { PlacementMode } from "@kvasir/proto";
+import { PlacementMode, type SampledToken } from "@kvasir/proto";
 import { failSpan, type Telemetry } from "@kvasir/telemetry";
 import { type Attributes, context, propagation, type Span, SpanKind, trace } from "@opentelemetry/api";
 import type { FastifyReply, FastifyRequest } from "fastify";
@@ -7,6 +7,7 @@ import { RequestError } from "./http/openai-error.ts";
 import { parseBody } from "./http/parse-body.ts";
 import { ChatRequest, CompletionRequest, checkRequest } from "./http/schema.ts";
 import type { GatewayMetrics } from "./metrics.ts";
+import { echoedEntries, type PromptLogprobs, promptLogprobs } from "./output/prompt-logprobs.ts";
 import { chatShape, completionShape, type Tail } from "./output/response-shape.ts";
 import { createTokenText } from "./output/token-text.ts";
 import { type PreparedRequest, prepareChat, prepareCompletion, type ServedModel } from "./prepare.ts";
@@ -114,7 +115,10 @@ async function run(
   facts: RunFacts,
 ): Promise<void> {
   const { metrics } = deps;
-  const text = createTokenText(deps.model.tokenizer, prepared.stops, prepared.sampling.logprobs);
+  const { tokenizer } = deps.model;
+  const { stops, keepStop } = prepared;
+  const text = createTokenText(tokenizer, { stops, keepStop, withLogprobs: prepared.sampling.logprobs });
+  let shownPrompt: PromptLogprobs | undefined;
   metrics.promptTokens.inc(prepared.promptTokenIds.length);
   let tokenCount = 0;
   let ttftMs = 0;
@@ -122,6 +126,9 @@ async function run(
   const end = await generate(deps.upstream, prepared, facts, (tokens): SinkAnswer => {
     const now = performance.now();
     if (tokenCount === 0) {
+      const [first] = tokens;
+      if (prepared.echo) echo(tokenizer, prepared, first, writer);
+      if (prepared.showPromptLogprobs) shownPrompt = promptLogprobs(tokenizer, first);
       ttftMs = now - facts.arrivedAt;
       metrics.ttft.observe(ttftMs / 1000);
     } else {
@@ -134,11 +141,27 @@ async function run(
     const full = writer.piece(piece.text, piece.logprobs);
     return piece.stopped ? "enough" : (full ?? "more");
   });
-  const tail = tailOf(prepared, end, tokenCount, ttftMs, facts.traceId);
+  if (tokenCount === 0 && prepared.echo) echo(tokenizer, prepared, undefined, writer);
+  const tail = {
+    ...(shownPrompt === undefined ? {} : { prompt_logprobs: shownPrompt }),
+    ...tailOf(prepared, end, tokenCount, ttftMs, facts.traceId),
+  };
   if (end.placementCount > 1) metrics.retries.inc(end.placementCount - 1);
   metrics.placements.inc({ mode: tail.kvasir.mode });
   span.setAttributes(responseAttributes(end, tail));
   writer.finish(end.finished === undefined ? "" : text.flush(), end.finish, tail);
+}
+
+/** The prompt as the beginning of the text, with its log-probabilities when those are shown. */
+function echo(
+  tokenizer: ServedModel["tokenizer"],
+  { promptTokenIds, sampling }: PreparedRequest,
+  first: SampledToken | undefined,
+  writer: ResponseWriter,
+): void {
+  const entries = sampling.logprobs ? echoedEntries(tokenizer, promptTokenIds, first) : [];
+  const detokenizer = tokenizer.createDetokenizer();
+  void writer.piece(detokenizer.push(promptTokenIds) + detokenizer.flush(), entries);
 }
 
 async function prepare(model: ServedModel, endpoint: "chat" | "completion", body: unknown): Promise<PreparedRequest> {

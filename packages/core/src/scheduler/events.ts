@@ -26,7 +26,20 @@ export interface SequenceSpec {
 export interface Token {
   readonly tokenId: number;
   readonly logprob?: number | undefined;
-  readonly topLogprobs: readonly { readonly tokenId: number; readonly logprob: number }[];
+  readonly topLogprobs: readonly TokenLogprob[];
+  /** With the first token, when asked for: one for each token of the prompt but the first. */
+  readonly promptLogprobs?: readonly PromptLogprob[];
+}
+
+export interface TokenLogprob {
+  readonly tokenId: number;
+  readonly logprob: number;
+}
+
+/** How likely the model held a token of the prompt; `rank` is its place by probability, from 1. */
+export interface PromptLogprob extends TokenLogprob {
+  readonly rank: number;
+  readonly topLogprobs: readonly TokenLogprob[];
 }
 
 /** How the device ended one slice. `stopped`: a stop token or the last token that was asked for; `skipped`: it had stopped before. */

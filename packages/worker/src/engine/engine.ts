@@ -18,9 +18,9 @@ import { errorFromService } from "@kvasir/rpc";
 import { now } from "../clock.ts";
 import { type ExecuteStream, sidecarLost } from "../kernel/kernel.ts";
 import { StepMeter, type StepTimes } from "./step-meter.ts";
-import { requestFromPlan, resultsFromResponse, type StartFacts } from "./step-wire.ts";
+import { requestFromPlan, resultsFromResponse, type StartFacts, samplingNeedsPrompt } from "./step-wire.ts";
 
-export interface SequenceRequest extends StartFacts {
+export interface SequenceRequest extends Pick<StartFacts, "sampling" | "traceparent"> {
   readonly kind: SequenceKind;
   readonly promptTokenIds: readonly number[];
   /** Clipped to the context; equals `sampling.maxTokens`. */
@@ -87,7 +87,8 @@ export class Engine {
       return sequenceId;
     }
     const { kind, promptTokenIds, maxTokens, sampling, traceparent } = request;
-    this.#entries.set(sequenceId, { listener, facts: { sampling, traceparent } });
+    const facts = { sampling, traceparent, promptTokenIds: samplingNeedsPrompt(sampling) ? promptTokenIds : [] };
+    this.#entries.set(sequenceId, { listener, facts });
     const spec = { sequenceId, kind, promptTokenIds, maxTokens, stopTokenIds: sampling.stopTokenIds };
     queueMicrotask(() => this.apply({ kind: "SequenceArrived", spec, waitUntil }));
     return sequenceId;

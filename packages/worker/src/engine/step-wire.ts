@@ -12,6 +12,14 @@ import {
 export interface StartFacts {
   readonly sampling: SamplingParams;
   readonly traceparent: string;
+  /** The prompt, where sampling depends on it; else empty. */
+  readonly promptTokenIds: readonly number[];
+}
+
+/** Whether the sidecar has to know the prompt to sample, also where it does not compute it. */
+export function samplingNeedsPrompt({ repetitionPenalty, badWords, promptLogprobs }: SamplingParams): boolean {
+  const penalizes = repetitionPenalty !== 0 && repetitionPenalty !== 1;
+  return penalizes || badWords.length > 0 || promptLogprobs !== undefined;
 }
 
 /** A plan as the sidecar reads it. Ids become `bigint` here and nowhere else. */
@@ -21,12 +29,16 @@ export function requestFromPlan(
 ): MessageInitShape<typeof ExecuteRequestSchema> {
   return {
     stepId: BigInt(plan.stepId),
-    starts: plan.starts.map((start) => ({
-      sequenceId: BigInt(start.sequenceId),
-      promptTokenCount: start.promptTokenCount,
-      blockIds: start.blockIds as BlockId[],
-      ...factsOf(start.sequenceId),
-    })),
+    starts: plan.starts.map((start) => {
+      const { sampling, traceparent, promptTokenIds } = factsOf(start.sequenceId);
+      return {
+        sequenceId: BigInt(start.sequenceId),
+        promptTokenCount: start.promptTokenCount,
+        blockIds: start.blockIds as BlockId[],
+        promptTokenIds: promptTokenIds as number[],
+        ...{ sampling, traceparent },
+      };
+    }),
     slices: plan.slices.map((slice) => ({
       sequenceId: BigInt(slice.sequenceId),
       startPosition: slice.startPosition,

@@ -4,7 +4,8 @@ import { contextFromMetadata, type Implementation, messages } from "@kvasir/rpc"
 import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
 import type { Incarnation } from "../incarnation.ts";
-import { checkEpoch, checkQueue, checkRequest, invalid, tooLarge } from "../request-check.ts";
+import { invalid } from "../invalid.ts";
+import { checkEpoch, checkQueue, checkRequest, tooLarge } from "../request-check.ts";
 import { endSpan, startSpan } from "../tracing.ts";
 import { PrefillRun, type RunCall } from "./prefill-run.ts";
 

@@ -35,6 +35,18 @@ test.each([
   ["store", true],
   ["service_tier", "flex"],
   ["ignore_eos", 1],
+  ["min_p", 1.5],
+  ["typical_p", 0],
+  ["repetition_penalty", 0],
+  ["presence_penalty", 2.5],
+  ["frequency_penalty", -3],
+  ["logit_bias", { 5: 101 }],
+  ["logit_bias", { five: 1 }],
+  ["min_tokens", -1],
+  ["stop_token_ids", [-1]],
+  ["bad_words", [""]],
+  ["prompt_logprobs", 21],
+  ["include_stop_str_in_output", "yes"],
   ["documents", [{ title: "t" }]],
   ["messages", []],
 ])("%s: %j is refused by name", (field, value) => {
@@ -42,7 +54,7 @@ test.each([
   expect(param?.split(".")[0]).toBe(field);
 });
 
-test.each(["tools", "logit_bias", "best_of", "prompt", "guided_json", "kv_transfer_params", "cache_salt"])(
+test.each(["tools", "best_of", "prompt", "guided_json", "kv_transfer_params", "cache_salt"])(
   "%s is not ignored",
   (field) => {
     expect(refusal(() => checkRequest(ChatRequest, { ...chat, [field]: 1 }))).toMatchObject({

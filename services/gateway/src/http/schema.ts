@@ -4,9 +4,13 @@ import { RequestError } from "./openai-error.ts";
 const TOKENS_MAX = 2 ** 31 - 1;
 const STOPS_MAX = 16;
 const DOCUMENTS_MAX = 1024;
+const IDS_MAX = 256;
 
 const Stop = z.string().min(1, "is empty; give at least one character").max(1024);
 const Document = z.union([z.string().min(1), z.strictObject({ title: z.string().nullish(), text: z.string().min(1) })]);
+
+const Penalty = z.number().min(-2).max(2);
+const TokenId = z.int().nonnegative().max(TOKENS_MAX);
 
 const Seed = z.union(
   [
@@ -37,10 +41,18 @@ const COMMON = {
   user: z.string().nullish(),
   metadata: z.record(z.string(), z.unknown()).nullish(),
   n: z.literal(1).nullish(),
-  presence_penalty: z.literal(0).nullish(),
-  frequency_penalty: z.literal(0).nullish(),
-  repetition_penalty: z.literal(1).nullish(),
-  min_tokens: z.literal(0).nullish(),
+  presence_penalty: Penalty.nullish(),
+  frequency_penalty: Penalty.nullish(),
+  logit_bias: z.record(z.string().regex(/^\d{1,9}$/, "is no token id"), z.number().min(-100).max(100)).nullish(),
+  // As vLLM names them.
+  min_p: z.number().min(0).max(1).nullish(),
+  typical_p: z.number().gt(0).max(1).nullish(),
+  repetition_penalty: z.number().gt(0).max(2).nullish(),
+  min_tokens: z.int().min(0).max(TOKENS_MAX).nullish(),
+  stop_token_ids: z.array(TokenId).max(IDS_MAX).nullish(),
+  bad_words: z.array(z.string().min(1).max(1024)).max(IDS_MAX).nullish(),
+  include_stop_str_in_output: z.boolean().nullish(),
+  prompt_logprobs: z.int().min(0).max(20).nullish(),
 };
 
 const Content = z.union([z.string(), z.array(z.strictObject({ type: z.literal("text"), text: z.string() })).min(1)]);
@@ -80,7 +92,7 @@ export const CompletionRequest = z.strictObject({
   ...COMMON,
   prompt: z.union([z.string(), z.array(z.string()).length(1), z.array(z.int().nonnegative()).min(1)]),
   logprobs: z.int().min(0).max(20).nullish(),
-  echo: z.literal(false).nullish(),
+  echo: z.boolean().nullish(),
   best_of: z.literal(1).nullish(),
 });
 export type CompletionRequest = z.infer<typeof CompletionRequest>;

@@ -1,3 +1,4 @@
+import type { PromptLogprobs } from "./prompt-logprobs.ts";
 import type { LogprobEntry } from "./token-text.ts";
 
 export interface Usage {
@@ -21,6 +22,8 @@ export interface KvasirExtension {
 }
 
 export interface Tail {
+  /** In vLLM's shape, when asked for. */
+  readonly prompt_logprobs?: PromptLogprobs;
   readonly usage: Usage;
   readonly kvasir: KvasirExtension;
 }
@@ -96,7 +99,7 @@ export function completionShape(facts: ResponseFacts): ResponseShape {
       tokens: entries.map((entry) => entry.token),
       token_logprobs: entries.map((entry) => entry.logprob),
       top_logprobs: entries.map((entry) =>
-        Object.fromEntries(entry.top_logprobs.map((top) => [top.token, top.logprob])),
+        entry.logprob === null ? null : Object.fromEntries(entry.top_logprobs.map((top) => [top.token, top.logprob])),
       ),
       text_offset: entries.map((entry) => {
         const at = textOffset;
@@ -110,9 +113,17 @@ export function completionShape(facts: ResponseFacts): ResponseShape {
       `${open}${JSON.stringify(text)},"logprobs":${JSON.stringify(legacy(entries))},"finish_reason":null${close}`,
     lastChunk: (text, finish) => `${open}${JSON.stringify(text)},"logprobs":null,"finish_reason":"${finish}"${close}`,
     usageChunk: (tail) => `data: ${JSON.stringify({ ...head, choices: [], ...tail })}\n\n`,
-    whole: (text, entries, finish, tail) => ({
+    whole: (text, entries, finish, { prompt_logprobs, ...tail }) => ({
       ...head,
-      choices: [{ index: 0, text, logprobs: legacy(entries), finish_reason: finish }],
+      choices: [
+        {
+          index: 0,
+          text,
+          logprobs: legacy(entries),
+          finish_reason: finish,
+          ...(prompt_logprobs === undefined ? {} : { prompt_logprobs }),
+        },
+      ],
       ...tail,
     }),
   };

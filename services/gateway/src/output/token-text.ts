@@ -1,10 +1,10 @@
 import type { SampledToken } from "@kvasir/proto";
 import { type ChatTokenizer, createStopMatcher } from "@kvasir/tokenizer";
 
-/** One token's log-probability as OpenAI's chat API shows it. */
+/** One token's log-probability as OpenAI's chat API shows it; null for a prompt's first token, which follows nothing. */
 export interface LogprobEntry {
   readonly token: string;
-  readonly logprob: number;
+  readonly logprob: number | null;
   readonly bytes: readonly number[];
   readonly top_logprobs: readonly {
     readonly token: string;
@@ -28,7 +28,15 @@ export interface TokenText {
   flush(): string;
 }
 
-export function createTokenText(tokenizer: ChatTokenizer, stops: readonly string[], withLogprobs: boolean): TokenText {
+export interface TokenTextOptions {
+  readonly stops: readonly string[];
+  /** Whether the stop string that was found is shown. */
+  readonly keepStop: boolean;
+  readonly withLogprobs: boolean;
+}
+
+export function createTokenText(tokenizer: ChatTokenizer, options: TokenTextOptions): TokenText {
+  const { stops, keepStop, withLogprobs } = options;
   const detokenizer = tokenizer.createDetokenizer();
   const matcher = createStopMatcher(stops);
   const ids: number[] = [];
@@ -38,14 +46,15 @@ export function createTokenText(tokenizer: ChatTokenizer, stops: readonly string
       for (const token of tokens) ids.push(token.tokenId);
       const { text, matched } = matcher.push(detokenizer.push(ids));
       return {
-        text,
+        text: keepStop && matched !== undefined ? text + matched : text,
         logprobs: withLogprobs ? tokens.map((token) => entry(tokenizer, token)) : [],
         stopped: matched !== undefined,
       };
     },
     flush() {
       const { text, matched } = matcher.push(detokenizer.flush());
-      return matched === undefined ? text + matcher.flush() : text;
+      if (matched === undefined) return text + matcher.flush();
+      return keepStop ? text + matched : text;
     },
   };
 }
