@@ -143,6 +143,7 @@ pub fn start(sequence_id: u64, prompt_token_count: u32, block_ids: &[u32]) -> Se
         }),
         block_ids: block_ids.to_vec(),
         traceparent: String::new(),
+        prompt_token_ids: Vec::new(),
     }
 }
 
