@@ -22,7 +22,7 @@ from transformers.generation import (
     TypicalLogitsWarper,
 )
 
-FILE = pathlib.Path(__file__).parents[2] / "services/sidecar/crates/engine/src/sampling/transformers.json"
+FILE = pathlib.Path(__file__).parents[2] / "services/sidecar/crates/engine/src/sampling/fixtures/transformers.json"
 VOCAB = 40
 
 DEFAULTS = {

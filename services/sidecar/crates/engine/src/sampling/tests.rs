@@ -198,7 +198,7 @@ struct Recorded {
 
 #[test]
 fn every_processor_does_what_transformers_own_does() {
-    let cases: Vec<Recorded> = serde_json::from_str(include_str!("transformers.json")).unwrap();
+    let cases: Vec<Recorded> = serde_json::from_str(include_str!("fixtures/transformers.json")).unwrap();
     assert!(cases.len() >= 40);
     for case in cases {
         let params = SamplingParams {
