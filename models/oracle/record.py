@@ -19,17 +19,25 @@ from gguf import GGMLQuantizationType as Type
 import reference
 import tiny_gguf
 from record_blocks import record_blocks
-from tiny_models import LLAMA3_ROPE, TinyModel
+from tiny_models import LINEAR_ROPE, LLAMA3_ROPE, YARN_ROPE, TinyModel
 
 FIXTURES = pathlib.Path(__file__).parents[2] / "services/sidecar/crates/engine/tests/fixtures"
 GREEDY_TOKENS = 32
 
+SMALL = {"hidden": 32, "intermediate": 64, "head_dim": 16, "vocab": 67}
 HUGGING_FACE = [
     TinyModel("tied-f32", seed=21, hidden=32, intermediate=64, head_dim=16, vocab=67),
     TinyModel("untied-llama3-f16", seed=22, hidden=32, intermediate=64, head_dim=16, vocab=67, tied=False, kv_heads=1,
               dtype=torch.float16, rope=LLAMA3_ROPE),
     TinyModel("sharded-bf16", seed=23, hidden=48, intermediate=80, heads=6, kv_heads=3, vocab=67, tied=False, dtype=torch.bfloat16,
               shard_bytes=40_000),
+    TinyModel("mistral-bf16", seed=61, family="mistral", tied=False, dtype=torch.bfloat16, **SMALL, options={"sliding_window": 160}),
+    TinyModel("llama-biases-linear-f16", seed=62, dtype=torch.float16, rope=LINEAR_ROPE, **SMALL, options={"attention_bias": True}),
+    TinyModel("qwen2-yarn-bf16", seed=63, family="qwen2", dtype=torch.bfloat16, rope=YARN_ROPE, **SMALL),
+    TinyModel("qwen3-f16", seed=64, family="qwen3", dtype=torch.float16, **SMALL),
+    TinyModel("phi3-partial-rope-bf16", seed=65, family="phi3", tied=False, dtype=torch.bfloat16, **SMALL,
+              rope={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}),
+    TinyModel("gemma-f16", seed=66, family="gemma", kv_heads=1, dtype=torch.float16, **SMALL),
 ]
 GGUF = [
     (
@@ -41,6 +49,22 @@ GGUF = [
         TinyModel("gguf-llama3-mixed", seed=25, vocab=67, tied=False, rope=LLAMA3_ROPE),
         {"token_embd": Type.F16, "output": Type.Q4_0, "attn_q": Type.Q8_0, "attn_k": Type.BF16, "attn_v": Type.F16,
          "attn_output": Type.BF16, "ffn_gate": Type.Q4_1, "ffn_up": Type.Q4_0},
+    ),
+    (
+        TinyModel("gguf-qwen2-five-bits", seed=67, family="qwen2", vocab=67, rope=YARN_ROPE),
+        {"token_embd": Type.Q8_0, "attn_q": Type.Q5_0, "attn_k": Type.Q5_1, "attn_v": Type.Q8_0, "attn_output": Type.Q5_0,
+         "ffn_gate": Type.Q5_1, "ffn_up": Type.Q5_0, "ffn_down": Type.Q5_1},
+    ),
+    # K-quants need rows of 256; what has shorter rows is in other types, as llama.cpp falls back to.
+    (
+        TinyModel("gguf-qwen3-k-quants", seed=68, family="qwen3", hidden=256, intermediate=32, layers=1, heads=2, kv_heads=1, head_dim=16,
+                  vocab=67),
+        {"token_embd": Type.Q6_K, "attn_q": Type.Q4_K, "attn_k": Type.Q5_K, "attn_v": Type.Q6_K, "attn_output": Type.Q5_0,
+         "ffn_gate": Type.Q4_K, "ffn_up": Type.Q5_K, "ffn_down": Type.Q8_0},
+    ),
+    (
+        TinyModel("gguf-phi3-fused", seed=69, family="phi3", vocab=67, tied=False, hidden=32, intermediate=64, head_dim=16),
+        {"token_embd": Type.F16, "output": Type.F16, "attn_qkv": Type.Q8_0, "attn_output": Type.Q4_1, "ffn_up": Type.Q4_0},
     ),
 ]
 

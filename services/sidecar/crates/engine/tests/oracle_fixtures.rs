@@ -184,11 +184,62 @@ fn a_gguf_file_of_mixed_types_with_rope_divisors_agrees() {
     agrees_with_transformers("gguf-llama3-mixed");
 }
 
+#[test]
+fn a_mistral_within_its_window_agrees() {
+    agrees_with_transformers("mistral-bf16");
+}
+
+#[test]
+fn attention_biases_and_linear_rope_agree() {
+    agrees_with_transformers("llama-biases-linear-f16");
+}
+
+#[test]
+fn a_qwen2_with_yarn_agrees() {
+    agrees_with_transformers("qwen2-yarn-bf16");
+}
+
+#[test]
+fn a_qwen3_with_head_norms_agrees() {
+    agrees_with_transformers("qwen3-f16");
+}
+
+#[test]
+fn a_phi3_of_fused_projections_that_rotates_half_a_head_agrees() {
+    agrees_with_transformers("phi3-partial-rope-bf16");
+}
+
+#[test]
+fn a_gemma_agrees() {
+    agrees_with_transformers("gemma-f16");
+}
+
+#[test]
+fn a_gguf_file_of_qwen2_in_q5_0_and_q5_1_agrees_with_its_dequantised_weights() {
+    agrees_with_transformers("gguf-qwen2-five-bits");
+}
+
+#[test]
+fn a_gguf_file_of_qwen3_in_k_quants_agrees_with_its_dequantised_weights() {
+    agrees_with_transformers("gguf-qwen3-k-quants");
+}
+
+#[test]
+fn a_gguf_file_of_phi3_agrees_with_its_dequantised_weights() {
+    agrees_with_transformers("gguf-phi3-fused");
+}
+
 /// Products of quantised weights with 8-bit activations: as far from exact as the rounding of activations makes them, and no further. A wrong
 /// scale or nibble moves logits by their whole range.
 #[test]
 fn computing_on_quantised_weights_is_near_their_dequantised_values() {
-    for name in ["gguf-quantised", "gguf-llama3-mixed"] {
+    for name in [
+        "gguf-quantised",
+        "gguf-llama3-mixed",
+        "gguf-qwen2-five-bits",
+        "gguf-qwen3-k-quants",
+        "gguf-phi3-fused",
+    ] {
         let fixture = Fixture::read(name);
         let mut engine = fixture.engine_with(WeightFormat::Stored, KvDtype::F32, 1);
         let difference = fixture.logit_difference(&mut engine, 16);
