@@ -58,6 +58,7 @@ fn generate(engine: &mut Engine, prompt: &[u32], stop: &[u32]) -> Result<Vec<u32
         ..Slice::default()
     };
     let mut plan = StepPlan {
+        placements: Vec::new(),
         starts: vec![start],
         slices: vec![slice.clone()],
         dropped: Vec::new(),
@@ -78,6 +79,7 @@ fn generate(engine: &mut Engine, prompt: &[u32], stop: &[u32]) -> Result<Vec<u32
             ..Slice::default()
         };
         plan = StepPlan {
+            placements: Vec::new(),
             slices: vec![slice.clone()],
             ..StepPlan::default()
         };

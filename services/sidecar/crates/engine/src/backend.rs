@@ -1,7 +1,7 @@
 //! The seam between the engine, which keeps the sequences, and a device, which multiplies.
 
 use crate::error::StepError;
-use kvasir_kernels::{AlignedF32, KvPool, Span};
+use kvasir_kernels::{AlignedF32, KvPool, Relocation, Span};
 use std::sync::Arc;
 
 /// A device with the weights and the KV pool of one model.
@@ -18,6 +18,12 @@ pub trait Backend: Send {
         logit_rows: &[usize],
         logits: &mut AlignedF32,
     ) -> Result<(), StepError>;
+
+    /// Copies KV to another place of the pool, keys turned to their new positions. The run was checked.
+    ///
+    /// # Errors
+    /// [`StepError::Internal`] only.
+    fn place(&mut self, run: Relocation<'_>) -> Result<(), StepError>;
 
     /// Largest number of rows that one `forward` should get.
     fn rows_max(&self) -> usize;

@@ -140,6 +140,7 @@ fn prefill(engine: &mut Engine, batch: usize, length: usize, max_tokens: usize) 
             sample: true,
         };
         engine.step(&StepPlan {
+            placements: Vec::new(),
             starts: vec![start],
             slices: vec![slice],
             dropped: Vec::new(),
@@ -160,6 +161,7 @@ fn decode(engine: &mut Engine, batch: usize, context: usize, steps: usize) -> Re
             ..Slice::default()
         };
         engine.step(&StepPlan {
+            placements: Vec::new(),
             slices: (0..batch).map(slice).collect(),
             ..StepPlan::default()
         })?;

@@ -5,7 +5,8 @@ use crate::error::{EngineError, StepError};
 use crate::weights::{LayerWeights, Weights};
 use kvasir_kernels::{
     Activations, AlignedF32, Batch, Cpu, Gate, KernelError, KvPool, PackedMatrix, Product, Projections, QuantisedRows,
-    RopeTable, Span, add_bias, attention, gated_linear, gather_rows, linear, rmsnorm, rotate_and_store,
+    Relocation, RopeTable, Span, add_bias, attention, gated_linear, gather_rows, linear, place, rmsnorm,
+    rotate_and_store,
 };
 use kvasir_model::{Activation, ModelConfig};
 use std::sync::Arc;
@@ -275,6 +276,11 @@ impl Backend for CpuBackend {
             return Ok(());
         }
         Ok(self.run_head(logit_rows, logits)?)
+    }
+
+    fn place(&mut self, run: Relocation<'_>) -> Result<(), StepError> {
+        place(&self.cpu, &self.pool, run, &self.inverse_frequencies)
+            .map_err(|error| StepError::Internal(error.to_string()))
     }
 
     fn rows_max(&self) -> usize {

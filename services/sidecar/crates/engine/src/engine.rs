@@ -8,13 +8,14 @@ use crate::plan::{Slice, SliceOutcome, SliceResult, StepOutput, StepPlan};
 use crate::sequence::Sequence;
 use crate::validate::{Limits, validate};
 use crate::weights::Weights;
-use kvasir_kernels::{AlignedF32, Cpu, KvDtype, KvPool, KvShape, Span};
+use kvasir_kernels::{AlignedF32, Cpu, KvDtype, KvPool, KvShape};
 use kvasir_model::ModelConfig;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 mod compute;
+mod probe;
 use compute::Computed;
 
 /// How a model's matrices lie in memory.
@@ -172,7 +173,14 @@ impl Engine {
     /// See [`StepError`]; the plan is checked as a whole first, and a refused step changes nothing.
     pub fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, StepError> {
         validate(plan, &self.sequences, self.limits)?;
+        for (index, placement) in plan.placements.iter().enumerate() {
+            let checked = placement.relocation().check(self.backend.pool());
+            checked.map_err(|source| StepError::Placement { index, source })?;
+        }
         let started = Instant::now();
+        for placement in &plan.placements {
+            self.backend.place(placement.relocation())?;
+        }
         for id in &plan.dropped {
             self.sequences.remove(id);
         }
@@ -239,61 +247,6 @@ impl Engine {
         }
         output.device_nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         Ok(output)
-    }
-
-    /// Logits after every token, `[tokens, vocab]`, computed in chunks of `chunk` tokens. For comparisons; uses the pool's first blocks.
-    ///
-    /// # Errors
-    /// [`StepError::PoolInUse`] while sequences are known or when the pool is too small, [`StepError::UnknownToken`],
-    /// [`StepError::ContextExceeded`].
-    pub fn logits(&mut self, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, StepError> {
-        if !self.sequences.is_empty() {
-            return Err(StepError::PoolInUse(format!(
-                "{} sequences are running",
-                self.sequences.len()
-            )));
-        }
-        let limits = self.limits;
-        let blocks: Vec<u32> = (0..tokens.len().div_ceil(limits.block_size) as u32).collect();
-        if blocks.len() > limits.block_count as usize {
-            return Err(StepError::PoolInUse(format!(
-                "{} blocks needed, {} exist",
-                blocks.len(),
-                limits.block_count
-            )));
-        }
-        if tokens.len() > limits.context_length {
-            let (last_position, context_length) = (tokens.len() as u64 - 1, limits.context_length);
-            return Err(StepError::ContextExceeded {
-                sequence_id: 0,
-                last_position,
-                context_length,
-            });
-        }
-        if let Some(token_id) = tokens
-            .iter()
-            .copied()
-            .find(|token| *token as usize >= limits.vocab_size)
-        {
-            return Err(StepError::UnknownToken {
-                sequence_id: 0,
-                token_id,
-                vocab_size: limits.vocab_size,
-            });
-        }
-        let mut all = Vec::with_capacity(tokens.len() * limits.vocab_size);
-        let chunk = chunk.clamp(1, self.backend.rows_max());
-        for (index, tokens) in tokens.chunks(chunk).enumerate() {
-            let span = Span {
-                start_position: index * chunk,
-                token_count: tokens.len(),
-                blocks: &blocks,
-            };
-            let rows: Vec<usize> = (0..tokens.len()).collect();
-            self.backend.forward(tokens, vec![span], &rows, &mut self.logits)?;
-            all.extend_from_slice(&self.logits);
-        }
-        Ok(all)
     }
 }
 

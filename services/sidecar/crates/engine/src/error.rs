@@ -190,6 +190,14 @@ pub enum StepError {
         /// The limit.
         step_token_max: usize,
     },
+    /// A placement names what the pool has not.
+    #[error("placement {index}: {source}")]
+    Placement {
+        /// Which, in the plan.
+        index: usize,
+        /// Why.
+        source: PoolError,
+    },
     /// `logits` was called while sequences are running, or for more tokens than the pool holds.
     #[error("logits need the whole pool: {0}")]
     PoolInUse(String),

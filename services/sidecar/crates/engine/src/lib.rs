@@ -25,7 +25,7 @@ pub use error::{EngineError, StepError};
 pub use kvasir_kernels::{Isa, KvDtype, KvPool, PackedMatrix, PoolError, WeightType};
 pub use layout::{KvLayout, dtype_name};
 pub use plan::{
-    PromptLogprob, SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, SliceResult, StepOutput, StepPlan,
-    TokenLogprob,
+    Placement, PromptLogprob, SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, SliceResult,
+    StepOutput, StepPlan, TokenLogprob,
 };
 pub use weights::{LayerExtras, LayerWeights, Weights};

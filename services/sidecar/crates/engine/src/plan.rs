@@ -1,14 +1,48 @@
 //! What a step is asked to do and what it answers. Mirrors `kvasir.kernel.v1`, without the wire.
 
+use kvasir_kernels::Relocation;
+
 /// One step: sequences to forget, new sequences, and tokens to compute.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepPlan {
+    /// KV to copy before anything is computed, in order.
+    pub placements: Vec<Placement>,
     /// New sequences.
     pub starts: Vec<SequenceStart>,
     /// What to compute; at most one slice for each sequence.
     pub slices: Vec<Slice>,
     /// Sequences to forget before anything else; ids that are not known are fine.
     pub dropped: Vec<u64>,
+}
+
+/// KV of some tokens, put at another place of the pool: see [`kvasir_kernels::place()`].
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Placement {
+    /// Block table that has the tokens.
+    pub source_block_ids: Vec<u32>,
+    /// First of them, counted from the beginning of that table.
+    pub source_start: u32,
+    /// Block table that gets them.
+    pub target_block_ids: Vec<u32>,
+    /// Place of the first, counted from the beginning of that table.
+    pub target_start: u32,
+    /// Tokens.
+    pub token_count: u32,
+    /// New position minus old position; keys are turned by it.
+    pub position_shift: i64,
+}
+
+impl Placement {
+    pub(crate) fn relocation(&self) -> Relocation<'_> {
+        Relocation {
+            source_blocks: &self.source_block_ids,
+            source_start: self.source_start as usize,
+            target_blocks: &self.target_block_ids,
+            target_start: self.target_start as usize,
+            token_count: self.token_count as usize,
+            position_shift: self.position_shift,
+        }
+    }
 }
 
 /// A new sequence.

@@ -45,6 +45,7 @@ fn a_sequence_stops_at_max_tokens_and_is_skipped_afterwards() {
     assert_eq!(engine.sequence_count(), 1);
     engine
         .step(&StepPlan {
+            placements: Vec::new(),
             dropped: vec![1, 99],
             ..Default::default()
         })
@@ -151,6 +152,7 @@ fn refused_steps_name_the_sequence_and_the_numbers_and_change_nothing() {
         ),
         (
             StepPlan {
+                placements: Vec::new(),
                 dropped: vec![1],
                 ..plan(vec![], vec![slice(1, 3, &[1], false)])
             },

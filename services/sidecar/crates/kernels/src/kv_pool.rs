@@ -101,6 +101,12 @@ pub enum PoolError {
         /// One past the largest allowed.
         limit: usize,
     },
+    /// A block would be read and written at once, or written twice.
+    #[error("block {block} would be read and written at once, or written twice; use other blocks")]
+    Overlap {
+        /// The block.
+        block: u32,
+    },
     /// The data is not as long as its ranges say.
     #[error("{actual} bytes of KV data for ranges that take {expected}")]
     DataLength {
@@ -281,6 +287,19 @@ impl KvPool {
         let offset = self.offset(block, self.head_index(layer, value, kv_head), token);
         // SAFETY: inside the pool by the checks; initialised, since the memory started as zero; no writer by the caller's promise.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(offset), KEY_TILE * self.shape.token_bytes()) }
+    }
+
+    /// The bytes of one token's key or value.
+    ///
+    /// # Safety
+    /// Nobody may write this token of this layer and head while the slice lives.
+    ///
+    /// # Panics
+    /// When a coordinate is out of range.
+    #[inline(always)]
+    pub(crate) unsafe fn token(&self, block: u32, layer: usize, value: bool, kv_head: usize, token: usize) -> &[u8] {
+        // SAFETY: read only, and without a writer by the caller's promise.
+        unsafe { self.token_mut(block, layer, value, kv_head, token) }
     }
 
     /// The bytes of one token's key or value, to be written.

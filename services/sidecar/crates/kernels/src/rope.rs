@@ -131,11 +131,11 @@ pub fn rotate_and_store(
     Ok(())
 }
 
-struct Rotate<'a> {
-    head_size: usize,
-    cos: &'a [f32],
-    sin: &'a [f32],
-    heads: &'a mut [f32],
+pub(crate) struct Rotate<'a> {
+    pub(crate) head_size: usize,
+    pub(crate) cos: &'a [f32],
+    pub(crate) sin: &'a [f32],
+    pub(crate) heads: &'a mut [f32],
 }
 
 impl Kernel for Rotate<'_> {
@@ -153,10 +153,10 @@ impl Kernel for Rotate<'_> {
 }
 
 /// Writes f32 values in the pool's type, little endian.
-struct Narrow<'a> {
-    dtype: KvDtype,
-    from: &'a [f32],
-    to: &'a mut [u8],
+pub(crate) struct Narrow<'a> {
+    pub(crate) dtype: KvDtype,
+    pub(crate) from: &'a [f32],
+    pub(crate) to: &'a mut [u8],
 }
 
 impl Kernel for Narrow<'_> {

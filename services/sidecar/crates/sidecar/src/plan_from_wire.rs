@@ -1,6 +1,8 @@
 //! `ExecuteRequest` to the engine's plan and back.
 
-use kvasir_engine::{SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, StepPlan, TokenLogprob};
+use kvasir_engine::{
+    Placement, SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, StepPlan, TokenLogprob,
+};
 
 use crate::device::DeviceAnswer;
 use crate::proto::{common, kernel};
@@ -38,12 +40,24 @@ pub fn plan_from_wire(request: kernel::ExecuteRequest) -> (StepPlan, Vec<(u64, S
         .collect();
     (
         StepPlan {
+            placements: request.placements.into_iter().map(placement_from_wire).collect(),
             starts,
             slices,
             dropped: request.dropped_sequence_ids,
         },
         traceparents,
     )
+}
+
+fn placement_from_wire(wire: kernel::KvPlacement) -> Placement {
+    Placement {
+        source_block_ids: wire.source_block_ids,
+        source_start: wire.source_start,
+        target_block_ids: wire.target_block_ids,
+        target_start: wire.target_start,
+        token_count: wire.token_count,
+        position_shift: wire.position_shift,
+    }
 }
 
 fn sampling_from_wire(wire: common::SamplingParams) -> SamplingParams {

@@ -155,6 +155,7 @@ pub fn next(sequence_id: u64, start_position: usize) -> Slice {
 
 pub fn plan(starts: Vec<SequenceStart>, slices: Vec<Slice>) -> StepPlan {
     StepPlan {
+        placements: Vec::new(),
         starts,
         slices,
         dropped: Vec::new(),

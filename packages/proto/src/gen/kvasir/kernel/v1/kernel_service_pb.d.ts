@@ -137,6 +137,14 @@ export declare type ExecuteRequest = Message<"kvasir.kernel.v1.ExecuteRequest"> 
    * @generated from field: repeated uint64 dropped_sequence_ids = 4;
    */
   droppedSequenceIds: bigint[];
+
+  /**
+   * KV to copy before anything is computed, in order. INVALID_REQUEST, and nothing done, when a table does not hold its run or a block
+   * would be read and written at once.
+   *
+   * @generated from field: repeated kvasir.kernel.v1.KvPlacement placements = 5;
+   */
+  placements: KvPlacement[];
 };
 
 /**
@@ -144,6 +152,62 @@ export declare type ExecuteRequest = Message<"kvasir.kernel.v1.ExecuteRequest"> 
  * Use `create(ExecuteRequestSchema)` to create a new message.
  */
 export declare const ExecuteRequestSchema: GenMessage<ExecuteRequest>;
+
+/**
+ * KV of some tokens, put at another place: a text that was encoded alone becomes part of another one. To encode a text alone is to run it
+ * as a sequence of its own. Keys are turned by the difference of positions; a shift of 0 copies bits.
+ *
+ * @generated from message kvasir.kernel.v1.KvPlacement
+ */
+export declare type KvPlacement = Message<"kvasir.kernel.v1.KvPlacement"> & {
+  /**
+   * Block table that has the tokens.
+   *
+   * @generated from field: repeated uint32 source_block_ids = 1;
+   */
+  sourceBlockIds: number[];
+
+  /**
+   * First of them, counted from the beginning of that table.
+   *
+   * @generated from field: uint32 source_start = 2;
+   */
+  sourceStart: number;
+
+  /**
+   * Block table that gets them.
+   *
+   * @generated from field: repeated uint32 target_block_ids = 3;
+   */
+  targetBlockIds: number[];
+
+  /**
+   * Place of the first, counted from the beginning of that table.
+   *
+   * @generated from field: uint32 target_start = 4;
+   */
+  targetStart: number;
+
+  /**
+   * Tokens; at least one.
+   *
+   * @generated from field: uint32 token_count = 5;
+   */
+  tokenCount: number;
+
+  /**
+   * New position minus old position.
+   *
+   * @generated from field: sint64 position_shift = 6;
+   */
+  positionShift: bigint;
+};
+
+/**
+ * Describes the message kvasir.kernel.v1.KvPlacement.
+ * Use `create(KvPlacementSchema)` to create a new message.
+ */
+export declare const KvPlacementSchema: GenMessage<KvPlacement>;
 
 /**
  * A new sequence.
