@@ -4,6 +4,7 @@ export * from "./handover/decode-handover.ts";
 export * from "./handover/prefill-handover.ts";
 export * from "./kvasir-error.ts";
 export * from "./lease/lease-table.ts";
+export * from "./one-line.ts";
 export * from "./placement/index.ts";
 export * from "./scheduler/capacity.ts";
 export * from "./scheduler/events.ts";

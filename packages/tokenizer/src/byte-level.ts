@@ -23,6 +23,13 @@ export function bytesFromToken(token: string): Uint8Array {
   return Uint8Array.from(bytes);
 }
 
+/** The bytes of a SentencePiece token: `<0x0A>` is a byte, U+2581 a space. */
+export function bytesFromPiece(piece: string): Uint8Array {
+  const byte = /^<0x([0-9A-Fa-f]{2})>$/.exec(piece)?.[1];
+  if (byte !== undefined) return Uint8Array.of(Number.parseInt(byte, 16));
+  return new TextEncoder().encode(piece.replaceAll("\u2581", " "));
+}
+
 /** Text in the byte alphabet. */
 export function charactersFromText(text: string): string {
   return Array.from(new TextEncoder().encode(text), (byte) => BYTE_TO_CHARACTER[byte]).join("");

@@ -1,5 +1,5 @@
 import { Template } from "@huggingface/jinja";
-import { KvasirError } from "@kvasir/core";
+import { KvasirError, oneLine } from "@kvasir/core";
 
 export interface ChatMessage {
   readonly role: string;
@@ -81,5 +81,5 @@ export function placeDocuments(
 }
 
 function text(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
+  return oneLine(error instanceof Error ? error.message : String(error));
 }

@@ -1,9 +1,9 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { KvasirError } from "@kvasir/core";
+import { KvasirError, oneLine } from "@kvasir/core";
 import { Tokenizer } from "tokenizers";
 import { z } from "zod";
-import { bytesFromToken } from "./byte-level.ts";
+import { bytesFromPiece, bytesFromToken } from "./byte-level.ts";
 import { type ChatMessage, type ChatTemplate, compileChatTemplate, type RenderOptions } from "./chat-template.ts";
 import { createByteDetokenizer, createWindowDetokenizer, type Detokenizer, type TokenBytes } from "./detokenizer.ts";
 import { readModelJson } from "./model-file.ts";
@@ -21,6 +21,9 @@ export interface ChatTokenizer {
   readonly hasChatTemplate: boolean;
   readonly vocabSize: number;
 }
+
+/** Far above any vocabulary in use: tables are indexed by id. */
+const TOKEN_ID_MAX = 2 ** 22;
 
 const UTF8 = new TextDecoder("utf-8", { ignoreBOM: true });
 
@@ -43,29 +46,40 @@ export async function loadTokenizer(modelDir: string): Promise<ChatTokenizer> {
   const facts = await readModelJson(modelDir, "tokenizer.json", TokenizerJson, "required");
   const config = (await readModelJson(modelDir, "tokenizer_config.json", TokenizerConfig, "optional")) ?? {};
   const path = join(modelDir, "tokenizer.json");
+  const unusable = (error: unknown) => {
+    const message = oneLine(`${path} cannot be used: ${error instanceof Error ? error.message : String(error)}`);
+    return new KvasirError({ reason: "invalid_request", field: "model", message, cause: error });
+  };
   let binding: Tokenizer;
   try {
     binding = Tokenizer.fromFile(path);
   } catch (error) {
-    const message = `${path} cannot be used: ${error instanceof Error ? error.message : String(error)}`;
-    throw new KvasirError({ reason: "invalid_request", field: "model", message, cause: error });
+    throw unusable(error);
   }
   const template = await loadTemplate(modelDir, config);
   const added = new Map((facts?.added_tokens ?? []).map((token) => [token.id, token]));
   const tokens: string[] = [];
-  for (const [token, id] of Object.entries(binding.getVocab(true))) tokens[id] = token;
+  for (const [token, id] of Object.entries(binding.getVocab(true))) {
+    if (id > TOKEN_ID_MAX) throw unusable(`token ${token} has the id ${id}; at most ${TOKEN_ID_MAX}`);
+    tokens[id] = token;
+  }
   const byteLevel = usesByteLevel(facts?.decoder);
+  const bytesOf = byteLevel ? bytesFromToken : usesByteFallback(facts?.decoder) ? bytesFromPiece : encodeUtf8;
   const bytes = Array.from(tokens, (token, id) => {
     if (token === undefined) return undefined;
-    return byteLevel && !added.has(id) ? bytesFromToken(token) : new TextEncoder().encode(token);
+    return added.has(id) ? encodeUtf8(token) : bytesOf(token);
   });
   const isSpecial = (id: number) => added.get(id)?.special === true;
   const textBytes: TokenBytes = bytes.map((value, id) => (isSpecial(id) ? undefined : value));
   const decoder = binding.getDecoder();
   return {
     async encode(text, { addSpecialTokens = true } = {}) {
-      const encoding = await binding.encode(text, null, { addSpecialTokens });
-      return encoding.getIds();
+      try {
+        const encoding = await binding.encode(text, null, { addSpecialTokens });
+        return encoding.getIds();
+      } catch (error) {
+        throw unusable(error); // What a vocabulary lacks shows only here.
+      }
     },
     renderChat(messages, options) {
       if (template === undefined) {
@@ -106,13 +120,25 @@ async function loadTemplate(
   return compileChatTemplate(source, specials);
 }
 
+const Decoder = z.object({ type: z.string(), decoders: z.array(z.unknown()).optional() });
+
 /** Whether the decoder maps characters to bytes and nothing else that depends on neighbours. */
 function usesByteLevel(decoder: unknown): boolean {
-  const Decoder = z.object({ type: z.string(), decoders: z.array(z.unknown()).optional() });
   const parsed = Decoder.safeParse(decoder);
   if (!parsed.success) return false;
   if (parsed.data.type === "ByteLevel") return true;
   return (
     parsed.data.type === "Sequence" && parsed.data.decoders?.length === 1 && usesByteLevel(parsed.data.decoders[0])
   );
+}
+
+/** Whether the vocabulary is SentencePiece's, with tokens for bytes. */
+function usesByteFallback(decoder: unknown): boolean {
+  const parsed = Decoder.safeParse(decoder);
+  if (!parsed.success) return false;
+  return parsed.data.type === "ByteFallback" || (parsed.data.decoders ?? []).some(usesByteFallback);
+}
+
+function encodeUtf8(text: string): Uint8Array {
+  return new TextEncoder().encode(text);
 }

@@ -1,6 +1,6 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { KvasirError } from "@kvasir/core";
+import { KvasirError, oneLine } from "@kvasir/core";
 import type { z } from "zod";
 
 /** Larger than any tokenizer.json in use. */
@@ -42,7 +42,7 @@ export async function readModelJson<S extends z.ZodType>(
 }
 
 function wrong(message: string, cause?: unknown): KvasirError {
-  return new KvasirError({ reason: "invalid_request", field: "model", message, cause });
+  return new KvasirError({ reason: "invalid_request", field: "model", message: oneLine(message), cause });
 }
 
 function isMissing(error: unknown): boolean {

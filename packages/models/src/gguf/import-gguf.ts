@@ -1,29 +1,33 @@
 import { copyFile, link, mkdir, rename, rm, writeFile } from "node:fs/promises";
 import { basename, join } from "node:path";
-import { KvasirError } from "@kvasir/core";
+import { KvasirError, oneLine } from "@kvasir/core";
+import { ARCHITECTURES } from "./architectures.ts";
+import { configJson, contextLength } from "./config-json.ts";
 import { readGgufMetadata } from "./read-metadata.ts";
-import { tokenizerJsonFromGguf } from "./tokenizer-json.ts";
+import { addsBeginToken, tokenizerJsonFromGguf } from "./tokenizer-json.ts";
 import { type TypedMetadata, typedMetadata } from "./typed-metadata.ts";
 
 /**
- * Makes a model directory of a GGUF file of the Llama family: its weights as `model.gguf` (a hard link where possible) and beside them
+ * Makes a model directory of a GGUF file of a supported architecture: its weights as `model.gguf` (a hard link where possible) and beside them
  * config.json, generation_config.json, tokenizer.json and tokenizer_config.json with the chat template, all from its metadata. Written to
  * a directory of its own and renamed, so that nobody sees half of it.
  */
 export async function importGguf(ggufPath: string, directory: string): Promise<void> {
   const file = basename(ggufPath);
   const metadata = typedMetadata(file, readGgufMetadata(ggufPath));
-  const architecture = metadata.text("general.architecture");
-  if (architecture !== "llama") {
-    const message = `${file}: architecture ${architecture} is not supported; supported: llama`;
-    throw new KvasirError({ reason: "invalid_request", field: "model", message });
+  const name = metadata.text("general.architecture");
+  const architecture = Object.hasOwn(ARCHITECTURES, name) ? ARCHITECTURES[name] : undefined;
+  if (architecture === undefined) {
+    const supported = Object.keys(ARCHITECTURES).join(", ");
+    const message = `${file}: architecture ${name} is not supported; supported: ${supported}`;
+    throw new KvasirError({ reason: "invalid_request", field: "model", message: oneLine(message) });
   }
   const tokens = metadata.texts("tokenizer.ggml.tokens");
   const files: Record<string, object> = {
-    "config.json": configJson(metadata, tokens.length),
+    "config.json": configJson(metadata, name, architecture, tokens.length),
     "generation_config.json": generationConfigJson(metadata),
     "tokenizer.json": tokenizerJsonFromGguf(file, metadata),
-    "tokenizer_config.json": tokenizerConfigJson(metadata, tokens),
+    "tokenizer_config.json": tokenizerConfigJson(metadata, tokens, contextLength(metadata, name)),
   };
   const fresh = `${directory}.${process.pid}`;
   await rm(fresh, { recursive: true, force: true });
@@ -36,28 +40,6 @@ export async function importGguf(ggufPath: string, directory: string): Promise<v
   await rename(fresh, directory);
 }
 
-function configJson(metadata: TypedMetadata, vocabSize: number): object {
-  const hiddenSize = metadata.integer("llama.embedding_length");
-  const headCount = metadata.integer("llama.attention.head_count");
-  return {
-    architectures: ["LlamaForCausalLM"],
-    model_type: "llama",
-    hidden_size: hiddenSize,
-    intermediate_size: metadata.integer("llama.feed_forward_length"),
-    num_hidden_layers: metadata.integer("llama.block_count"),
-    num_attention_heads: headCount,
-    num_key_value_heads: metadata.optionalInteger("llama.attention.head_count_kv") ?? headCount,
-    head_dim: metadata.optionalInteger("llama.attention.key_length") ?? hiddenSize / headCount,
-    vocab_size: vocabSize,
-    max_position_embeddings: metadata.integer("llama.context_length"),
-    rms_norm_eps: metadata.optionalNumber("llama.attention.layer_norm_rms_epsilon") ?? 1e-5,
-    rope_theta: metadata.optionalNumber("llama.rope.freq_base") ?? 10000,
-    hidden_act: "silu",
-    bos_token_id: metadata.optionalInteger("tokenizer.ggml.bos_token_id") ?? null,
-    eos_token_id: metadata.optionalInteger("tokenizer.ggml.eos_token_id") ?? null,
-  };
-}
-
 function generationConfigJson(metadata: TypedMetadata): object {
   const ids = ["eos", "eot"].map((name) => metadata.optionalInteger(`tokenizer.ggml.${name}_token_id`));
   return {
@@ -66,7 +48,7 @@ function generationConfigJson(metadata: TypedMetadata): object {
   };
 }
 
-function tokenizerConfigJson(metadata: TypedMetadata, tokens: readonly string[]): object {
+function tokenizerConfigJson(metadata: TypedMetadata, tokens: readonly string[], maxLength: number): object {
   const token = (name: string) => {
     const id = metadata.optionalInteger(`tokenizer.ggml.${name}_token_id`);
     return id === undefined ? {} : { [`${TOKEN_NAMES[name] ?? name}_token`]: tokens[id] };
@@ -78,8 +60,8 @@ function tokenizerConfigJson(metadata: TypedMetadata, tokens: readonly string[])
     ...token("eos"),
     ...token("unknown"),
     ...token("padding"),
-    add_bos_token: metadata.optionalFlag("tokenizer.ggml.add_bos_token") ?? false,
-    model_max_length: metadata.integer("llama.context_length"),
+    add_bos_token: addsBeginToken(metadata),
+    model_max_length: maxLength,
     ...(template === undefined ? {} : { chat_template: template }),
   };
 }

@@ -1,6 +1,6 @@
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import { basename } from "node:path";
-import { KvasirError } from "@kvasir/core";
+import { KvasirError, oneLine } from "@kvasir/core";
 
 export type GgufValue = number | bigint | boolean | string | readonly GgufValue[];
 export type GgufMetadata = ReadonlyMap<string, GgufValue>;
@@ -147,5 +147,5 @@ class Reader {
 }
 
 function wrong(message: string): KvasirError {
-  return new KvasirError({ reason: "invalid_request", field: "model", message });
+  return new KvasirError({ reason: "invalid_request", field: "model", message: oneLine(message) });
 }

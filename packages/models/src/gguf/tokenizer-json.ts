@@ -1,94 +1,138 @@
-import { KvasirError } from "@kvasir/core";
+import { KvasirError, oneLine } from "@kvasir/core";
+import { byteLevel, PRE_TOKENIZERS, type PreTokenizer } from "./pre-tokenizers.ts";
+import { mergesByScore } from "./sentencepiece.ts";
 import type { TypedMetadata } from "./typed-metadata.ts";
 
 /** llama.cpp's token types that matter here. */
+const UNKNOWN = 2;
 const CONTROL = 3;
 const USER_DEFINED = 4;
+/** What SentencePiece writes for a space. */
+const SPACE = "\u2581";
 
-const LLAMA3_SPLIT =
-  "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-const QWEN2_SPLIT = LLAMA3_SPLIT.replace("\\p{N}{1,3}", "\\p{N}");
-
-interface PreTokenizer {
-  readonly preTokenizer: object;
-  readonly normalizer: object | null;
-  readonly ignoreMerges: boolean;
-}
-
-/** Pre-tokenizers by llama.cpp's names, as Hugging Face's tokenizers write them. */
-const PRE_TOKENIZERS: Readonly<Record<string, PreTokenizer>> = {
-  default: gpt2(),
-  "gpt-2": gpt2(),
-  smollm: {
-    ...gpt2(),
-    preTokenizer: sequence({ type: "Digits", individual_digits: true }, byteLevel(true)),
-  },
-  "llama-bpe": { ...splitBy(LLAMA3_SPLIT), ignoreMerges: true },
-  llama3: { ...splitBy(LLAMA3_SPLIT), ignoreMerges: true },
-  qwen2: { ...splitBy(QWEN2_SPLIT), normalizer: { type: "NFC" } },
-};
-
-/** A Hugging Face `tokenizer.json` with the vocabulary, merges and pre-tokenizer of a GGUF file's byte-level BPE. */
+/** A Hugging Face `tokenizer.json` with the vocabulary, merges and pre-tokenizer of a GGUF file: byte-level or SentencePiece BPE. */
 export function tokenizerJsonFromGguf(file: string, metadata: TypedMetadata): object {
-  const model = metadata.text("tokenizer.ggml.model");
-  if (model !== "gpt2") {
-    throw unsupported(`${file}: tokenizer ${model} is not supported; supported: gpt2 (byte-level BPE)`);
-  }
-  const name = metadata.optionalText("tokenizer.ggml.pre") ?? "default";
-  const pre = PRE_TOKENIZERS[name];
-  if (pre === undefined) {
-    const known = Object.keys(PRE_TOKENIZERS).join(", ");
-    throw unsupported(`${file}: pre-tokenizer ${name} is not supported; supported: ${known}`);
-  }
+  const parts = isSentencePiece(metadata) ? sentencePieceParts(metadata) : byteLevelParts(file, metadata);
   const tokens = metadata.texts("tokenizer.ggml.tokens");
   const types = metadata.optionalIntegers("tokenizer.ggml.token_type") ?? [];
   const added = tokens.flatMap((content, id) => {
     const type = types[id];
-    if (type !== CONTROL && type !== USER_DEFINED) return [];
+    if (type !== CONTROL && type !== USER_DEFINED && type !== UNKNOWN) return [];
     const flags = { single_word: false, lstrip: false, rstrip: false, normalized: false };
-    return [{ id, content, ...flags, special: type === CONTROL }];
+    return [{ id, content, ...flags, special: type !== USER_DEFINED }];
   });
   return {
     version: "1.0",
     truncation: null,
     padding: null,
     added_tokens: added,
-    normalizer: pre.normalizer,
-    pre_tokenizer: pre.preTokenizer,
-    post_processor: null,
-    decoder: byteLevel(true),
+    normalizer: parts.normalizer,
+    pre_tokenizer: parts.preTokenizer,
+    post_processor: beginToken(metadata, tokens),
+    decoder: parts.decoder,
     model: {
       type: "BPE",
       dropout: null,
-      unk_token: null,
       continuing_subword_prefix: null,
       end_of_word_suffix: null,
+      ...parts.model,
+      vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
+    },
+  };
+}
+
+/** Whether texts begin with the begin token: as the file says, otherwise as llama.cpp takes it. */
+export function addsBeginToken(metadata: TypedMetadata): boolean {
+  const byDefault = isSentencePiece(metadata) || preTokenizer(metadata)?.addsBeginToken === true;
+  return metadata.optionalFlag("tokenizer.ggml.add_bos_token") ?? byDefault;
+}
+
+interface Parts {
+  readonly normalizer: object | null;
+  readonly preTokenizer: object | null;
+  readonly decoder: object;
+  readonly model: object;
+}
+
+function byteLevelParts(file: string, metadata: TypedMetadata): Parts {
+  const model = metadata.text("tokenizer.ggml.model");
+  if (model !== "gpt2") {
+    const supported = "gpt2 (byte-level BPE), llama (SentencePiece BPE)";
+    throw unsupported(`${file}: tokenizer ${model} is not supported; supported: ${supported}`);
+  }
+  const pre = preTokenizer(metadata);
+  if (pre === undefined) {
+    const known = Object.keys(PRE_TOKENIZERS).join(", ");
+    throw unsupported(`${file}: pre-tokenizer ${preTokenizerName(metadata)} is not supported; supported: ${known}`);
+  }
+  return {
+    normalizer: pre.normalizer,
+    preTokenizer: pre.preTokenizer,
+    decoder: byteLevel(true),
+    model: {
+      unk_token: null,
       fuse_unk: false,
       byte_fallback: false,
       ignore_merges: pre.ignoreMerges,
-      vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
       merges: metadata.texts("tokenizer.ggml.merges"),
     },
   };
 }
 
-function gpt2(): PreTokenizer {
-  return { preTokenizer: byteLevel(true), normalizer: null, ignoreMerges: false };
+function sentencePieceParts(metadata: TypedMetadata): Parts {
+  const tokens = metadata.texts("tokenizer.ggml.tokens");
+  const types = metadata.optionalIntegers("tokenizer.ggml.token_type") ?? [];
+  const startsWithSpace = metadata.optionalFlag("tokenizer.ggml.add_space_prefix") ?? true;
+  const replace = { type: "Replace", pattern: { String: " " }, content: SPACE };
+  const decoders: object[] = [
+    { type: "Replace", pattern: { String: SPACE }, content: " " },
+    { type: "ByteFallback" },
+    { type: "Fuse" },
+    ...(startsWithSpace ? [{ type: "Strip", content: " ", start: 1, stop: 0 }] : []),
+  ];
+  return {
+    normalizer: startsWithSpace
+      ? { type: "Sequence", normalizers: [{ type: "Prepend", prepend: SPACE }, replace] }
+      : replace,
+    preTokenizer: null,
+    decoder: { type: "Sequence", decoders },
+    model: {
+      unk_token: tokens[types.indexOf(UNKNOWN)] ?? null,
+      fuse_unk: true,
+      byte_fallback: true,
+      ignore_merges: false,
+      merges: mergesByScore(tokens, metadata.numbers("tokenizer.ggml.scores"), types),
+    },
+  };
 }
 
-function splitBy(pattern: string): PreTokenizer {
-  const split = { type: "Split", pattern: { Regex: pattern }, behavior: "Isolated", invert: false };
-  return { preTokenizer: sequence(split, byteLevel(false)), normalizer: null, ignoreMerges: false };
+function beginToken(metadata: TypedMetadata, tokens: readonly string[]): object | null {
+  const id = metadata.optionalInteger("tokenizer.ggml.bos_token_id");
+  const token = id === undefined ? undefined : tokens[id];
+  if (token === undefined || !addsBeginToken(metadata)) return null;
+  const special = { SpecialToken: { id: token, type_id: 0 } };
+  const sequence = (name: string) => ({ Sequence: { id: name, type_id: 0 } });
+  return {
+    type: "TemplateProcessing",
+    single: [special, sequence("A")],
+    pair: [special, sequence("A"), sequence("B")],
+    special_tokens: { [token]: { id: token, ids: [id], tokens: [token] } },
+  };
 }
 
-function byteLevel(useRegex: boolean): object {
-  return { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: useRegex };
+function isSentencePiece(metadata: TypedMetadata): boolean {
+  return metadata.text("tokenizer.ggml.model") === "llama";
 }
 
-function sequence(...pretokenizers: object[]): object {
-  return { type: "Sequence", pretokenizers };
+function preTokenizerName(metadata: TypedMetadata): string {
+  return metadata.optionalText("tokenizer.ggml.pre") ?? "default";
+}
+
+function preTokenizer(metadata: TypedMetadata): PreTokenizer | undefined {
+  const name = preTokenizerName(metadata);
+  return Object.hasOwn(PRE_TOKENIZERS, name) ? PRE_TOKENIZERS[name] : undefined;
 }
 
 function unsupported(message: string): KvasirError {
-  return new KvasirError({ reason: "invalid_request", field: "model", message });
+  return new KvasirError({ reason: "invalid_request", field: "model", message: oneLine(message) });
 }

@@ -1,4 +1,4 @@
-import { KvasirError } from "@kvasir/core";
+import { KvasirError, oneLine } from "@kvasir/core";
 import type { GgufMetadata } from "./read-metadata.ts";
 
 /** Metadata read by key and kind; a missing or wrong one fails with its name. */
@@ -10,6 +10,7 @@ export interface TypedMetadata {
   optionalNumber(key: string): number | undefined;
   optionalFlag(key: string): boolean | undefined;
   texts(key: string): readonly string[];
+  numbers(key: string): readonly number[];
   optionalIntegers(key: string): readonly number[] | undefined;
 }
 
@@ -18,7 +19,7 @@ export function typedMetadata(file: string, metadata: GgufMetadata): TypedMetada
     const message = metadata.has(key)
       ? `${file}: ${key} is not ${expected}`
       : `${file}: ${key} is missing; expected ${expected}`;
-    return new KvasirError({ reason: "invalid_request", field: "model", message });
+    return new KvasirError({ reason: "invalid_request", field: "model", message: oneLine(message) });
   };
   const integerFrom = (value: unknown) => {
     const number = typeof value === "bigint" ? Number(value) : value;
@@ -53,6 +54,7 @@ export function typedMetadata(file: string, metadata: GgufMetadata): TypedMetada
     optionalNumber: (key) => optional(key, "a number", number),
     optionalFlag: (key) => optional(key, "true or false", flag),
     texts: (key) => required(key, "a list of texts", listOf(text)),
+    numbers: (key) => required(key, "a list of numbers", listOf(number)),
     optionalIntegers: (key) => optional(key, "a list of whole numbers", listOf(integerFrom)),
   };
 }
