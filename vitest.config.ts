@@ -7,6 +7,7 @@ export default defineConfig({
       "services/*/src/**/*.test.ts",
       "scripts/**/*.test.ts",
       "e2e/src/**/*.test.ts",
+      "quality/src/**/*.test.ts",
     ],
     testTimeout: 20_000,
     hookTimeout: 60_000,

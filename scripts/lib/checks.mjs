@@ -27,7 +27,7 @@ export function typescriptProjects() {
   const folders = ["packages", "services"].flatMap((parent) =>
     readdirSync(join(ROOT, parent)).map((name) => `${parent}/${name}`),
   );
-  return [...folders, "e2e", "bench"].flatMap((folder) =>
+  return [...folders, "e2e", "bench", "quality"].flatMap((folder) =>
     ["tsconfig.json", "tsconfig.test.json"]
       .map((name) => `${folder}/${name}`)
       .filter((path) => existsSync(join(ROOT, path))),

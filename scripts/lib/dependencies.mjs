@@ -23,7 +23,14 @@ export async function ensureDependencies(pnpm, env, say) {
   const manifests = ["packages", "services"].flatMap((folder) =>
     readdirSync(join(ROOT, folder)).map((name) => join(folder, name, "package.json")),
   );
-  const roots = ["pnpm-lock.yaml", "pnpm-workspace.yaml", "package.json", "e2e/package.json", "bench/package.json"];
+  const roots = [
+    "pnpm-lock.yaml",
+    "pnpm-workspace.yaml",
+    "package.json",
+    "e2e/package.json",
+    "bench/package.json",
+    "quality/package.json",
+  ];
   const stampPath = join(ROOT, "node_modules/.kvasir-stamp");
   const stamp = digestOfFiles(ROOT, [...roots, ...manifests]);
   if (isStamped(stampPath, stamp)) return "up to date";

@@ -28,6 +28,8 @@ pub enum Command {
     Generate(GenerateFlags),
     /// Measure decode and prefill speed and print JSON
     BenchEngine(BenchEngineFlags),
+    /// Measure what answers lose when KV is reused; prints JSON lines
+    Quality(QualityFlags),
     /// Measure KV pulls between two processes
     #[command(subcommand)]
     BenchPull(BenchPull),
@@ -190,6 +192,20 @@ pub struct BenchEngineFlags {
     /// Repetitions after one that warms up
     #[arg(long, default_value_t = 3)]
     pub repetitions: usize,
+}
+
+/// What to compare.
+#[derive(Debug, Clone, Args)]
+pub struct QualityFlags {
+    /// The engine.
+    #[command(flatten)]
+    pub engine: EngineFlags,
+    /// File with one item a line: {"id", "prefix", "documents", "suffix", "max_tokens", "stop_token_ids"}, as token ids
+    #[arg(long)]
+    pub items: PathBuf,
+    /// Methods to measure, all of them unless named
+    #[arg(long, value_delimiter = ',')]
+    pub methods: Vec<String>,
 }
 
 /// The two ends of a pull.

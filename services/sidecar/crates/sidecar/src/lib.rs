@@ -22,6 +22,7 @@ pub mod kernel_service;
 pub mod memory;
 pub mod plan_from_wire;
 pub mod proto;
+pub mod quality;
 mod receiving;
 pub mod serve;
 pub mod state;
