@@ -8,9 +8,9 @@ export * from "./one-line.ts";
 export * from "./placement/index.ts";
 export * from "./scheduler/capacity.ts";
 export * from "./scheduler/events.ts";
+export type { SchedulerLoad } from "./scheduler/load.ts";
 export type { Sequence, SequencePhase } from "./scheduler/sequence.ts";
 export {
-  type SchedulerLoad,
   STEPS_IN_FLIGHT_MAX,
   StepScheduler,
   type StepSchedulerOptions,

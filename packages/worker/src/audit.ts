@@ -26,6 +26,7 @@ export interface AuditedSequence {
   readonly blockIds: readonly number[];
   readonly inFlightCount: number;
   readonly transferOpen: boolean;
+  readonly copySource?: number | undefined;
 }
 
 /**
@@ -56,11 +57,13 @@ export function auditBlocks(facts: {
     if (lease === "pin") pinned += sequence.blockIds.length;
     const draining = sequence.phase === "ended" && (sequence.inFlightCount > 0 || sequence.transferOpen);
     const live = draining || (facts.isOwned(sequenceId) && lease !== "lapsed");
-    if (live) for (const blockId of sequence.blockIds) accounted[blockId] = 1;
+    if (!live) continue;
+    for (const blockId of sequence.blockIds) accounted[blockId] = 1;
+    if (sequence.copySource !== undefined) accounted[sequence.copySource] = 1;
   }
   let orphaned = 0;
   for (let blockId = 0; blockId < pool.blockCount; blockId++) {
-    if (pool.isTaken(blockId) && accounted[blockId] === 0) orphaned++;
+    if (pool.holderCount(blockId) > 0 && accounted[blockId] === 0) orphaned++;
   }
   return {
     total: pool.blockCount,

@@ -18,8 +18,8 @@ export type ReserveOutcome =
  */
 export class BlockPool {
   readonly blockCount: number;
-  /** 1 where the block is taken. */
-  readonly #taken: Uint8Array;
+  /** Who holds each block; 0 where it is free. */
+  readonly #holderCounts: Uint16Array;
   readonly #reservations = new Map<number, number>();
   #freeCount: number;
   #reservedCount = 0;
@@ -32,7 +32,7 @@ export class BlockPool {
       `block count is ${blockCount}, must be a positive integer`,
     );
     this.blockCount = blockCount;
-    this.#taken = new Uint8Array(blockCount);
+    this.#holderCounts = new Uint16Array(blockCount);
     this.#freeCount = blockCount;
   }
 
@@ -78,7 +78,7 @@ export class BlockPool {
     this.#reservations.set(owner, remaining - count);
     this.#reservedCount -= count;
     const blockIds = this.#findRun(count) ?? this.#findLowest(count);
-    for (const blockId of blockIds) this.#taken[blockId] = 1;
+    for (const blockId of blockIds) this.#holderCounts[blockId] = 1;
     this.#freeCount -= count;
     return blockIds;
   }
@@ -89,24 +89,36 @@ export class BlockPool {
     this.#reservations.delete(owner);
   }
 
-  /** Makes physical blocks free again. */
-  free(blockIds: readonly BlockId[]): void {
+  /** Adds a holder to blocks that are taken; each holder frees them once. Takes nothing out of a reservation. */
+  share(blockIds: readonly BlockId[]): void {
     for (const blockId of blockIds) {
-      assert(this.#taken[blockId] === 1, `block ${blockId} is freed but not taken`);
-      this.#taken[blockId] = 0;
-      if (blockId < this.#lowestFree) this.#lowestFree = blockId;
+      const count = this.holderCount(blockId);
+      assert(count > 0, `block ${blockId} is shared but not taken`);
+      this.#holderCounts[blockId] = count + 1;
     }
-    this.#freeCount += blockIds.length;
   }
 
-  isTaken(blockId: number): boolean {
-    return this.#taken[blockId] === 1;
+  /** One holder less; the last one makes the block free again. */
+  free(blockIds: readonly BlockId[]): void {
+    for (const blockId of blockIds) {
+      const count = this.holderCount(blockId);
+      assert(count > 0, `block ${blockId} is freed but not taken`);
+      this.#holderCounts[blockId] = count - 1;
+      if (count > 1) continue;
+      this.#freeCount++;
+      if (blockId < this.#lowestFree) this.#lowestFree = blockId;
+    }
+  }
+
+  /** How many hold the block; 0 when it is free. */
+  holderCount(blockId: number): number {
+    return this.#holderCounts[blockId] ?? 0;
   }
 
   checkInvariants(): void {
     let free = 0;
     for (let index = 0; index < this.blockCount; index++) {
-      if (this.#taken[index] === 0) {
+      if (this.#holderCounts[index] === 0) {
         free++;
         assert(index >= this.#lowestFree, `block ${index} is free below the lowest free block ${this.#lowestFree}`);
       }
@@ -119,14 +131,14 @@ export class BlockPool {
   }
 
   #advanceLowestFree(): void {
-    while (this.#lowestFree < this.blockCount && this.#taken[this.#lowestFree] === 1) this.#lowestFree++;
+    while (this.#lowestFree < this.blockCount && this.#holderCounts[this.#lowestFree] !== 0) this.#lowestFree++;
   }
 
   #findRun(count: number): BlockId[] | undefined {
     this.#advanceLowestFree();
     let begin = this.#lowestFree;
     for (let index = begin; index < this.blockCount; index++) {
-      if (this.#taken[index] === 1) begin = index + 1;
+      if (this.#holderCounts[index] !== 0) begin = index + 1;
       else if (index - begin + 1 === count)
         return Array.from({ length: count }, (_, offset) => (begin + offset) as BlockId);
     }
@@ -136,7 +148,7 @@ export class BlockPool {
   #findLowest(count: number): BlockId[] {
     const blockIds: BlockId[] = [];
     for (let index = this.#lowestFree; blockIds.length < count && index < this.blockCount; index++) {
-      if (this.#taken[index] === 0) blockIds.push(index as BlockId);
+      if (this.#holderCounts[index] === 0) blockIds.push(index as BlockId);
     }
     assert(blockIds.length === count, `only ${blockIds.length} of ${count} reserved blocks are free`);
     return blockIds;

@@ -1,5 +1,13 @@
 import type { SequenceKind } from "./events.ts";
 
+/**
+ * Blocks that a further answer shares with the first one: those that are full before the prompt's last token. That token is computed anew for
+ * each answer, because its logits are what the first token of the answer is drawn from.
+ */
+export function sharedBlockCount(promptTokenCount: number, blockSize: number): number {
+  return Math.floor((promptTokenCount - 1) / blockSize);
+}
+
 /** Tokens that may be generated after a prompt: what was asked for, cut at the context's end. Below 1: the prompt alone is too long. */
 export function clipMaxTokens(promptTokenCount: number, maxTokens: number, contextLength: number): number {
   return Math.min(maxTokens, contextLength - promptTokenCount);

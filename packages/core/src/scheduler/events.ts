@@ -20,6 +20,11 @@ export interface SequenceSpec {
   /** At least 1, and promptTokenIds.length + maxTokens fits the context (`clipMaxTokens`). */
   readonly maxTokens: number;
   readonly stopTokenIds: readonly number[];
+  /**
+   * Further answers to the same prompt, for local and decode kind: each a sequence of its own that shares the prompt's full blocks and has a
+   * copy of its last one. They are admitted, refused and, until the prompt is there, closed together with this one.
+   */
+  readonly branchIds?: readonly SequenceId[];
 }
 
 /** A sampled token as the device reports it. The scheduler reads the id only. */
@@ -107,10 +112,19 @@ export interface PlannedSlice {
   readonly sample: boolean;
 }
 
+/** The first tokens of a block's KV, copied to another block. */
+export interface PlannedCopy {
+  readonly sourceBlockId: BlockId;
+  readonly targetBlockId: BlockId;
+  readonly tokenCount: number;
+}
+
 /** One step. Carries differences: new sequences, appended blocks, sequences to forget. */
 export interface StepPlan {
   /** From 1, growing by one. */
   readonly stepId: number;
+  /** Done before anything is computed. */
+  readonly copies: readonly PlannedCopy[];
   readonly starts: readonly PlannedStart[];
   readonly slices: readonly PlannedSlice[];
   readonly droppedSequenceIds: readonly SequenceId[];

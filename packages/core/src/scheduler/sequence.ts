@@ -34,6 +34,10 @@ export interface Sequence {
   inFlightCount: number;
   /** A transfer may read or write its blocks. */
   transferOpen: boolean;
+  /** Further answers that wait for this one's prompt. */
+  branches: Sequence[];
+  /** A branch's: the block of its parent that its own last prompt block is copied from, held until that is done. */
+  copySource: BlockId | undefined;
 }
 
 export function newSequence(spec: SequenceSpec, waitUntil: Instant, worstCaseBlockCount: number): Sequence {
@@ -50,5 +54,7 @@ export function newSequence(spec: SequenceSpec, waitUntil: Instant, worstCaseBlo
     started: false,
     inFlightCount: 0,
     transferOpen: false,
+    branches: [],
+    copySource: undefined,
   };
 }

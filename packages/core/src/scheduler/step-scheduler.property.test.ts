@@ -29,22 +29,54 @@ class ModelDevice {
   readonly known = new Map<number, DeviceSequence>();
   readonly queue: StepPlan[] = [];
   readonly chunkEnds = new Map<number, number>();
+  /** Whose token of which position lies where: `block:slot`. */
+  readonly content = new Map<string, string>();
   readonly world: World;
 
   constructor(world: World) {
     this.world = world;
   }
 
+  /** What has to lie at a position of a sequence: the prompt is its parent's, too. */
+  key(sequenceId: number, position: number): string {
+    const promptTokenCount = this.world.specs.get(sequenceId)?.promptTokenIds.length ?? 0;
+    const owner = position < promptTokenCount ? (this.world.parents.get(sequenceId) ?? sequenceId) : sequenceId;
+    return `${owner}@${position}`;
+  }
+
+  write(sequenceId: number, blockIds: readonly number[], begin: number, end: number): void {
+    const { blockSize } = this.world;
+    for (let position = begin; position < end; position++) {
+      const place = `${blockIds[Math.floor(position / blockSize)]}:${position % blockSize}`;
+      this.content.set(place, this.key(sequenceId, position));
+    }
+  }
+
+  expectWritten(sequenceId: number, blockIds: readonly number[], end: number): void {
+    const { blockSize } = this.world;
+    for (let position = 0; position < end; position++) {
+      const place = `${blockIds[Math.floor(position / blockSize)]}:${position % blockSize}`;
+      expect(this.content.get(place), `position ${position}`).toBe(this.key(sequenceId, position));
+    }
+  }
+
   answer(random: () => number): { stepId: number; results: SliceResult[] } | undefined {
     const plan = this.queue.shift();
     if (plan === undefined) return undefined;
     for (const id of plan.droppedSequenceIds) expect(this.known.delete(id), `drop of unknown ${id}`).toBe(true);
+    for (const { sourceBlockId, targetBlockId, tokenCount } of plan.copies) {
+      for (let slot = 0; slot < tokenCount; slot++) {
+        const found = this.content.get(`${sourceBlockId}:${slot}`);
+        expect(found).toBeDefined();
+        this.content.set(`${targetBlockId}:${slot}`, found ?? "");
+      }
+    }
     for (const start of plan.starts) {
       expect(this.known.has(start.sequenceId)).toBe(false);
       const spec = this.world.specs.get(start.sequenceId);
       this.known.set(start.sequenceId, {
         blockIds: [...start.blockIds],
-        position: spec?.kind === "decode" ? start.promptTokenCount : 0,
+        position: this.world.firstPosition(start.sequenceId),
         promptTokenCount: start.promptTokenCount,
         stopped: false,
         samples: spec?.kind === "decode" ? 1 : 0,
@@ -57,6 +89,8 @@ class ModelDevice {
       sequence.blockIds.push(...slice.appendedBlockIds);
       if (sequence.stopped) return { sequenceId: slice.sequenceId, outcome: "skipped" };
       expect(slice.startPosition).toBe(sequence.position);
+      this.expectWritten(slice.sequenceId, sequence.blockIds, slice.startPosition);
+      this.write(slice.sequenceId, sequence.blockIds, slice.startPosition, slice.startPosition + slice.tokenCount);
       sequence.position += slice.tokenCount;
       expect(sequence.blockIds.length * this.world.blockSize).toBeGreaterThanOrEqual(sequence.position);
       if (!slice.sample) return { sequenceId: slice.sequenceId, outcome: "computed" };
@@ -88,6 +122,10 @@ class World {
   readonly promptOrder: number[] = [];
   readonly refused = new Set<number>();
   readonly live = new Set<number>();
+  /** Of branches. */
+  readonly parents = new Map<number, number>();
+  /** Where fetches write. */
+  readonly fetchBlocks = new Map<number, readonly number[]>();
   now = 0 as Instant;
 
   constructor(blockCount: number, blockSize: number, tokenBudget: number, sequenceCountMax: number) {
@@ -98,6 +136,23 @@ class World {
   apply(event: SchedulerEvent): void {
     for (const effect of this.scheduler.apply(event, this.now)) this.#perform(effect);
     this.scheduler.checkInvariants();
+    this.#notePrompting();
+  }
+
+  /** Position of a sequence's first slice. */
+  firstPosition(id: number): number {
+    const { kind, promptTokenIds } = this.specs.get(id) as SequenceSpec;
+    if (this.parents.has(id)) return promptTokenIds.length - 1;
+    return kind === "decode" ? promptTokenIds.length : 0;
+  }
+
+  /** Branches follow their parents in the order in which those were done. */
+  #notePrompting(): void {
+    const fresh = [...this.scheduler.sequences()]
+      .filter(({ phase, spec }) => phase === "prompting" && !this.promptOrder.includes(spec.sequenceId))
+      .map(({ spec }) => spec.sequenceId);
+    const place = (id: number) => this.promptOrder.indexOf(this.parents.get(id) ?? id);
+    this.promptOrder.push(...fresh.sort((a, b) => place(a) - place(b) || a - b));
   }
 
   #perform(effect: SchedulerEffect): void {
@@ -114,6 +169,7 @@ class World {
       case "OpenFetch":
         expect(effect.blockIds.length).toBe(Math.ceil(spec.promptTokenIds.length / this.blockSize));
         this.transfers.set(id, "open");
+        this.fetchBlocks.set(id, effect.blockIds);
         break;
       case "RefuseSequence":
         this.refused.add(id);
@@ -144,6 +200,7 @@ class World {
     const inFlightBefore = this.scheduler.inFlightCount;
     const plan = this.scheduler.plan();
     this.scheduler.checkInvariants();
+    this.#notePrompting();
     if (inFlightBefore === 2) expect(plan).toBeUndefined();
     if (!plan) return undefined;
     const tokens = plan.slices.reduce((sum, slice) => sum + slice.tokenCount, 0);
@@ -160,20 +217,36 @@ class World {
     for (const slice of plan.slices) {
       const spec = this.specs.get(slice.sequenceId);
       if (!spec || slice.startPosition >= spec.promptTokenIds.length) continue;
-      expect(slice.startPosition).toBe(this.device.chunkEnds.get(slice.sequenceId) ?? 0);
+      expect(slice.startPosition).toBe(
+        this.device.chunkEnds.get(slice.sequenceId) ?? this.firstPosition(slice.sequenceId),
+      );
       this.device.chunkEnds.set(slice.sequenceId, slice.startPosition + slice.tokenCount);
     }
     this.device.queue.push(plan);
     return plan;
   }
 
-  arrive(kind: SequenceKind, promptTokenCount: number, wantedTokens: number, waitMs: number): void {
+  arrive(
+    kind: SequenceKind,
+    promptTokenCount: number,
+    wantedTokens: number,
+    waitMs: number,
+    wantedBranches: number,
+  ): void {
     const maxTokens = clipMaxTokens(promptTokenCount, wantedTokens, CONTEXT_LENGTH);
     const sequenceId = (this.specs.size + 1) as SequenceId;
     const promptTokenIds = Array.from({ length: promptTokenCount }, (_, index) => index);
-    const spec: SequenceSpec = { sequenceId, kind, promptTokenIds, maxTokens, stopTokenIds: [STOP_TOKEN] };
+    const branchCount = kind === "prefill" ? 0 : wantedBranches;
+    const branchIds = Array.from({ length: branchCount }, (_, index) => (sequenceId + 1 + index) as SequenceId);
+    const common = { promptTokenIds, maxTokens, stopTokenIds: [STOP_TOKEN] };
+    const spec: SequenceSpec = { sequenceId, kind, ...common, branchIds };
     if (!this.scheduler.fits(spec)) return;
     this.specs.set(sequenceId, spec);
+    for (const id of branchIds) {
+      this.specs.set(id, { sequenceId: id, kind: "local", ...common });
+      this.parents.set(id, sequenceId);
+      this.live.add(id);
+    }
     this.arrivals.push(sequenceId);
     this.live.add(sequenceId);
     this.apply({ kind: "SequenceArrived", spec, waitUntil: (this.now + nanosFromMs(waitMs)) as Instant });
@@ -194,6 +267,8 @@ class World {
       this.promptOrder.push(sequenceId);
       this.apply({ kind: "ExportOpened", sequenceId });
     } else if (kind === "decode") {
+      const promptTokenCount = this.specs.get(sequenceId)?.promptTokenIds.length ?? 0;
+      this.device.write(sequenceId, this.fetchBlocks.get(sequenceId) ?? [], 0, promptTokenCount);
       this.apply({ kind: "KvArrived", sequenceId, firstTokenId: 1 });
       this.transfers.set(sequenceId, "none");
       this.apply({ kind: "TransferClosed", sequenceId });
@@ -255,6 +330,7 @@ const operation = fc.oneof(
       prompt: fc.integer({ min: 1, max: 60 }),
       max: fc.integer({ min: 1, max: 30 }),
       waitMs: fc.constantFrom(5, 1e9),
+      branches: fc.constantFrom(0, 0, 1, 3),
     }),
   },
   { weight: 6, arbitrary: fc.record({ op: fc.constant("plan" as const) }) },
@@ -279,7 +355,7 @@ test("whatever arrives, ends and is answered in whatever order: no block is lost
         const world = new World(options.blockCount, options.blockSize, options.tokenBudget, options.sequenceCountMax);
         const random = generator(options.seed);
         for (const entry of operations) {
-          if (entry.op === "arrive") world.arrive(entry.kind, entry.prompt, entry.max, entry.waitMs);
+          if (entry.op === "arrive") world.arrive(entry.kind, entry.prompt, entry.max, entry.waitMs, entry.branches);
           else if (entry.op === "plan") world.plan();
           else if (entry.op === "answer") world.answer(random);
           else if (entry.op === "transfer") world.moveTransfer(entry.pick);
@@ -295,12 +371,12 @@ test("whatever arrives, ends and is answered in whatever order: no block is lost
         expect(world.admissions).toEqual(world.arrivals.filter((id) => admitted.has(id)));
         // Everything ended, once, for a reason.
         expect([...world.live]).toEqual([]);
-        for (const id of world.arrivals) {
-          const spec = world.specs.get(id);
+        for (const [id, spec] of world.specs) {
           const tokens = world.delivered.get(id) ?? [];
-          if (world.closed.has(id) || world.refused.has(id)) continue;
-          if (spec?.kind === "prefill") expect(tokens.length).toBe(1);
-          else if (spec?.kind !== "decode" || spec.maxTokens > 1) expect(world.ended.get(id)).toBeDefined();
+          const isClosed = world.closed.has(id) || world.closed.has(world.parents.get(id) ?? id);
+          if (isClosed || world.refused.has(id)) continue;
+          if (spec.kind === "prefill") expect(tokens.length).toBe(1);
+          else if (spec.kind !== "decode" || spec.maxTokens > 1) expect(world.ended.get(id)).toBeDefined();
         }
         expect(world.scheduler.pool.freeCount).toBe(options.blockCount);
         expect(world.scheduler.pool.reservedCount).toBe(0);

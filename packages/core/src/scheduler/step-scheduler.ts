@@ -2,8 +2,9 @@ import { assert } from "../assert.ts";
 import { type BlockId, BlockPool } from "../block/block-pool.ts";
 import { unreachable } from "../kvasir-error.ts";
 import type { Instant } from "../time.ts";
-import { worstCaseBlockCount } from "./capacity.ts";
+import { sharedBlockCount, worstCaseBlockCount } from "./capacity.ts";
 import type {
+  PlannedCopy,
   PlannedSlice,
   PlannedStart,
   SchedulerEffect,
@@ -14,6 +15,7 @@ import type {
   SliceResult,
   StepPlan,
 } from "./events.ts";
+import { loadOf, type SchedulerLoad } from "./load.ts";
 import { newSequence, type Sequence } from "./sequence.ts";
 
 /** Steps that may be unanswered: one runs while the next waits on the device, so the device never waits for the scheduler. */
@@ -32,18 +34,6 @@ export interface StepSchedulerOptions {
    * out slower receivers; smaller: leaves more room for prompts that are being computed.
    */
   readonly pinnedShareMax: number;
-}
-
-export interface SchedulerLoad {
-  /** Blocks neither held nor reserved. */
-  readonly availableBlockCount: number;
-  readonly runningCount: number;
-  /** Not yet admitted, or admitted and without its first step or its KV. */
-  readonly waitingCount: number;
-  /** Prompt tokens of sequences to compute here that are not planned yet. */
-  readonly queuedPromptTokenCount: number;
-  /** Context over the sequences that decode. */
-  readonly contextTokenCount: number;
 }
 
 /**
@@ -92,7 +82,9 @@ export class StepScheduler {
 
   /** Whether the sequence could be admitted by an empty scheduler. Ask before `SequenceArrived`. */
   fits(spec: SequenceSpec): boolean {
-    return this.#worstCase(spec) <= this.options.blockCount;
+    const branchCount = spec.branchIds?.length ?? 0;
+    const blockCount = this.#worstCase(spec) + branchCount * this.#branchWorstCase(spec);
+    return blockCount <= this.options.blockCount && 1 + branchCount <= this.options.sequenceCountMax;
   }
 
   apply(event: SchedulerEvent, now: Instant): readonly SchedulerEffect[] {
@@ -128,6 +120,7 @@ export class StepScheduler {
         sequence.firstTokenId = event.firstTokenId;
         sequence.samplePlannedCount = 1;
         sequence.sampleDoneCount = 1;
+        this.#branchOff(sequence);
         if (sequence.spec.maxTokens === 1) this.#end(sequence, effects);
         else this.#decoding.add(sequence);
         break;
@@ -155,6 +148,7 @@ export class StepScheduler {
   /** The next step, or undefined when two are in flight or there is nothing to do. Each plan must be sent, in this order. */
   plan(): StepPlan | undefined {
     if (this.#inFlight.length >= STEPS_IN_FLIGHT_MAX) return undefined;
+    const copies: PlannedCopy[] = [];
     const starts: PlannedStart[] = [];
     const slices: PlannedSlice[] = [];
     const sequences: Sequence[] = [];
@@ -165,9 +159,10 @@ export class StepScheduler {
     }
     const decodeTokenCount = slices.length;
     let budget = this.options.tokenBudget - decodeTokenCount;
-    for (const sequence of this.#prompting) {
+    // Of what is there now: a branch starts in a later step than the prompt that it copies from.
+    for (const sequence of [...this.#prompting]) {
       if (budget <= 0) break;
-      const slice = this.#planChunk(sequence, budget, starts);
+      const slice = this.#planChunk(sequence, budget, starts, copies);
       budget -= slice.tokenCount;
       slices.push(slice);
       sequences.push(sequence);
@@ -181,7 +176,7 @@ export class StepScheduler {
     const stepId = ++this.#lastStepId;
     this.#inFlight.push({ stepId, sequences });
     const promptTokenCount = this.options.tokenBudget - decodeTokenCount - budget;
-    return { stepId, starts, slices, droppedSequenceIds, promptTokenCount, decodeTokenCount };
+    return { stepId, copies, starts, slices, droppedSequenceIds, promptTokenCount, decodeTokenCount };
   }
 
   get inFlightCount(): number {
@@ -207,43 +202,20 @@ export class StepScheduler {
   }
 
   load(): SchedulerLoad {
-    let queuedPromptTokenCount = 0;
-    let contextTokenCount = 0;
-    let waitingCount = 0;
-    let runningCount = 0;
-    for (const sequence of this.#sequences.values()) {
-      const { phase, spec } = sequence;
-      if (phase === "ended" || phase === "pinned") continue;
-      if (spec.kind !== "decode") queuedPromptTokenCount += spec.promptTokenIds.length - sequence.promptPlannedCount;
-      if (phase === "decoding") contextTokenCount += spec.promptTokenIds.length + sequence.samplePlannedCount;
-      if (phase === "decoding" || sequence.promptPlannedCount > 0) runningCount++;
-      else waitingCount++;
-    }
-    return {
-      availableBlockCount: this.pool.availableCount,
-      runningCount,
-      waitingCount,
-      queuedPromptTokenCount,
-      contextTokenCount,
-    };
+    return loadOf(this.#sequences.values(), this.pool.availableCount);
   }
 
   checkInvariants(): void {
     this.pool.checkInvariants();
-    const owners = new Map<BlockId, SequenceId>();
+    const holders = new Map<BlockId, number>();
     let active = 0;
     let pinned = 0;
     for (const sequence of this.#sequences.values()) {
       const { sequenceId, maxTokens, promptTokenIds } = sequence.spec;
-      for (const blockId of sequence.blockIds) {
-        assert(this.pool.isTaken(blockId), `block ${blockId} of sequence ${sequenceId} is free`);
-        assert(!owners.has(blockId), `block ${blockId} belongs to ${owners.get(blockId)} and ${sequenceId}`);
-        owners.set(blockId, sequenceId);
+      const { copySource } = sequence;
+      for (const blockId of copySource === undefined ? sequence.blockIds : [...sequence.blockIds, copySource]) {
+        holders.set(blockId, (holders.get(blockId) ?? 0) + 1);
       }
-      assert(
-        sequence.blockIds.length <= sequence.worstCaseBlockCount,
-        `sequence ${sequenceId} outgrew its reservation`,
-      );
       assert(sequence.samplePlannedCount <= maxTokens, `sequence ${sequenceId} is planned beyond max_tokens`);
       assert(
         sequence.promptPlannedCount <= promptTokenIds.length,
@@ -252,7 +224,11 @@ export class StepScheduler {
       if (sequence.phase === "pinned") pinned += sequence.blockIds.length;
       else if (sequence.phase !== "waiting" && sequence.phase !== "ended") active++;
     }
-    assert(owners.size === this.pool.takenCount, `${this.pool.takenCount} blocks are taken, ${owners.size} owned`);
+    assert(holders.size === this.pool.takenCount, `${this.pool.takenCount} blocks are taken, ${holders.size} held`);
+    for (const [blockId, count] of holders) {
+      const counted = this.pool.holderCount(blockId);
+      assert(counted === count, `block ${blockId} is held by ${count} sequences, counted ${counted}`);
+    }
     assert(active === this.#activeCount, `${active} sequences are active, counted ${this.#activeCount}`);
     assert(active <= this.options.sequenceCountMax, `${active} sequences are active`);
     assert(pinned === this.#pinnedBlockCount, `${pinned} blocks are pinned, counted ${this.#pinnedBlockCount}`);
@@ -263,6 +239,14 @@ export class StepScheduler {
     return worstCaseBlockCount(spec.kind, spec.promptTokenIds.length, spec.maxTokens, this.options.blockSize);
   }
 
+  /** Blocks of a further answer beyond those it shares. */
+  #branchWorstCase(spec: SequenceSpec): number {
+    const { promptTokenIds, maxTokens } = spec;
+    const { blockSize } = this.options;
+    const whole = worstCaseBlockCount("local", promptTokenIds.length, maxTokens, blockSize);
+    return whole - sharedBlockCount(promptTokenIds.length, blockSize);
+  }
+
   #arrive(spec: SequenceSpec, waitUntil: Instant): void {
     assert(!this.#sequences.has(spec.sequenceId), `sequence ${spec.sequenceId} arrives twice`);
     assert(spec.promptTokenIds.length >= 1 && spec.maxTokens >= 1, `sequence ${spec.sequenceId} is empty`);
@@ -270,13 +254,25 @@ export class StepScheduler {
     const sequence = newSequence(spec, waitUntil, this.#worstCase(spec));
     this.#sequences.set(spec.sequenceId, sequence);
     this.#waiting.push(sequence);
+    const { branchIds = [], ...common } = spec;
+    assert(
+      branchIds.length === 0 || spec.kind !== "prefill",
+      `sequence ${spec.sequenceId} hands over, it cannot branch`,
+    );
+    for (const sequenceId of branchIds) {
+      assert(!this.#sequences.has(sequenceId), `sequence ${sequenceId} arrives twice`);
+      const branch = newSequence({ ...common, sequenceId, kind: "local" }, waitUntil, this.#branchWorstCase(spec));
+      branch.promptPlannedCount = spec.promptTokenIds.length - 1;
+      this.#sequences.set(sequenceId, branch);
+      sequence.branches.push(branch);
+    }
   }
 
   #refuseOverdue(now: Instant, effects: SchedulerEffect[]): void {
     if (!this.#waiting.some((sequence) => sequence.waitUntil <= now)) return;
     const overdue = this.#waiting.filter((sequence) => sequence.waitUntil <= now);
     this.#waiting = this.#waiting.filter((sequence) => sequence.waitUntil > now);
-    for (const { spec } of overdue) {
+    for (const { spec } of overdue.flatMap(groupOf)) {
       this.#sequences.delete(spec.sequenceId);
       effects.push({ kind: "RefuseSequence", sequenceId: spec.sequenceId });
     }
@@ -285,14 +281,19 @@ export class StepScheduler {
   /** First come, first admitted: nobody overtakes, so a large request cannot be starved by small ones. */
   #admit(effects: SchedulerEffect[]): void {
     for (let head = this.#waiting[0]; head !== undefined; head = this.#waiting[0]) {
-      if (this.#activeCount >= this.options.sequenceCountMax) return;
+      const group = groupOf(head);
+      if (this.#activeCount + group.length > this.options.sequenceCountMax) return;
       const { sequenceId, kind, promptTokenIds } = head.spec;
       const pinnedBlockCountMax = this.options.pinnedShareMax * this.options.blockCount;
       if (kind === "prefill" && this.#pinnedBlockCount > pinnedBlockCountMax) return;
-      if (this.pool.reserve(sequenceId, head.worstCaseBlockCount).kind === "full") return;
+      const blockCount = group.reduce((count, sequence) => count + sequence.worstCaseBlockCount, 0);
+      if (blockCount > this.pool.availableCount) return;
       this.#waiting.shift();
-      this.#activeCount++;
-      head.phase = "reserved";
+      this.#activeCount += group.length;
+      for (const sequence of group) {
+        this.pool.reserve(sequence.spec.sequenceId, sequence.worstCaseBlockCount);
+        sequence.phase = "reserved";
+      }
       if (kind === "local") this.#startPrompt(head);
       if (kind === "prefill") {
         // Its blocks are named in the export, which is opened before anything is computed.
@@ -306,6 +307,25 @@ export class StepScheduler {
   #startPrompt(sequence: Sequence): void {
     sequence.phase = "prompting";
     this.#prompting.add(sequence);
+  }
+
+  /** The prompt's KV is in the pool, or will be before any later step: its branches go on from the prompt's last token. */
+  #branchOff(parent: Sequence): void {
+    const { spec, blockIds } = parent;
+    const [, ...branches] = groupOf(parent);
+    parent.branches = [];
+    const sharedCount = sharedBlockCount(spec.promptTokenIds.length, this.options.blockSize);
+    for (const branch of branches) {
+      const shared = blockIds.slice(0, sharedCount);
+      this.pool.share(shared);
+      branch.blockIds = shared;
+      const source = blockIds[sharedCount];
+      if (source !== undefined && (spec.promptTokenIds.length - 1) % this.options.blockSize > 0) {
+        this.pool.share([source]);
+        branch.copySource = source;
+      }
+      this.#startPrompt(branch);
+    }
   }
 
   #planDecode(sequence: Sequence, starts: PlannedStart[]): PlannedSlice {
@@ -323,7 +343,7 @@ export class StepScheduler {
     return { sequenceId, startPosition, tokenCount: 1, tokenIds, appendedBlockIds, sample: true };
   }
 
-  #planChunk(sequence: Sequence, budget: number, starts: PlannedStart[]): PlannedSlice {
+  #planChunk(sequence: Sequence, budget: number, starts: PlannedStart[], copies: PlannedCopy[]): PlannedSlice {
     const { sequenceId, kind, promptTokenIds } = sequence.spec;
     const startPosition = sequence.promptPlannedCount;
     const tokenCount = Math.min(promptTokenIds.length - startPosition, budget);
@@ -331,6 +351,11 @@ export class StepScheduler {
     // The whole prompt at once, so that it lies in one run where there is one.
     const appendedBlockIds = this.#cover(sequence, promptTokenIds.length);
     if (!sequence.started) this.#start(sequence, appendedBlockIds.length, starts);
+    const [targetBlockId] = appendedBlockIds;
+    if (sequence.copySource !== undefined && targetBlockId !== undefined) {
+      const tokenCount = startPosition % this.options.blockSize;
+      copies.push({ sourceBlockId: sequence.copySource, targetBlockId, tokenCount });
+    }
     const sample = end === promptTokenIds.length;
     sequence.promptPlannedCount = end;
     if (sample) {
@@ -339,6 +364,7 @@ export class StepScheduler {
       if (kind === "local") {
         sequence.phase = "decoding";
         this.#decoding.add(sequence);
+        this.#branchOff(sequence);
       } else {
         sequence.phase = "pinned";
         this.#activeCount--;
@@ -382,6 +408,7 @@ export class StepScheduler {
         `step ${stepId} answers slice ${index} for another sequence`,
       );
       sequence.inFlightCount--;
+      this.#freeCopySource(sequence);
       if (sequence.phase !== "ended") this.#applyResult(sequence, result, effects);
       this.#freeIfQuiet(sequence, effects);
     }
@@ -420,15 +447,32 @@ export class StepScheduler {
     sequence.phase = "ended";
     this.pool.cancelReservation(sequence.spec.sequenceId);
     this.#drop(sequence);
+    // Without the prompt there is nothing to go on from.
+    const [, ...orphans] = groupOf(sequence);
+    sequence.branches = [];
+    for (const branch of orphans) this.#end(branch, effects);
     this.#freeIfQuiet(sequence, effects);
+  }
+
+  /** The step that copied from it is answered, or will never be. */
+  #freeCopySource(sequence: Sequence): void {
+    if (sequence.copySource === undefined) return;
+    this.pool.free([sequence.copySource]);
+    sequence.copySource = undefined;
   }
 
   #freeIfQuiet(sequence: Sequence, effects: SchedulerEffect[]): void {
     if (sequence.phase !== "ended" || sequence.inFlightCount > 0 || sequence.transferOpen) return;
     const { sequenceId } = sequence.spec;
     if (!this.#sequences.delete(sequenceId)) return;
+    this.#freeCopySource(sequence);
     this.pool.free(sequence.blockIds);
     sequence.blockIds = [];
     effects.push({ kind: "ForgetSequence", sequenceId });
   }
+}
+
+/** A sequence and those of its branches that wait for it. */
+function groupOf(sequence: Sequence): Sequence[] {
+  return [sequence, ...sequence.branches.filter((branch) => branch.phase !== "ended")];
 }

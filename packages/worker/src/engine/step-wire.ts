@@ -29,6 +29,11 @@ export function requestFromPlan(
 ): MessageInitShape<typeof ExecuteRequestSchema> {
   return {
     stepId: BigInt(plan.stepId),
+    placements: plan.copies.map(({ sourceBlockId, targetBlockId, tokenCount }) => ({
+      sourceBlockIds: [sourceBlockId],
+      targetBlockIds: [targetBlockId],
+      tokenCount,
+    })),
     starts: plan.starts.map((start) => {
       const { sampling, traceparent, promptTokenIds } = factsOf(start.sequenceId);
       return {
