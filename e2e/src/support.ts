@@ -92,8 +92,9 @@ export async function answerOf(response: Response): Promise<Answer> {
 /** A stream whose events are read one by one, so that a test can act in its middle. */
 export async function openStream(cluster: LocalCluster, body: ChatBody, signal?: AbortSignal) {
   const response = await post(cluster, { ...body, stream: true }, signal ? { signal } : {});
+  if (response.status !== 200) throw new Error(`${response.status}: ${await response.text()}`);
   const reader = response.body?.pipeThrough(new TextDecoderStream()).getReader();
-  if (reader === undefined || response.status !== 200) throw new Error(`${response.status}: ${await response.text()}`);
+  if (reader === undefined) throw new Error(`${response.status}: ${await response.text()}`);
   let buffer = "";
   return {
     traceId: response.headers.get("x-kvasir-trace-id") ?? "",

@@ -21,6 +21,8 @@ export interface PreparedRequest {
   readonly endpoint: "chat" | "completion";
   readonly promptTokenIds: readonly number[];
   readonly sampling: Sampling;
+  /** Answers to the prompt. */
+  readonly choiceCount: number;
   readonly stops: readonly string[];
   /** Whether the stop string that was found stays in the text. */
   readonly keepStop: boolean;
@@ -108,7 +110,7 @@ export async function prepareCompletion(model: ServedModel, request: CompletionR
 
 function commonOutput(
   request: ChatRequest | CompletionRequest,
-): Pick<PreparedRequest, "stops" | "keepStop" | "stream" | "includeUsage"> {
+): Pick<PreparedRequest, "choiceCount" | "stops" | "keepStop" | "stream" | "includeUsage"> {
   if (request.stream_options != null && request.stream !== true) {
     throw new RequestError("stream_options needs stream: true", { param: "stream_options", code: "invalid_value" });
   }
@@ -118,6 +120,7 @@ function commonOutput(
     throw new RequestError(message, { param: "prompt_logprobs", code: "invalid_value" });
   }
   return {
+    choiceCount: request.n ?? 1,
     stops,
     keepStop: request.include_stop_str_in_output ?? false,
     stream: request.stream ?? false,

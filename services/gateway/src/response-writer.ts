@@ -4,47 +4,58 @@ import { httpErrorFrom } from "./http/openai-error.ts";
 import { DONE_EVENT, errorEvent, type ResponseShape, type Tail } from "./output/response-shape.ts";
 import type { LogprobEntry } from "./output/token-text.ts";
 
-/** Where a request's output goes: one SSE event per batch of tokens, or one body at the end. */
+/** Where a request's output goes: one SSE event per batch of tokens of an answer, or one body at the end. */
 export interface ResponseWriter {
   /** Resolves to nothing, or gives a promise to wait for when the client reads too slowly. */
-  piece(text: string, logprobs: readonly LogprobEntry[]): Promise<void> | undefined;
-  finish(text: string, finish: string, tail: Tail): void;
+  piece(choice: number, text: string, logprobs: readonly LogprobEntry[]): Promise<void> | undefined;
+  /** The end of one answer, with the last of its text. */
+  endChoice(choice: number, text: string, finish: string): void;
+  /** After the end of every answer. */
+  finish(tail: Tail): void;
   /** Tells an error: by status when nothing was sent yet, else as the stream's last event. Answers with the status told. */
   fail(error: unknown): number;
 }
 
 export function streamWriter(reply: FastifyReply, shape: ResponseShape, includeUsage: boolean): ResponseWriter {
-  let first = true;
+  const begun = new Set<number>();
   const { raw } = reply;
-  const begin = () => {
-    reply.hijack();
-    for (const [name, value] of Object.entries(reply.getHeaders())) if (value !== undefined) raw.setHeader(name, value);
-    raw.writeHead(200, {
-      "content-type": "text/event-stream; charset=utf-8",
-      "cache-control": "no-cache, no-transform",
-      "x-accel-buffering": "no",
-    });
+  /** Whether this is the first event of the answer. */
+  const begin = (choice: number): boolean => {
+    if (begun.size === 0) writeHead(reply);
+    const first = !begun.has(choice);
+    begun.add(choice);
+    return first;
   };
   return {
-    piece(text, logprobs) {
-      if (first) begin();
-      const flowing = raw.write(shape.chunk(text, logprobs, first));
-      first = false;
+    piece(choice, text, logprobs) {
+      const flowing = raw.write(shape.chunk(choice, text, logprobs, begin(choice)));
       return flowing || raw.destroyed ? undefined : drained(raw);
     },
-    finish(text, finish, tail) {
-      if (first) begin();
-      raw.write(shape.lastChunk(text, finish, first));
+    endChoice(choice, text, finish) {
+      raw.write(shape.lastChunk(choice, text, finish, begin(choice)));
+    },
+    finish(tail) {
       if (includeUsage) raw.write(shape.usageChunk(tail));
       raw.end(DONE_EVENT);
     },
     fail(error) {
-      if (first) return sendError(reply, error);
+      if (begun.size === 0) return sendError(reply, error);
       const { body } = httpErrorFrom(error);
       raw.end(errorEvent(body));
       return 200;
     },
   };
+}
+
+function writeHead(reply: FastifyReply): void {
+  const { raw } = reply;
+  reply.hijack();
+  for (const [name, value] of Object.entries(reply.getHeaders())) if (value !== undefined) raw.setHeader(name, value);
+  raw.writeHead(200, {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache, no-transform",
+    "x-accel-buffering": "no",
+  });
 }
 
 /** Resolves when more may be written, or when nobody reads any more. */
@@ -60,17 +71,26 @@ function drained(raw: ServerResponse): Promise<void> {
   });
 }
 
-export function wholeWriter(reply: FastifyReply, shape: ResponseShape): ResponseWriter {
-  const pieces: string[] = [];
-  const entries: LogprobEntry[] = [];
+export function wholeWriter(reply: FastifyReply, shape: ResponseShape, choiceCount: number): ResponseWriter {
+  const choices = Array.from({ length: choiceCount }, () => ({
+    pieces: [] as string[],
+    logprobs: [] as LogprobEntry[],
+    finish: "",
+  }));
   return {
-    piece(text, logprobs) {
-      pieces.push(text);
-      entries.push(...logprobs);
+    piece(choice, text, logprobs) {
+      choices[choice]?.pieces.push(text);
+      choices[choice]?.logprobs.push(...logprobs);
       return undefined;
     },
-    finish(text, finish, tail) {
-      reply.send(shape.whole(pieces.join("") + text, entries, finish, tail));
+    endChoice(choice, text, finish) {
+      choices[choice]?.pieces.push(text);
+      const own = choices[choice];
+      if (own) own.finish = finish;
+    },
+    finish(tail) {
+      const whole = choices.map(({ pieces, logprobs, finish }) => ({ text: pieces.join(""), logprobs, finish }));
+      reply.send(shape.whole(whole, tail));
     },
     fail: (error) => sendError(reply, error),
   };

@@ -74,7 +74,9 @@ export async function serveGeneration(
     };
     span.setAttributes({ ...requestAttributes(model, prepared), "gen_ai.response.id": shapeFacts.id });
     const shape = endpoint === "chat" ? chatShape(shapeFacts) : completionShape(shapeFacts);
-    writer = prepared.stream ? streamWriter(reply, shape, prepared.includeUsage) : wholeWriter(reply, shape);
+    writer = prepared.stream
+      ? streamWriter(reply, shape, prepared.includeUsage)
+      : wholeWriter(reply, shape, prepared.choiceCount);
     await run(deps, prepared, writer, span, {
       requestId: request.id,
       model: model.name,
@@ -117,39 +119,60 @@ async function run(
   const { metrics } = deps;
   const { tokenizer } = deps.model;
   const { stops, keepStop } = prepared;
-  const text = createTokenText(tokenizer, { stops, keepStop, withLogprobs: prepared.sampling.logprobs });
-  let shownPrompt: PromptLogprobs | undefined;
+  const options = { stops, keepStop, withLogprobs: prepared.sampling.logprobs };
+  const choices = Array.from({ length: prepared.choiceCount }, () => ({
+    text: createTokenText(tokenizer, options),
+    tokenCount: 0,
+    lastAt: 0,
+    finish: "" as string,
+  }));
   metrics.promptTokens.inc(prepared.promptTokenIds.length);
-  let tokenCount = 0;
+  let shownPrompt: PromptLogprobs | undefined;
+  let promptToken: SampledToken | undefined;
   let ttftMs = 0;
-  let lastAt = 0;
-  const end = await generate(deps.upstream, prepared, facts, (tokens): SinkAnswer => {
-    const now = performance.now();
-    if (tokenCount === 0) {
-      const [first] = tokens;
-      if (prepared.echo) echo(tokenizer, prepared, first, writer);
-      if (prepared.showPromptLogprobs) shownPrompt = promptLogprobs(tokenizer, first);
-      ttftMs = now - facts.arrivedAt;
-      metrics.ttft.observe(ttftMs / 1000);
-    } else {
-      metrics.tbt.observe((now - lastAt) / 1000);
-    }
-    lastAt = now;
-    tokenCount += tokens.length;
-    metrics.outputTokens.inc(tokens.length);
-    const piece = text.push(tokens);
-    const full = writer.piece(piece.text, piece.logprobs);
-    return piece.stopped ? "enough" : (full ?? "more");
+  const echoOnce = (choice: number) => {
+    if (prepared.echo && choices[choice]?.tokenCount === 0) echo(tokenizer, prepared, promptToken, writer, choice);
+  };
+  const end = await generate(deps.upstream, prepared, facts, {
+    tokens(tokens, index): SinkAnswer {
+      const choice = choices[index];
+      if (choice === undefined) return "enough";
+      const now = performance.now();
+      if (ttftMs === 0) {
+        ttftMs = now - facts.arrivedAt;
+        metrics.ttft.observe(ttftMs / 1000);
+      }
+      if (index === 0 && choice.tokenCount === 0) {
+        promptToken = tokens[0];
+        if (prepared.showPromptLogprobs) shownPrompt = promptLogprobs(tokenizer, promptToken);
+      }
+      echoOnce(index);
+      if (choice.tokenCount > 0) metrics.tbt.observe((now - choice.lastAt) / 1000);
+      choice.lastAt = now;
+      choice.tokenCount += tokens.length;
+      metrics.outputTokens.inc(tokens.length);
+      const piece = choice.text.push(tokens);
+      const full = writer.piece(index, piece.text, piece.logprobs);
+      return piece.stopped ? "enough" : (full ?? "more");
+    },
+    ended(index, finish, byStopString) {
+      const choice = choices[index];
+      if (choice === undefined) return;
+      echoOnce(index);
+      choice.finish = finish;
+      writer.endChoice(index, byStopString ? "" : choice.text.flush(), finish);
+    },
   });
-  if (tokenCount === 0 && prepared.echo) echo(tokenizer, prepared, undefined, writer);
+  const tokenCount = choices.reduce((sum, choice) => sum + choice.tokenCount, 0);
   const tail = {
     ...(shownPrompt === undefined ? {} : { prompt_logprobs: shownPrompt }),
     ...tailOf(prepared, end, tokenCount, ttftMs, facts.traceId),
   };
   if (end.placementCount > 1) metrics.retries.inc(end.placementCount - 1);
   metrics.placements.inc({ mode: tail.kvasir.mode });
-  span.setAttributes(responseAttributes(end, tail));
-  writer.finish(end.finished === undefined ? "" : text.flush(), end.finish, tail);
+  const finishes = choices.map((choice) => choice.finish);
+  span.setAttributes(responseAttributes(end, tail, finishes));
+  writer.finish(tail);
 }
 
 /** The prompt as the beginning of the text, with its log-probabilities when those are shown. */
@@ -158,10 +181,11 @@ function echo(
   { promptTokenIds, sampling }: PreparedRequest,
   first: SampledToken | undefined,
   writer: ResponseWriter,
+  choice: number,
 ): void {
   const entries = sampling.logprobs ? echoedEntries(tokenizer, promptTokenIds, first) : [];
   const detokenizer = tokenizer.createDetokenizer();
-  void writer.piece(detokenizer.push(promptTokenIds) + detokenizer.flush(), entries);
+  void writer.piece(choice, detokenizer.push(promptTokenIds) + detokenizer.flush(), entries);
 }
 
 async function prepare(model: ServedModel, endpoint: "chat" | "completion", body: unknown): Promise<PreparedRequest> {
@@ -241,10 +265,10 @@ function requestAttributes(model: ServedModel, prepared: PreparedRequest): Attri
   };
 }
 
-function responseAttributes(end: GenerationEnd, { usage, kvasir }: Tail): Attributes {
+function responseAttributes(end: GenerationEnd, { usage, kvasir }: Tail, finishes: readonly string[]): Attributes {
   return {
     "gen_ai.usage.output_tokens": usage.completion_tokens,
-    "gen_ai.response.finish_reasons": [end.finish],
+    "gen_ai.response.finish_reasons": [...finishes],
     "gen_ai.response.time_to_first_chunk": kvasir.ttft_ms / 1000,
     "kvasir.mode": kvasir.mode,
     "kvasir.prefill_worker": kvasir.prefill_worker,

@@ -94,7 +94,8 @@ export function requestFromStart(start: PlaceStart): RequestShape {
   const { length } = start.tenantScope;
   if (length !== 0 && length !== 16)
     throw wrong("start.tenant_scope", `the tenant scope has ${length} bytes; it has 16`);
-  return { model: start.model, promptTokenCount: start.promptTokenCount, maxTokens: start.maxTokens };
+  const { model, promptTokenCount, maxTokens, choiceCount } = start;
+  return { model, promptTokenCount, maxTokens, choiceCount: Math.max(1, choiceCount) };
 }
 
 export function wireFromDecision(decision: PlacementDecision): MessageInitShape<typeof PlacementSchema> {

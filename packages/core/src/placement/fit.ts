@@ -53,6 +53,13 @@ export function checkFit(request: RequestShape, known: readonly WorkerFacts[]): 
       `${promptTokenCount} prompt tokens and max_tokens ${maxTokens} exceed the context of ${contextLength}; use max_tokens ${room} or less`,
     );
   }
+  const { choiceCount = 1 } = request;
+  if (choiceCount > 1 && decoders.some((facts) => canDecode(facts, { ...request, choiceCount: 1 }))) {
+    return never(
+      "n",
+      `${choiceCount} answers of ${maxTokens} tokens exceed the largest KV pool; ask for fewer or shorter ones`,
+    );
+  }
   const poolTokenCount = Math.max(...decoders.map((facts) => facts.blockCount * facts.blockSize));
   return never(
     promptTokenCount >= poolTokenCount ? "prompt_token_count" : "max_tokens",

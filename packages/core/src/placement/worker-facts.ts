@@ -1,3 +1,4 @@
+import { sharedBlockCount, worstCaseBlockCount } from "../scheduler/capacity.ts";
 /** What a worker does: computes prompts, generates from KV that it pulls, or both in one engine. */
 export type WorkerRole = "prefill" | "decode" | "mixed";
 
@@ -41,12 +42,17 @@ export interface RequestShape {
   readonly model: string;
   readonly promptTokenCount: number;
   /** Upper bound of what will be generated. */
+  /** Of one answer. */
   readonly maxTokens: number;
+  /** Answers, which share the prompt's full blocks. Default 1. */
+  readonly choiceCount?: number;
 }
 
 /** Blocks that a request can come to hold where it is decoded: its prompt and everything it may generate. */
 export function decodeBlockCount(request: RequestShape, blockSize: number): number {
-  return Math.ceil((request.promptTokenCount + request.maxTokens) / blockSize);
+  const { promptTokenCount, maxTokens, choiceCount = 1 } = request;
+  const own = worstCaseBlockCount("decode", promptTokenCount, maxTokens, blockSize);
+  return own + (choiceCount - 1) * (own - sharedBlockCount(promptTokenCount, blockSize));
 }
 
 /** Blocks that a request holds where only its prompt is computed. */

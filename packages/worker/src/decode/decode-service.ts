@@ -1,4 +1,4 @@
-import { KvasirError, worstCaseBlockCount } from "@kvasir/core";
+import { KvasirError, sharedBlockCount, worstCaseBlockCount } from "@kvasir/core";
 import { type DecodeService, type GenerateRequest, PlacementMode } from "@kvasir/proto";
 import { contextFromMetadata, type Implementation } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
@@ -65,13 +65,20 @@ async function generate(
   const checked = checkRequest(request, incarnation);
   const promptTokenCount = checked.promptTokenIds.length;
   const { blockSize } = incarnation.layout;
-  const blockCount = worstCaseBlockCount("decode", promptTokenCount, checked.sampling.maxTokens, blockSize);
+  const choiceCount = Math.max(1, request.choiceCount);
+  const own = worstCaseBlockCount("decode", promptTokenCount, checked.sampling.maxTokens, blockSize);
+  const blockCount = own + (choiceCount - 1) * (own - sharedBlockCount(promptTokenCount, blockSize));
   if (blockCount > incarnation.description.blockCount) throw tooLarge(incarnation);
+  const { sequenceCountMax } = incarnation.engine.scheduler.options;
+  if (choiceCount > sequenceCountMax) {
+    throw invalid("choice_count", `choice_count is ${choiceCount}; this worker runs ${sequenceCountMax} sequences`);
+  }
   const { workerId, tracer, admissionWaitMs, leaseMs, peers } = options;
   const facts = {
     call,
     incarnation,
     request: checked,
+    choiceCount,
     requestId: request.requestId,
     workerId,
     arrivedAt: now(),

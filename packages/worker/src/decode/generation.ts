@@ -1,15 +1,9 @@
-import type { MessageInitShape } from "@bufbuild/protobuf";
-import {
-  type Instant,
-  type KvasirError,
-  msFromNanos,
-  type SequenceEnd,
-  type SequenceId,
-  type Token,
-} from "@kvasir/core";
-import { FinishReason, type GenerateTimingsSchema } from "@kvasir/proto";
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { type Instant, type KvasirError, msFromNanos, type SequenceEnd, type Token } from "@kvasir/core";
+import { FinishReason, type GenerateTimingsSchema, SamplingParamsSchema } from "@kvasir/proto";
 import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
+import type { BranchRequest } from "../engine/engine.ts";
 import type { Incarnation } from "../incarnation.ts";
 import type { CheckedRequest } from "../request-check.ts";
 import { endSpan, startSpan, type Traced } from "../tracing.ts";
@@ -19,6 +13,8 @@ export interface GenerationFacts {
   readonly call: GenerateCall;
   readonly incarnation: Incarnation;
   readonly request: CheckedRequest;
+  /** Answers to the prompt; at least 1. */
+  readonly choiceCount: number;
   readonly requestId: string;
   readonly workerId: string;
   readonly arrivedAt: Instant;
@@ -41,17 +37,20 @@ export class Generation {
   readonly #done = Promise.withResolvers<void>();
   readonly #reserveSpan: Traced;
   readonly timings: Timings = {};
-  sequenceId = 0 as SequenceId;
   prefillWorkerId: string;
   kvBytesMoved = 0n;
   #firstTokenAt: Instant | undefined;
   #lastTokenAt: Instant | undefined;
   #tokenCount = 0;
+  #openChoiceCount: number;
+  /** How the first answer ended; told last. */
+  #firstEnd: { readonly end: SequenceEnd; readonly token: Token } | undefined;
   #stepsSpan: Traced | undefined;
   #ended = false;
 
   constructor(facts: GenerationFacts) {
     this.facts = facts;
+    this.#openChoiceCount = facts.choiceCount;
     this.prefillWorkerId = facts.workerId;
     this.#stream = new TokenStream(facts.call);
     this.#reserveSpan = startSpan(facts.tracer, "decode.reserve", facts.traced.context);
@@ -73,7 +72,7 @@ export class Generation {
   }
 
   /** A token for the client. A stop token ends the generation and is not passed on. */
-  token(token: Token, end: SequenceEnd | undefined): void {
+  token(token: Token, end: SequenceEnd | undefined, choice = 0): void {
     if (this.#ended) return;
     this.#lastTokenAt = now();
     if (this.#firstTokenAt === undefined) {
@@ -82,8 +81,29 @@ export class Generation {
       this.facts.traced.span.setAttribute("kvasir.first_token_ms", this.timings.firstTokenMs);
     }
     this.#tokenCount++;
-    if (end !== "stop") this.#stream.push(token);
-    if (end !== undefined) this.#finish(end, token);
+    if (end !== "stop") this.#stream.push(token, choice);
+    if (end === undefined) return;
+    if (choice === 0) this.#firstEnd = { end, token };
+    this.#openChoiceCount--;
+    if (this.facts.choiceCount > 1) this.#stream.choiceFinished({ choiceIndex: choice, ...finishOf(end, token) });
+    if (this.#openChoiceCount === 0 && this.#firstEnd) this.#finish(this.#firstEnd.end, this.#firstEnd.token);
+  }
+
+  /** The answers beside the first, for the engine: each with its own seed, and without what the first one tells already. */
+  branches(): readonly BranchRequest[] {
+    const { sampling } = this.facts.request;
+    return Array.from({ length: this.facts.choiceCount - 1 }, (_, index) => {
+      const choice = index + 1;
+      const { promptLogprobs: _told, ...own } = sampling;
+      const seed = BigInt.asUintN(64, sampling.seed + BigInt(choice));
+      return {
+        sampling: create(SamplingParamsSchema, { ...own, seed }),
+        listener: {
+          sampled: (token: Token, _tokenIndex: number, end: SequenceEnd | undefined) => this.token(token, end, choice),
+          failed: (error: KvasirError) => this.fail(error),
+        },
+      };
+    });
   }
 
   /** The sequence is in the running batch from here on. */
@@ -100,12 +120,11 @@ export class Generation {
   #finish(end: SequenceEnd, token: Token): void {
     this.timings.decodeMs = msFromNanos((this.#lastTokenAt ?? 0) - (this.#firstTokenAt ?? 0));
     this.#stream.finish({
-      reason: end === "stop" ? FinishReason.STOP : FinishReason.LENGTH,
+      ...finishOf(end, token),
       timings: this.timings,
       prefillWorkerId: this.prefillWorkerId,
       decodeWorkerId: this.facts.workerId,
       kvBytesMoved: this.kvBytesMoved,
-      ...(end === "stop" ? { stopTokenId: token.tokenId } : {}),
     });
     this.#close(undefined);
     this.#done.resolve();
@@ -122,4 +141,8 @@ export class Generation {
       "kvasir.kv_bytes_moved": Number(this.kvBytesMoved),
     });
   }
+}
+
+function finishOf(end: SequenceEnd, token: Token): { readonly reason: FinishReason; readonly stopTokenId?: number } {
+  return end === "stop" ? { reason: FinishReason.STOP, stopTokenId: token.tokenId } : { reason: FinishReason.LENGTH };
 }

@@ -11,8 +11,12 @@ export function generateLocally(facts: GenerationFacts): { readonly done: Promis
   const { engine } = incarnation;
   let prefill: Traced | undefined;
   let plannedAt = arrivedAt;
-  const sequenceId = engine.submit(
-    { kind: "local", promptTokenIds, sampling, maxTokens: sampling.maxTokens, traceparent: traceparentOf(traced) },
+  const sequenceIds = engine.submitGroup(
+    {
+      ...{ kind: "local", promptTokenIds, sampling, maxTokens: sampling.maxTokens },
+      traceparent: traceparentOf(traced),
+      branches: generation.branches(),
+    },
     addNanos(arrivedAt, nanosFromMs(admissionWaitMs)),
     {
       admitted() {
@@ -44,7 +48,7 @@ export function generateLocally(facts: GenerationFacts): { readonly done: Promis
   return {
     done: settled,
     cancel() {
-      engine.close(sequenceId);
+      for (const sequenceId of sequenceIds) engine.close(sequenceId);
       generation.fail(new KvasirError({ reason: "cancelled", message: "the caller went away" }));
     },
   };

@@ -47,6 +47,7 @@ export class SplitGeneration {
   readonly #transferId = randomBytes(16);
   readonly #leaseId: string;
   readonly #sequenceId: SequenceId;
+  readonly #branchIds: readonly SequenceId[];
   #state: DecodeHandover;
   #timer: NodeJS.Timeout | undefined;
   #run: ReturnType<PrefillPeers["run"]> | undefined;
@@ -54,6 +55,7 @@ export class SplitGeneration {
   #ticket: RunTicket | undefined;
   #handover: Traced | undefined;
   #firstTokenAt: Instant | undefined;
+  #firstChoiceEnded = false;
 
   constructor(facts: SplitFacts) {
     this.#facts = facts;
@@ -64,8 +66,12 @@ export class SplitGeneration {
     const { promptTokenIds, sampling } = request;
     const waitUntil = addNanos(arrivedAt, nanosFromMs(admissionWaitMs));
     this.#state = newDecodeHandover(waitUntil);
-    this.#sequenceId = incarnation.engine.submit(
-      { kind: "decode", promptTokenIds, sampling, maxTokens: sampling.maxTokens, traceparent: traceparentOf(traced) },
+    [this.#sequenceId, ...this.#branchIds] = incarnation.engine.submitGroup(
+      {
+        ...{ kind: "decode", promptTokenIds, sampling, maxTokens: sampling.maxTokens },
+        traceparent: traceparentOf(traced),
+        branches: this.#generation.branches(),
+      },
       waitUntil,
       {
         admitted: () => this.#reserved(),
@@ -85,7 +91,7 @@ export class SplitGeneration {
 
   cancel(): void {
     if (isDecodeHandoverOver(this.#state)) {
-      this.#facts.incarnation.engine.close(this.#sequenceId);
+      for (const id of [this.#sequenceId, ...this.#branchIds]) this.#facts.incarnation.engine.close(id);
       this.#generation.fail(new KvasirError({ reason: "cancelled", message: "the caller went away" }));
     } else this.#apply({ kind: "Cancelled" });
   }
@@ -116,6 +122,10 @@ export class SplitGeneration {
           sequenceId: this.#sequenceId,
           firstTokenId: effect.firstTokenId,
         });
+        if (this.#firstChoiceEnded) {
+          this.#joined();
+          incarnation.engine.close(this.#sequenceId);
+        }
         this.#run?.write({ kind: { case: "received", value: {} } });
         this.#run?.end();
         void this.#closeTransfer();
@@ -223,15 +233,19 @@ export class SplitGeneration {
       this.#apply({ kind: "Failed", error: { reason: "internal", message } });
       return;
     }
-    this.#apply({ kind: "FirstTokenReceived", token: value.token, stopped: value.stopped });
+    // The prompt's KV is still wanted where there are more answers than this one.
+    this.#firstChoiceEnded = value.stopped && this.#branchIds.length > 0;
+    const stopped = value.stopped && !this.#firstChoiceEnded;
+    this.#apply({ kind: "FirstTokenReceived", token: value.token, stopped });
   }
 
-  #sendFirstToken(token: Token, final: boolean): void {
+  #sendFirstToken(token: Token, isOnlyEnd: boolean): void {
     const { request, tracer, traced } = this.#facts;
     this.#firstTokenAt = now();
+    const final = isOnlyEnd || this.#firstChoiceEnded;
     const isStop = final && request.sampling.stopTokenIds.includes(token.tokenId);
     this.#generation.token(token, isStop ? "stop" : final ? "length" : undefined);
-    if (!final) this.#handover = startSpan(tracer, "handover", traced.context);
+    if (!isOnlyEnd) this.#handover = startSpan(tracer, "handover", traced.context);
   }
 
   /** Its first own step is on its way. */

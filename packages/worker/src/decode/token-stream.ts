@@ -1,7 +1,12 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { ServerWritableStream } from "@grpc/grpc-js";
 import type { Token } from "@kvasir/core";
-import type { GenerateFinishedSchema, GenerateRequest, GenerateResponseSchema } from "@kvasir/proto";
+import type {
+  ChoiceFinishedSchema,
+  GenerateFinishedSchema,
+  GenerateRequest,
+  GenerateResponseSchema,
+} from "@kvasir/proto";
 import { wireToken } from "../wire-token.ts";
 
 export type GenerateCall = ServerWritableStream<GenerateRequest, MessageInitShape<typeof GenerateResponseSchema>>;
@@ -12,7 +17,7 @@ export type GenerateCall = ServerWritableStream<GenerateRequest, MessageInitShap
  */
 export class TokenStream {
   readonly #call: GenerateCall;
-  #pending: Token[] = [];
+  #pending: { readonly token: Token; readonly choice: number }[] = [];
   #blocked = false;
   #queued = false;
 
@@ -28,11 +33,18 @@ export class TokenStream {
     this.#write({ kind: { case: "accepted", value: { reserveMs } } });
   }
 
-  push(token: Token): void {
-    this.#pending.push(token);
+  push(token: Token, choice = 0): void {
+    this.#pending.push({ token, choice });
     if (this.#queued || this.#blocked) return;
     this.#queued = true;
     flushSoon(this.#flushQueued);
+  }
+
+  /** One of several answers has ended; after its tokens. */
+  choiceFinished(finished: MessageInitShape<typeof ChoiceFinishedSchema>): void {
+    this.#blocked = false;
+    this.#flush();
+    this.#write({ kind: { case: "choiceFinished", value: finished } });
   }
 
   /** The last message, after all tokens; the stream is ended by the handler's return, which waits for what is buffered. */
@@ -49,9 +61,12 @@ export class TokenStream {
 
   #flush(): void {
     if (this.#blocked || this.#pending.length === 0) return;
-    const tokens = this.#pending.map(wireToken);
+    const pending = this.#pending;
     this.#pending = [];
-    this.#write({ kind: { case: "tokens", value: { tokens } } });
+    for (const [choiceIndex, entries] of Map.groupBy(pending, ({ choice }) => choice)) {
+      const tokens = entries.map(({ token }) => wireToken(token));
+      this.#write({ kind: { case: "tokens", value: { tokens, choiceIndex } } });
+    }
   }
 
   #write(message: MessageInitShape<typeof GenerateResponseSchema>): void {

@@ -13,7 +13,7 @@ import {
   type Token,
   unreachable,
 } from "@kvasir/core";
-import type { ExecuteResponse } from "@kvasir/proto";
+import type { ExecuteResponse, SamplingParams } from "@kvasir/proto";
 import { errorFromService } from "@kvasir/rpc";
 import { now } from "../clock.ts";
 import { type ExecuteStream, sidecarLost } from "../kernel/kernel.ts";
@@ -25,6 +25,13 @@ export interface SequenceRequest extends Pick<StartFacts, "sampling" | "tracepar
   readonly promptTokenIds: readonly number[];
   /** Clipped to the context; equals `sampling.maxTokens`. */
   readonly maxTokens: number;
+  /** Further answers to the same prompt. */
+  readonly branches?: readonly BranchRequest[];
+}
+
+export interface BranchRequest {
+  readonly sampling: SamplingParams;
+  readonly listener: Pick<SequenceListener, "sampled" | "failed">;
 }
 
 /** What the owner of a sequence is told. Every sequence ends by `refused`, by a token with `end`, by `failed`, or by its owner. */
@@ -80,18 +87,35 @@ export class Engine {
 
   /** Queues a sequence, which the caller has checked with `scheduler.fits`. Listeners are never called before this returns. */
   submit(request: SequenceRequest, waitUntil: Instant, listener: SequenceListener): SequenceId {
+    const [sequenceId] = this.submitGroup(request, waitUntil, listener);
+    return sequenceId;
+  }
+
+  /** The same, answering with the sequence and its branches; each is closed by itself. */
+  submitGroup(
+    request: SequenceRequest,
+    waitUntil: Instant,
+    listener: SequenceListener,
+  ): readonly [SequenceId, ...SequenceId[]] {
+    const { branches = [] } = request;
     const sequenceId = ++this.#lastSequenceId as SequenceId;
     const lost = this.#lost;
     if (lost) {
       queueMicrotask(() => listener.failed(lost));
-      return sequenceId;
+      return [sequenceId];
     }
     const { kind, promptTokenIds, maxTokens, sampling, traceparent } = request;
     const facts = { sampling, traceparent, promptTokenIds: samplingNeedsPrompt(sampling) ? promptTokenIds : [] };
     this.#entries.set(sequenceId, { listener, facts });
-    const spec = { sequenceId, kind, promptTokenIds, maxTokens, stopTokenIds: sampling.stopTokenIds };
+    const branchIds = branches.map((branch) => {
+      const branchId = ++this.#lastSequenceId as SequenceId;
+      const heard = { ...DEAF, ...branch.listener };
+      this.#entries.set(branchId, { listener: heard, facts: { ...facts, sampling: branch.sampling } });
+      return branchId;
+    });
+    const spec = { sequenceId, kind, promptTokenIds, maxTokens, stopTokenIds: sampling.stopTokenIds, branchIds };
     queueMicrotask(() => this.apply({ kind: "SequenceArrived", spec, waitUntil }));
-    return sequenceId;
+    return [sequenceId, ...branchIds];
   }
 
   /** Wants nothing more of a sequence; its listener is not called again. */

@@ -5,6 +5,8 @@ const TOKENS_MAX = 2 ** 31 - 1;
 const STOPS_MAX = 16;
 const DOCUMENTS_MAX = 1024;
 const IDS_MAX = 256;
+/** As OpenAI's. */
+const CHOICES_MAX = 128;
 
 const Stop = z.string().min(1, "is empty; give at least one character").max(1024);
 const Document = z.union([z.string().min(1), z.strictObject({ title: z.string().nullish(), text: z.string().min(1) })]);
@@ -40,10 +42,10 @@ const COMMON = {
   // Without effect here.
   user: z.string().nullish(),
   metadata: z.record(z.string(), z.unknown()).nullish(),
-  n: z.literal(1).nullish(),
   presence_penalty: Penalty.nullish(),
   frequency_penalty: Penalty.nullish(),
   logit_bias: z.record(z.string().regex(/^\d{1,9}$/, "is no token id"), z.number().min(-100).max(100)).nullish(),
+  n: z.int().min(1).max(CHOICES_MAX).nullish(),
   // As vLLM names them.
   min_p: z.number().min(0).max(1).nullish(),
   typical_p: z.number().gt(0).max(1).nullish(),

@@ -28,12 +28,19 @@ export interface Tail {
   readonly kvasir: KvasirExtension;
 }
 
-/** How one endpoint's responses look. Chunks are whole SSE events. */
+/** One answer, whole. */
+export interface WholeChoice {
+  readonly text: string;
+  readonly logprobs: readonly LogprobEntry[];
+  readonly finish: string;
+}
+
+/** How one endpoint's responses look. Chunks are whole SSE events of the answer with that index. */
 export interface ResponseShape {
-  chunk(text: string, logprobs: readonly LogprobEntry[], first: boolean): string;
-  lastChunk(text: string, finish: string, first: boolean): string;
+  chunk(index: number, text: string, logprobs: readonly LogprobEntry[], first: boolean): string;
+  lastChunk(index: number, text: string, finish: string, first: boolean): string;
   usageChunk(tail: Tail): string;
-  whole(text: string, logprobs: readonly LogprobEntry[], finish: string, tail: Tail): object;
+  whole(choices: readonly WholeChoice[], tail: Tail): object;
 }
 
 export interface ResponseFacts {
@@ -59,29 +66,27 @@ function chunkEnd(facts: ResponseFacts): string {
 /** Chat completions. What is the same in each chunk is built once: only text and log-probabilities are encoded per token. */
 export function chatShape(facts: ResponseFacts): ResponseShape {
   const head = { id: facts.id, object: "chat.completion.chunk", created: facts.createdAtUnixS, model: facts.model };
-  const open = `data: ${JSON.stringify(head).slice(0, -1)},"choices":[{"index":0,"delta":{`;
+  const begin = `data: ${JSON.stringify(head).slice(0, -1)},"choices":[{"index":`;
   const close = chunkEnd(facts);
   const logprobs = (entries: readonly LogprobEntry[]) =>
     facts.withLogprobs ? JSON.stringify({ content: entries, refusal: null }) : "null";
   const delta = (text: string, first: boolean) =>
     `${first ? '"role":"assistant",' : ""}"content":${JSON.stringify(text)}`;
   return {
-    chunk: (text, entries, first) =>
-      `${open}${delta(text, first)}},"logprobs":${logprobs(entries)},"finish_reason":null${close}`,
-    lastChunk: (text, finish, first) =>
-      `${open}${text === "" && !first ? "" : delta(text, first)}},"logprobs":null,"finish_reason":"${finish}"${close}`,
+    chunk: (index, text, entries, first) =>
+      `${begin}${index},"delta":{${delta(text, first)}},"logprobs":${logprobs(entries)},"finish_reason":null${close}`,
+    lastChunk: (index, text, finish, first) =>
+      `${begin}${index},"delta":{${text === "" && !first ? "" : delta(text, first)}},"logprobs":null,"finish_reason":"${finish}"${close}`,
     usageChunk: (tail) => `data: ${JSON.stringify({ ...head, choices: [], ...tail })}\n\n`,
-    whole: (text, entries, finish, tail) => ({
+    whole: (choices, tail) => ({
       ...head,
       object: "chat.completion",
-      choices: [
-        {
-          index: 0,
-          message: { role: "assistant", content: text, refusal: null },
-          logprobs: facts.withLogprobs ? { content: entries, refusal: null } : null,
-          finish_reason: finish,
-        },
-      ],
+      choices: choices.map(({ text, logprobs: entries, finish }, index) => ({
+        index,
+        message: { role: "assistant", content: text, refusal: null },
+        logprobs: facts.withLogprobs ? { content: entries, refusal: null } : null,
+        finish_reason: finish,
+      })),
       ...tail,
     }),
   };
@@ -90,10 +95,10 @@ export function chatShape(facts: ResponseFacts): ResponseShape {
 /** Completions, with the older shape of log-probabilities. */
 export function completionShape(facts: ResponseFacts): ResponseShape {
   const head = { id: facts.id, object: "text_completion", created: facts.createdAtUnixS, model: facts.model };
-  const open = `data: ${JSON.stringify(head).slice(0, -1)},"choices":[{"index":0,"text":`;
+  const begin = `data: ${JSON.stringify(head).slice(0, -1)},"choices":[{"index":`;
   const close = chunkEnd(facts);
-  let textOffset = 0;
-  const legacy = (entries: readonly LogprobEntry[]) => {
+  const textOffsets: number[] = [];
+  const legacy = (index: number, entries: readonly LogprobEntry[]) => {
     if (!facts.withLogprobs) return null;
     return {
       tokens: entries.map((entry) => entry.token),
@@ -102,28 +107,29 @@ export function completionShape(facts: ResponseFacts): ResponseShape {
         entry.logprob === null ? null : Object.fromEntries(entry.top_logprobs.map((top) => [top.token, top.logprob])),
       ),
       text_offset: entries.map((entry) => {
-        const at = textOffset;
-        textOffset += entry.token.length;
+        const at = textOffsets[index] ?? 0;
+        textOffsets[index] = at + entry.token.length;
         return at;
       }),
     };
   };
   return {
-    chunk: (text, entries) =>
-      `${open}${JSON.stringify(text)},"logprobs":${JSON.stringify(legacy(entries))},"finish_reason":null${close}`,
-    lastChunk: (text, finish) => `${open}${JSON.stringify(text)},"logprobs":null,"finish_reason":"${finish}"${close}`,
+    chunk: (index, text, entries) => {
+      const logprobs = JSON.stringify(legacy(index, entries));
+      return `${begin}${index},"text":${JSON.stringify(text)},"logprobs":${logprobs},"finish_reason":null${close}`;
+    },
+    lastChunk: (index, text, finish) =>
+      `${begin}${index},"text":${JSON.stringify(text)},"logprobs":null,"finish_reason":"${finish}"${close}`,
     usageChunk: (tail) => `data: ${JSON.stringify({ ...head, choices: [], ...tail })}\n\n`,
-    whole: (text, entries, finish, { prompt_logprobs, ...tail }) => ({
+    whole: (choices, { prompt_logprobs, ...tail }) => ({
       ...head,
-      choices: [
-        {
-          index: 0,
-          text,
-          logprobs: legacy(entries),
-          finish_reason: finish,
-          ...(prompt_logprobs === undefined ? {} : { prompt_logprobs }),
-        },
-      ],
+      choices: choices.map(({ text, logprobs: entries, finish }, index) => ({
+        index,
+        text,
+        logprobs: legacy(index, entries),
+        finish_reason: finish,
+        ...(prompt_logprobs === undefined ? {} : { prompt_logprobs }),
+      })),
       ...tail,
     }),
   };

@@ -42,11 +42,18 @@ export type SinkAnswer =
   | "more"
   /** The client reads too slowly: stop reading from the worker until the promise resolves. */
   | Promise<void>
-  /** Enough: a stop string was found. */
+  /** Enough of this answer: a stop string was found. */
   | "enough";
 
+export type Finish = "stop" | "length";
+
+/** What the caller does with what comes; `ended` once for each answer. */
+export interface Sink {
+  tokens(tokens: readonly SampledToken[], choice: number): SinkAnswer;
+  ended(choice: number, finish: Finish, byStopString: boolean): void;
+}
+
 export interface GenerationEnd {
-  readonly finish: "stop" | "length";
   readonly placement: Placement;
   /** Absent when the gateway stopped the generation itself. */
   readonly finished: GenerateFinished | undefined;
@@ -61,21 +68,25 @@ export async function generate(
   upstream: Upstream,
   request: PreparedRequest,
   facts: GenerationContext,
-  sink: (tokens: readonly SampledToken[]) => SinkAnswer,
+  sink: Sink,
 ): Promise<GenerationEnd> {
   const start = {
     requestId: facts.requestId,
     model: facts.model,
     promptTokenCount: request.promptTokenIds.length,
     maxTokens: request.sampling.maxTokens,
+    choiceCount: request.choiceCount,
     tenantScope: facts.tenantScope,
   };
   let line = upstream.router.place(start, facts.context, deadlineMs(facts));
   let tokenCount = 0;
-  const counted = (tokens: readonly SampledToken[]) => {
-    if (tokenCount === 0) line.firstToken();
-    tokenCount += tokens.length;
-    return sink(tokens);
+  const counted: Sink = {
+    tokens(tokens, choice) {
+      if (tokenCount === 0) line.firstToken();
+      tokenCount += tokens.length;
+      return sink.tokens(tokens, choice);
+    },
+    ended: (choice, finish, byStopString) => sink.ended(choice, finish, byStopString),
   };
   try {
     const excluded = new Set<string>();
@@ -109,8 +120,8 @@ function generateAt(
   placement: Placement,
   request: PreparedRequest,
   facts: GenerationContext,
-  sink: (tokens: readonly SampledToken[]) => SinkAnswer,
-): Promise<Pick<GenerationEnd, "finish" | "finished">> {
+  sink: Sink,
+): Promise<Pick<GenerationEnd, "finished">> {
   return new Promise((resolve, reject) => {
     const address = placement.decode?.address;
     if (address === undefined) {
@@ -125,11 +136,17 @@ function generateAt(
         sampling: { ...sampling, stopTokenIds: sampling.stopTokenIds as number[] },
         placement,
         tenantScope: facts.tenantScope,
+        choiceCount: request.choiceCount,
       },
       { metadata: metadataFromContext(facts.context), deadlineMs: deadlineMs(facts) },
     );
     let last = performance.now();
     let paused = false;
+    const open = new Set(Array.from({ length: request.choiceCount }, (_, index) => index));
+    let isCut = false;
+    const end = (choice: number, reason: FinishReason) => {
+      if (open.delete(choice)) sink.ended(choice, reason === FinishReason.STOP ? "stop" : "length", false);
+    };
     const watchdog = setInterval(
       () => {
         const silent = performance.now() - last;
@@ -165,9 +182,16 @@ function generateAt(
       last = performance.now();
       const { kind } = response;
       if (kind.case === "tokens") {
-        const answer = sink(kind.value.tokens);
-        if (answer === "enough") settle(() => resolve({ finish: "stop", finished: undefined }));
-        else if (answer !== "more") {
+        const { tokens, choiceIndex } = kind.value;
+        // An answer that a stop string ended goes on at the worker until the last of its siblings has ended.
+        if (!open.has(choiceIndex)) return;
+        const answer = sink.tokens(tokens, choiceIndex);
+        if (answer === "enough") {
+          open.delete(choiceIndex);
+          isCut = true;
+          sink.ended(choiceIndex, "stop", true);
+          if (open.size === 0) settle(() => resolve({ finished: undefined }));
+        } else if (answer !== "more") {
           paused = true;
           call.pause();
           void answer.then(() => {
@@ -176,10 +200,13 @@ function generateAt(
             call.resume();
           });
         }
+      } else if (kind.case === "choiceFinished") {
+        end(kind.value.choiceIndex, kind.value.reason);
+        if (isCut && open.size === 0) settle(() => resolve({ finished: undefined }));
       } else if (kind.case === "finished") {
-        const finish = kind.value.reason === FinishReason.STOP ? "stop" : "length";
         const finished = kind.value;
-        settle(() => resolve({ finish, finished }));
+        end(0, finished.reason);
+        settle(() => resolve({ finished }));
       }
     });
   });

@@ -97,6 +97,13 @@ export declare type PlaceStart = Message<"kvasir.router.v1.PlaceStart"> & {
    * @generated from field: bytes tenant_scope = 5;
    */
   tenantScope: Uint8Array;
+
+  /**
+   * Answers to the prompt, each of at most max_tokens; 0 means 1.
+   *
+   * @generated from field: uint32 choice_count = 6;
+   */
+  choiceCount: number;
 };
 
 /**

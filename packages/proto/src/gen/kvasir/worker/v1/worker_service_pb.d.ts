@@ -54,6 +54,13 @@ export declare type GenerateRequest = Message<"kvasir.worker.v1.GenerateRequest"
    * @generated from field: bytes tenant_scope = 5;
    */
   tenantScope: Uint8Array;
+
+  /**
+   * Answers to the same prompt, whose KV they share; 0 means 1. Answer i draws with seed + i.
+   *
+   * @generated from field: uint32 choice_count = 6;
+   */
+  choiceCount: number;
 };
 
 /**
@@ -91,12 +98,20 @@ export declare type GenerateResponse = Message<"kvasir.worker.v1.GenerateRespons
     case: "tokens";
   } | {
     /**
-     * Last.
+     * Last: every answer has ended.
      *
      * @generated from field: kvasir.worker.v1.GenerateFinished finished = 3;
      */
     value: GenerateFinished;
     case: "finished";
+  } | {
+    /**
+     * One answer of several has ended.
+     *
+     * @generated from field: kvasir.worker.v1.ChoiceFinished choice_finished = 4;
+     */
+    value: ChoiceFinished;
+    case: "choiceFinished";
   } | { case: undefined; value?: undefined };
 };
 
@@ -138,6 +153,13 @@ export declare type GeneratedTokens = Message<"kvasir.worker.v1.GeneratedTokens"
    * @generated from field: repeated kvasir.common.v1.SampledToken tokens = 1;
    */
   tokens: SampledToken[];
+
+  /**
+   * Of which answer, from 0.
+   *
+   * @generated from field: uint32 choice_index = 2;
+   */
+  choiceIndex: number;
 };
 
 /**
@@ -147,13 +169,47 @@ export declare type GeneratedTokens = Message<"kvasir.worker.v1.GeneratedTokens"
 export declare const GeneratedTokensSchema: GenMessage<GeneratedTokens>;
 
 /**
+ * The end of one answer, where there are several.
+ *
+ * @generated from message kvasir.worker.v1.ChoiceFinished
+ */
+export declare type ChoiceFinished = Message<"kvasir.worker.v1.ChoiceFinished"> & {
+  /**
+   * Which, from 0.
+   *
+   * @generated from field: uint32 choice_index = 1;
+   */
+  choiceIndex: number;
+
+  /**
+   * Why.
+   *
+   * @generated from field: kvasir.worker.v1.FinishReason reason = 2;
+   */
+  reason: FinishReason;
+
+  /**
+   * Stop token that ended it, if one did.
+   *
+   * @generated from field: optional uint32 stop_token_id = 3;
+   */
+  stopTokenId?: number | undefined;
+};
+
+/**
+ * Describes the message kvasir.worker.v1.ChoiceFinished.
+ * Use `create(ChoiceFinishedSchema)` to create a new message.
+ */
+export declare const ChoiceFinishedSchema: GenMessage<ChoiceFinished>;
+
+/**
  * The end, with what it cost.
  *
  * @generated from message kvasir.worker.v1.GenerateFinished
  */
 export declare type GenerateFinished = Message<"kvasir.worker.v1.GenerateFinished"> & {
   /**
-   * Why.
+   * Why the first answer ended.
    *
    * @generated from field: kvasir.worker.v1.FinishReason reason = 1;
    */
