@@ -27,7 +27,7 @@ async fn two_steps_are_in_flight_and_answers_keep_the_order() {
         step_id: 1,
         starts: vec![start(1, 20, &BLOCKS)],
         slices: vec![first],
-        dropped_sequence_ids: vec![],
+        ..ExecuteRequest::default()
     }];
     for step in 0..30 {
         let slice = SequenceSlice {

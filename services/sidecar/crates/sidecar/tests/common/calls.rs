@@ -91,6 +91,7 @@ impl Execution {
             starts,
             slices,
             dropped_sequence_ids,
+            placements: Vec::new(),
         };
         // A stream that ended says why below.
         let _ = self.requests.send(request).await;
