@@ -1,5 +1,5 @@
 import { holdsGold, type Question } from "./question.ts";
-import { seamQuestion } from "./seams.ts";
+import { isUnambiguous, seamQuestion } from "./seams.ts";
 import type { Line } from "./summary.ts";
 
 const BATCH = 50;
@@ -14,10 +14,12 @@ export async function findAnswerable(
 ): Promise<number[]> {
   const found: number[] = [];
   for (let first = 0; first < CANDIDATES_MAX && found.length < count; first += BATCH) {
-    const questions = Array.from({ length: BATCH }, (_, index) => seamQuestion(first + index));
+    const numbers = Array.from({ length: BATCH }, (_, index) => first + index);
+    const candidates = numbers.filter((number) => isUnambiguous(seamQuestion(number)));
+    const questions = candidates.map(seamQuestion);
     const lines = await answer(questions);
     for (const [index, line] of lines.entries()) {
-      if (holdsGold(textOf(line.answer), questions[index]?.gold ?? "\0")) found.push(first + index);
+      if (holdsGold(textOf(line.answer), questions[index]?.gold ?? "\0")) found.push(candidates[index] ?? 0);
     }
     say(`${first + BATCH} tried, ${found.length} answered right`);
   }

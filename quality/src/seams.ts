@@ -1,5 +1,5 @@
 import { drawsFrom } from "./draw.ts";
-import type { Question } from "./question.ts";
+import { holdsGold, type Question } from "./question.ts";
 
 const WOMEN = [
   "Ada Brandt",
@@ -130,4 +130,9 @@ export function seamQuestion(index: number): Question {
     { text: `${fact.told(one)} People in ${one.home} still speak of it.` },
   ]);
   return { id: `seam-${index}`, documents, question: fact.asked(asked), gold: fact.gold(asked) };
+}
+
+/** Whether the answer stands in one passage only; by chance a town can be in two. */
+export function isUnambiguous({ documents, gold = "" }: Question): boolean {
+  return documents.filter(({ text }) => holdsGold(text, gold)).length === 1;
 }

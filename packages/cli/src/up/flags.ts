@@ -31,7 +31,13 @@ export const UP_FLAGS = defineOptions("npm run up --", "a whole cluster on this 
     choices: ["stored", "f32", "q8_0"],
     help: "How matrices are kept: as the file has them, expanded to f32, or rounded to 8 bits.",
   },
-  kvBytes: { type: "bytes", env: "KVASIR_UP_KV_BYTES", default: "256MiB", min: 1, help: "KV pool of each worker." },
+  kvBytes: {
+    type: "bytes",
+    env: "KVASIR_UP_KV_BYTES",
+    default: "1GiB",
+    min: 1,
+    help: "KV pool of each worker; memory is taken as it is used.",
+  },
   once: { type: "boolean", env: "KVASIR_UP_ONCE", help: "End after the question instead of waiting for Ctrl-C." },
 });
 
