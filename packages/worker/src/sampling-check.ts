@@ -32,6 +32,8 @@ export function checkSampling(sampling: SamplingParams, vocabSize: number): void
     if (!Number.isFinite(bias))
       throw invalid("logit_bias", `logit_bias is ${bias} for ${tokenId}; use a finite number`);
   }
+  if (sampling.constraint !== undefined && sampling.stopTokenIds.length === 0)
+    throw invalid("stop_token_ids", "stop_token_ids is empty; a text under a constraint ends with one");
   for (const { tokenIds } of sampling.badWords) {
     if (tokenIds.length === 0) throw invalid("bad_words", "bad_words has an empty word; give at least one token");
     known("bad_words", tokenIds);

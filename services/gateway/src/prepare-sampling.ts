@@ -3,6 +3,7 @@ import type { ChatTokenizer } from "@kvasir/tokenizer";
 import { RequestError } from "./http/openai-error.ts";
 import type { ChatRequest, CompletionRequest } from "./http/schema.ts";
 import type { ServedModel } from "./prepare.ts";
+import { type FieldConstraint, prepareConstraint } from "./prepare-constraint.ts";
 
 /** How tokens are chosen, as the workers read it (`kvasir.common.v1.SamplingParams`). */
 export interface Sampling {
@@ -23,6 +24,8 @@ export interface Sampling {
   readonly logprobs: boolean;
   readonly topLogprobs: number;
   readonly promptLogprobs?: number;
+  /** `field` stays in the gateway. */
+  readonly constraint?: FieldConstraint;
 }
 
 /** What both endpoints take alike. Zero and one stand for what changes nothing, as OpenAI's defaults do. */
@@ -38,6 +41,12 @@ export async function prepareSampling(
     "logit_bias",
     logitBias.map((entry) => entry.tokenId),
   );
+  const stopTokenIds = [...new Set(request.ignore_eos === true ? own : [...model.facts.eosTokenIds, ...own])];
+  const constraint = prepareConstraint(request);
+  if (constraint !== undefined && stopTokenIds.length === 0) {
+    const message = `ignore_eos leaves a text under ${constraint.field} without an end; leave it out or give stop_token_ids`;
+    throw new RequestError(message, { param: "ignore_eos", code: "invalid_value" });
+  }
   return {
     temperature: request.temperature ?? 1,
     topK: Math.max(0, request.top_k ?? 0),
@@ -51,7 +60,8 @@ export async function prepareSampling(
     minTokens: request.min_tokens ?? 0,
     badWords: await badWords(model.tokenizer, request.bad_words ?? []),
     seed: request.seed == null ? randomBytes(8).readBigUInt64LE() : BigInt.asUintN(64, BigInt(request.seed)),
-    stopTokenIds: [...new Set(request.ignore_eos === true ? own : [...model.facts.eosTokenIds, ...own])],
+    stopTokenIds,
+    ...(constraint === undefined ? {} : { constraint }),
     ...(request.prompt_logprobs == null ? {} : { promptLogprobs: request.prompt_logprobs }),
   };
 }

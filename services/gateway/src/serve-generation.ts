@@ -11,6 +11,7 @@ import { echoedEntries, type PromptLogprobs, promptLogprobs } from "./output/pro
 import { chatShape, completionShape, type Tail } from "./output/response-shape.ts";
 import { createTokenText } from "./output/token-text.ts";
 import { type PreparedRequest, prepareChat, prepareCompletion, type ServedModel } from "./prepare.ts";
+import { constraintError, type FieldConstraint } from "./prepare-constraint.ts";
 import { type ResponseWriter, sendError, streamWriter, wholeWriter } from "./response-writer.ts";
 import type { RunningRequests } from "./running-requests.ts";
 import { type GenerationEnd, generate, type SinkAnswer, type Upstream } from "./upstream/generate.ts";
@@ -63,8 +64,10 @@ export async function serveGeneration(
   metrics.active.inc();
   let writer: ResponseWriter | undefined;
   let status = 200;
+  let constraint: FieldConstraint | undefined;
   try {
     const prepared = await prepare(model, endpoint, request.body);
+    constraint = prepared.sampling.constraint;
     const shapeFacts = {
       id: `${endpoint === "chat" ? "chatcmpl" : "cmpl"}-${request.id}`,
       model: model.name,
@@ -88,7 +91,8 @@ export async function serveGeneration(
       arrivedAt,
       traceId,
     });
-  } catch (error) {
+  } catch (thrown) {
+    const error = constraintError(thrown, constraint);
     failSpan(span, error);
     if (!(error instanceof KvasirError || error instanceof RequestError)) {
       telemetry.logger.error({ err: error, requestId: request.id, traceId }, "a request failed");

@@ -119,6 +119,7 @@ export class FakeKernel {
         device: "fake",
         stepTokenMax: 2048,
       }),
+      prepareConstraint: async () => ({}),
       execute: async (call) => {
         if (this.#executeOpen) throw new KvasirError({ reason: "stale_epoch", message: "an Execute stream is open" });
         this.#executeOpen = true;

@@ -73,6 +73,7 @@ async function generate(
   if (choiceCount > sequenceCountMax) {
     throw invalid("choice_count", `choice_count is ${choiceCount}; this worker runs ${sequenceCountMax} sequences`);
   }
+  if (checked.sampling.constraint) await incarnation.kernel.prepareConstraint(checked.sampling.constraint);
   const { workerId, tracer, admissionWaitMs, leaseMs, peers } = options;
   const facts = {
     call,

@@ -3,6 +3,7 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { Metadata } from "@grpc/grpc-js";
 import { KvasirError } from "@kvasir/core";
 import {
+  type Constraint,
   type DescribeResponse,
   type FetchRequestSchema,
   KernelService,
@@ -13,6 +14,8 @@ import {
 import { createClient, errorFromService, type RpcClient } from "@kvasir/rpc";
 
 const CALL_DEADLINE_MS = 10_000;
+/** Large schemas take a second, on a busy machine several. */
+const COMPILE_DEADLINE_MS = 30_000;
 const RETRY_FIRST_MS = 50;
 const RETRY_MAX_MS = 1_000;
 
@@ -33,6 +36,15 @@ export class Kernel {
 
   describe(): Promise<DescribeResponse> {
     return this.#client.describe({}, { deadlineMs: CALL_DEADLINE_MS });
+  }
+
+  /** Has a constraint compiled before its sequence starts; fails with `invalid_request` when it cannot be honoured. */
+  async prepareConstraint(constraint: Constraint): Promise<void> {
+    try {
+      await this.#client.prepareConstraint({ constraint }, { deadlineMs: COMPILE_DEADLINE_MS });
+    } catch (error) {
+      throw errorFromService(error);
+    }
   }
 
   execute(): ExecuteStream {

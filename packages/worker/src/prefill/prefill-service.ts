@@ -82,6 +82,9 @@ export function prefillService(options: PrefillServiceOptions): Implementation<t
         const first = await requests.next();
         if (first.done || first.value.kind.case !== "start")
           throw invalid("start", "the first message must be `start`");
+        const constraint = first.value.kind.value.sampling?.constraint;
+        if (constraint) await options.current()?.kernel.prepareConstraint(constraint);
+        if (call.cancelled) return;
         run = start(first.value.kind.value, call);
         const done = run.serve(call);
         void listen(requests, run, call);

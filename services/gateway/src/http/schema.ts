@@ -7,12 +7,30 @@ const DOCUMENTS_MAX = 1024;
 const IDS_MAX = 256;
 /** As OpenAI's. */
 const CHOICES_MAX = 128;
+const GUIDED_CHOICES_MAX = 1024;
 
 const Stop = z.string().min(1, "is empty; give at least one character").max(1024);
 const Document = z.union([z.string().min(1), z.strictObject({ title: z.string().nullish(), text: z.string().min(1) })]);
 
 const Penalty = z.number().min(-2).max(2);
 const TokenId = z.int().nonnegative().max(TOKENS_MAX);
+
+const JsonSchema = z.record(z.string(), z.unknown());
+const Choice = z.array(z.string().min(1, "is empty; give at least one character")).min(1).max(GUIDED_CHOICES_MAX);
+const ResponseFormat = z.discriminatedUnion("type", [
+  z.strictObject({ type: z.literal("text") }),
+  z.strictObject({ type: z.literal("json_object") }),
+  z.strictObject({
+    type: z.literal("json_schema"),
+    json_schema: z.strictObject({
+      name: z.string(),
+      description: z.string().nullish(),
+      schema: JsonSchema,
+      // Schemas are always kept to.
+      strict: z.boolean().nullish(),
+    }),
+  }),
+]);
 
 const Seed = z.union(
   [
@@ -54,6 +72,18 @@ const COMMON = {
   stop_token_ids: z.array(TokenId).max(IDS_MAX).nullish(),
   bad_words: z.array(z.string().min(1).max(1024)).max(IDS_MAX).nullish(),
   include_stop_str_in_output: z.boolean().nullish(),
+  response_format: ResponseFormat.nullish(),
+  guided_json: z.union([z.string(), JsonSchema]).nullish(),
+  guided_regex: z.string().min(1).nullish(),
+  guided_choice: Choice.nullish(),
+  structured_outputs: z
+    .strictObject({
+      json: z.union([z.string(), JsonSchema]).nullish(),
+      regex: z.string().min(1).nullish(),
+      choice: Choice.nullish(),
+      json_object: z.boolean().nullish(),
+    })
+    .nullish(),
   prompt_logprobs: z.int().min(0).max(20).nullish(),
 };
 
@@ -86,7 +116,6 @@ export const ChatRequest = z.strictObject({
   top_logprobs: z.int().min(0).max(20).nullish(),
   store: z.literal(false).nullish(),
   service_tier: z.enum(["auto", "default"]).nullish(),
-  response_format: z.strictObject({ type: z.literal("text") }).nullish(),
 });
 export type ChatRequest = z.infer<typeof ChatRequest>;
 

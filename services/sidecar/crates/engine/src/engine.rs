@@ -8,6 +8,7 @@ use crate::plan::{Slice, SliceOutcome, SliceResult, StepOutput, StepPlan};
 use crate::sequence::Sequence;
 use crate::validate::{Limits, validate};
 use crate::weights::Weights;
+use kvasir_grammar::Grammars;
 use kvasir_kernels::{AlignedF32, Cpu, KvDtype, KvPool, KvShape};
 use kvasir_model::ModelConfig;
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 mod compute;
+mod guides;
 mod probe;
 use compute::Computed;
 
@@ -59,6 +61,7 @@ pub struct Engine {
     limits: Limits,
     sequences: HashMap<u64, Sequence>,
     logits: AlignedF32,
+    grammars: Option<Arc<Grammars>>,
 }
 
 impl Engine {
@@ -129,6 +132,7 @@ impl Engine {
             limits,
             sequences: HashMap::new(),
             logits: AlignedF32::default(),
+            grammars: None,
         })
     }
 
@@ -177,6 +181,7 @@ impl Engine {
             let checked = placement.relocation().check(self.backend.pool());
             checked.map_err(|source| StepError::Placement { index, source })?;
         }
+        let mut guides = self.guides(plan)?;
         let started = Instant::now();
         for placement in &plan.placements {
             self.backend.place(placement.relocation())?;
@@ -185,7 +190,10 @@ impl Engine {
             self.sequences.remove(id);
         }
         for start in &plan.starts {
-            self.sequences.insert(start.sequence_id, Sequence::new(start));
+            self.sequences.insert(
+                start.sequence_id,
+                Sequence::new(start, guides.remove(&start.sequence_id)),
+            );
         }
         let mut output = StepOutput::default();
         let mut work = Vec::with_capacity(plan.slices.len());
@@ -195,10 +203,11 @@ impl Engine {
             if !sequence.stopped {
                 outcome = SliceOutcome::Computed;
                 sequence.blocks.extend_from_slice(&slice.appended_block_ids);
-                if let Some(history) = &mut sequence.history {
-                    for (offset, token) in slice.token_ids.iter().enumerate() {
-                        history.push(slice.start_position as usize + offset, *token);
-                    }
+                for (offset, token) in slice.token_ids.iter().enumerate() {
+                    sequence.push(slice.start_position as usize + offset, *token);
+                }
+                if slice.sample {
+                    sequence.prepare_mask();
                 }
                 let prompt = slice
                     .token_count
@@ -221,6 +230,7 @@ impl Engine {
             index,
             token,
             prompt_logprobs,
+            dead,
         } in self.compute(&work)?
         {
             let slice = &plan.slices[index];
@@ -231,11 +241,13 @@ impl Engine {
             sequence.prompt_logprobs.extend(prompt_logprobs);
             if let Some(mut token) = token {
                 token.prompt_logprobs = std::mem::take(&mut sequence.prompt_logprobs);
-                if let Some(history) = &mut sequence.history {
-                    history.push(end as usize, token.token_id);
-                }
                 let generated = end - sequence.prompt_token_count;
-                sequence.stopped = sequence.ends_with(token.token_id, generated, end, self.limits.context_length);
+                sequence.stopped =
+                    dead || sequence.ends_with(token.token_id, generated, end, self.limits.context_length);
+                if !sequence.stopped {
+                    sequence.push(end as usize, token.token_id);
+                    sequence.prepare_mask();
+                }
                 let result = &mut output.results[index];
                 result.outcome = if sequence.stopped {
                     SliceOutcome::Stopped

@@ -22,6 +22,7 @@ mod weights;
 pub use backend::Backend;
 pub use engine::{Engine, EngineOptions, WeightFormat};
 pub use error::{EngineError, StepError};
+pub use kvasir_grammar::{Constraint, GrammarError, Grammars};
 pub use kvasir_kernels::{Isa, KvDtype, KvPool, PackedMatrix, PoolError, WeightType};
 pub use layout::{KvLayout, dtype_name};
 pub use plan::{

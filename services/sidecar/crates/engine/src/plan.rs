@@ -1,5 +1,6 @@
 //! What a step is asked to do and what it answers. Mirrors `kvasir.kernel.v1`, without the wire.
 
+use kvasir_grammar::Constraint;
 use kvasir_kernels::Relocation;
 
 /// One step: sequences to forget, new sequences, and tokens to compute.
@@ -114,6 +115,8 @@ pub struct SamplingParams {
     pub bad_words: Vec<Vec<u32>>,
     /// Report log-probabilities of the prompt's tokens, with so many of the most likely ones at each place.
     pub prompt_logprobs: Option<u32>,
+    /// What the whole text must match; ends with a stop token.
+    pub constraint: Option<Constraint>,
 }
 
 impl SamplingParams {
@@ -159,6 +162,7 @@ impl Default for SamplingParams {
             min_tokens: 0,
             bad_words: Vec::new(),
             prompt_logprobs: None,
+            constraint: None,
         }
     }
 }

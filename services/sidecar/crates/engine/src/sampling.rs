@@ -5,6 +5,7 @@ use crate::candidates::{Candidate, keeps_all, pick, rank_all, sorted_prefix, tru
 use crate::history::History;
 use crate::plan::{PromptLogprob, SampledToken, SamplingParams, TokenLogprob};
 use crate::random::uniform;
+use kvasir_grammar::Mask;
 use kvasir_kernels::{Isa, argmax, exp_weights};
 
 /// Buffers that outlive one call; their content does not.
@@ -16,24 +17,42 @@ pub struct SamplingScratch {
     kept: Vec<Candidate>,
 }
 
+/// What earlier tokens say about the next one.
+#[derive(Clone, Copy, Default)]
+pub struct Past<'a> {
+    /// For penalties and bad words.
+    pub history: Option<&'a History>,
+    /// For constraints.
+    pub mask: Option<&'a Mask>,
+}
+
 /// Chooses token `index` of a request from its logits.
 ///
-/// First [`adjust`] changes the logits. Temperature 0 then takes the largest, the lowest id among equals. Otherwise: softmax at the
+/// First [`adjust`] changes the logits, then the mask forbids what its constraint does not allow; where both leave nothing, the constraint
+/// alone counts. Temperature 0 then takes the largest, the lowest id among equals. Otherwise: softmax at the
 /// temperature, [`truncate`], one draw from what is left. Log-probabilities are of the unmodified distribution, as vLLM's `raw_logprobs`.
 /// Logits that are NaN count as least likely.
 pub fn sample(
     isa: Isa,
     logits: &[f32],
     params: &SamplingParams,
-    history: Option<&History>,
+    past: Past<'_>,
     index: u64,
     scratch: &mut SamplingScratch,
 ) -> SampledToken {
-    let token = if is_needed(params, index) {
+    let token = if is_needed(params, index) || past.mask.is_some() {
         let mut adjusted = std::mem::take(&mut scratch.adjusted);
         adjusted.clear();
         adjusted.extend_from_slice(logits);
-        adjust(&mut adjusted, params, history.unwrap_or(&History::default()), index);
+        adjust(
+            &mut adjusted,
+            params,
+            past.history.unwrap_or(&History::default()),
+            index,
+        );
+        if let Some(mask) = past.mask {
+            restrict(&mut adjusted, logits, mask, &params.stop_token_ids);
+        }
         let token = choose(isa, &adjusted, params, index, scratch);
         scratch.adjusted = adjusted;
         token
@@ -52,6 +71,23 @@ pub fn sample(
         sampled.top_logprobs = top;
     }
     sampled
+}
+
+/// Forbids what a mask does not allow. A dead one ends the sequence, by a token that is no stop token: the text is cut, not complete.
+fn restrict(adjusted: &mut [f32], logits: &[f32], mask: &Mask, stop_token_ids: &[u32]) {
+    if mask.is_dead() {
+        for token in stop_token_ids {
+            if let Some(logit) = adjusted.get_mut(*token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        return;
+    }
+    mask.apply(adjusted, stop_token_ids);
+    if adjusted.iter().all(|logit| *logit == f32::NEG_INFINITY) {
+        adjusted.copy_from_slice(logits);
+        mask.apply(adjusted, stop_token_ids);
+    }
 }
 
 /// How likely the model held a token of the prompt, with the `count` most likely ones.

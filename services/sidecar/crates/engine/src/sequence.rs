@@ -2,9 +2,9 @@
 
 use crate::history::History;
 use crate::plan::{PromptLogprob, SamplingParams, SequenceStart};
+use kvasir_grammar::Guide;
 
 /// A sequence between steps.
-#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Sequence {
     pub(crate) prompt_token_count: u32,
     pub(crate) sampling: SamplingParams,
@@ -16,12 +16,14 @@ pub(crate) struct Sequence {
     pub(crate) stopped: bool,
     /// Kept only when sampling needs it.
     pub(crate) history: Option<History>,
+    /// Its way through its constraint.
+    pub(crate) guide: Option<Guide>,
     /// Of the prompt's tokens so far, until the first token takes them along.
     pub(crate) prompt_logprobs: Vec<PromptLogprob>,
 }
 
 impl Sequence {
-    pub(crate) fn new(start: &SequenceStart) -> Self {
+    pub(crate) fn new(start: &SequenceStart, guide: Option<Guide>) -> Self {
         Self {
             prompt_token_count: start.prompt_token_count,
             sampling: start.sampling.clone(),
@@ -33,7 +35,25 @@ impl Sequence {
                 .sampling
                 .needs_history()
                 .then(|| History::new(&start.prompt_token_ids, start.prompt_token_count as usize)),
+            guide,
             prompt_logprobs: Vec::new(),
+        }
+    }
+
+    /// Takes a token of prompt or output into account, where sampling looks back.
+    pub(crate) fn push(&mut self, position: usize, token: u32) {
+        if let Some(history) = &mut self.history {
+            history.push(position, token);
+        }
+        if let Some(guide) = &mut self.guide {
+            guide.push(position, token);
+        }
+    }
+
+    /// Has the mask of the next token made while the device computes.
+    pub(crate) fn prepare_mask(&mut self) {
+        if let Some(guide) = &mut self.guide {
+            guide.prepare();
         }
     }
 

@@ -266,6 +266,10 @@ fn check_start(start: &SequenceStart, limits: Limits) -> Result<(), StepError> {
         let remedy = format!("use ids below {}", limits.vocab_size);
         return Err(invalid("prompt_token_ids", token.to_string(), remedy));
     }
+    if start.sampling.constraint.is_some() && start.sampling.stop_token_ids.is_empty() {
+        let remedy = "give a stop token: a text under a constraint ends with one".into();
+        return Err(invalid("stop_token_ids", "empty".into(), remedy));
+    }
     if max_tokens == 0 {
         return Err(invalid("max_tokens", "0".into(), "use at least 1".into()));
     }

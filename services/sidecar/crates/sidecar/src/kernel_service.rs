@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use kvasir_engine::{GrammarError, Grammars};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,7 +16,7 @@ use crate::device::{DeviceAnswer, DeviceCommand, DeviceHandle};
 use crate::errors::CallError;
 use crate::exports::ExportTerms;
 use crate::fetch;
-use crate::plan_from_wire::{plan_from_wire, response_to_wire};
+use crate::plan_from_wire::{constraint_from_wire, plan_from_wire, response_to_wire};
 use crate::proto::kernel;
 use crate::proto::kernel::kernel_service_server::KernelService;
 use crate::state::Sidecar;
@@ -49,6 +50,8 @@ pub struct WorkerFacing {
     pub sidecar: Arc<Sidecar>,
     /// The device.
     pub device: DeviceHandle,
+    /// Compiled constraints.
+    pub grammars: Arc<Grammars>,
     /// Constant facts.
     pub description: Description,
     /// To other sidecars.
@@ -104,6 +107,26 @@ impl KernelService for WorkerFacing {
             executing.store(false, Ordering::Release);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn prepare_constraint(
+        &self,
+        request: Request<kernel::PrepareConstraintRequest>,
+    ) -> Result<Response<kernel::PrepareConstraintResponse>, Status> {
+        let invalid = |message: String| CallError::InvalidRequest {
+            field: "constraint".into(),
+            message,
+        };
+        let constraint = request.into_inner().constraint.and_then(constraint_from_wire);
+        let constraint = constraint.ok_or_else(|| invalid("is empty; name what the text must match".into()))?;
+        let grammars = Arc::clone(&self.grammars);
+        let checked = tokio::task::spawn_blocking(move || grammars.check(&constraint)).await;
+        match checked {
+            Ok(Ok(())) => Ok(Response::new(kernel::PrepareConstraintResponse {})),
+            Ok(Err(GrammarError::Internal(message))) => Err(CallError::Internal(message).into()),
+            Ok(Err(error)) => Err(invalid(error.to_string()).into()),
+            Err(error) => Err(CallError::Internal(error.to_string()).into()),
+        }
     }
 
     async fn publish(

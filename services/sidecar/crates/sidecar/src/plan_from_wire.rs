@@ -1,7 +1,7 @@
 //! `ExecuteRequest` to the engine's plan and back.
 
 use kvasir_engine::{
-    Placement, SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, StepPlan, TokenLogprob,
+    Constraint, Placement, SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, StepPlan, TokenLogprob,
 };
 
 use crate::device::DeviceAnswer;
@@ -83,7 +83,19 @@ fn sampling_from_wire(wire: common::SamplingParams) -> SamplingParams {
         min_tokens: wire.min_tokens,
         bad_words: wire.bad_words.into_iter().map(|word| word.token_ids).collect(),
         prompt_logprobs: wire.prompt_logprobs,
+        constraint: wire.constraint.and_then(constraint_from_wire),
     }
+}
+
+/// Absent when it says nothing.
+pub fn constraint_from_wire(wire: common::Constraint) -> Option<Constraint> {
+    use common::constraint::Kind;
+    Some(match wire.kind? {
+        Kind::JsonObject(_) => Constraint::JsonObject,
+        Kind::JsonSchema(text) => Constraint::JsonSchema(text),
+        Kind::Regex(text) => Constraint::Regex(text),
+        Kind::Choice(choice) => Constraint::Choice(choice.texts),
+    })
 }
 
 /// The answer of a step that ran.

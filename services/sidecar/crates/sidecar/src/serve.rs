@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use kvasir_engine::{Engine, EngineOptions};
+use kvasir_engine::{Engine, EngineOptions, Grammars};
 use kvasir_model::ModelSource;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -62,20 +62,24 @@ pub fn serve(flags: ServeFlags) -> Result<(), Fatal> {
     let key = read_ticket_key()?;
     exit_with_stdin(flags.socket.clone());
     let mut last = Instant::now();
-    let engine = load_engine(&flags.engine, &mut |done_bytes, total_bytes| {
+    let mut engine = load_engine(&flags.engine, &mut |done_bytes, total_bytes| {
         if last.elapsed() > Duration::from_millis(200) || done_bytes == total_bytes {
             last = Instant::now();
             say(&serde_json::json!({"event": "loading", "done_bytes": done_bytes, "total_bytes": total_bytes}));
         }
     })?;
+    let config = engine.config();
+    let grammars = Grammars::of_model(&flags.engine.model, config.vocab_size, &config.eos_token_ids);
+    let grammars = Arc::new(grammars);
+    engine.set_grammars(Arc::clone(&grammars));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(run(flags, key, engine))
+    runtime.block_on(run(flags, key, engine, grammars))
 }
 
-async fn run(flags: ServeFlags, key: TicketKey, engine: Engine) -> Result<(), Fatal> {
+async fn run(flags: ServeFlags, key: TicketKey, engine: Engine, grammars: Arc<Grammars>) -> Result<(), Fatal> {
     let telemetry = Telemetry::start(&flags.worker_id);
     let (exports, stats) = (Arc::new(Exports::default()), Arc::new(Stats::default()));
     let sidecar = Arc::new(Sidecar {
@@ -105,6 +109,7 @@ async fn run(flags: ServeFlags, key: TicketKey, engine: Engine) -> Result<(), Fa
     let worker_facing = WorkerFacing {
         sidecar: Arc::clone(&sidecar),
         device,
+        grammars,
         description,
         connections: Arc::new(Connections::default()),
         executing: Arc::new(AtomicBool::new(false)),

@@ -3,9 +3,11 @@
 use super::{Engine, SliceWork, lost};
 use crate::error::StepError;
 use crate::plan::{PromptLogprob, SampledToken};
-use crate::sampling::{SamplingScratch, prompt_logprob, sample};
+use crate::sampling::{Past, SamplingScratch, prompt_logprob, sample};
 use crate::sequence::Sequence;
+use kvasir_grammar::{Guide, Mask};
 use kvasir_kernels::Span;
+use std::sync::Arc;
 
 /// Rows of a pass in which prompts want their log-probabilities: each such row has logits of the whole vocabulary.
 const LOGPROB_ROWS_MAX: usize = 64;
@@ -16,6 +18,8 @@ pub(super) struct Computed {
     pub(super) index: usize,
     pub(super) token: Option<SampledToken>,
     pub(super) prompt_logprobs: Vec<PromptLogprob>,
+    /// The sequence's constraint cannot be followed beyond this token.
+    pub(super) dead: bool,
 }
 
 /// What is read from one row of logits.
@@ -56,6 +60,7 @@ impl Engine {
                         index,
                         token: None,
                         prompt_logprobs: Vec::new(),
+                        dead: false,
                     });
                 }
                 let slot = done.len() - 1;
@@ -102,6 +107,12 @@ impl Engine {
             }
             let rows: Vec<usize> = readings.iter().map(|reading| reading.row).collect();
             self.backend.forward(&tokens, spans, &rows, &mut self.logits)?;
+            // Waits only for masks that took longer than the pass.
+            let mask_of = |reading: &Reading<'_>| match reading.purpose {
+                Purpose::Sample(_) => reading.sequence.guide.as_ref().and_then(Guide::mask),
+                Purpose::Prompt(..) => None,
+            };
+            let masks: Vec<Option<Arc<Mask>>> = readings.iter().map(mask_of).collect();
             let mut reads: Vec<Option<Read>> = readings.iter().map(|_| None).collect();
             let (isa, vocab, logits) = (self.cpu.isa, self.limits.vocab_size, &self.logits);
             self.cpu.threads.for_each(&mut reads, |i, read| {
@@ -110,13 +121,17 @@ impl Engine {
                 let scratch = &mut SamplingScratch::default();
                 *read = Some(match *purpose {
                     Purpose::Sample(generated) => {
-                        let history = sequence.history.as_ref();
-                        Read::Token(sample(isa, row, &sequence.sampling, history, generated, scratch))
+                        let past = Past {
+                            history: sequence.history.as_ref(),
+                            mask: masks[i].as_deref(),
+                        };
+                        Read::Token(sample(isa, row, &sequence.sampling, past, generated, scratch))
                     }
                     Purpose::Prompt(token, top) => Read::Prompt(prompt_logprob(isa, row, token, top, scratch)),
                 });
             });
-            for (reading, read) in readings.iter().zip(reads) {
+            for ((reading, read), mask) in readings.iter().zip(reads).zip(masks) {
+                done[reading.slot].dead |= mask.is_some_and(|mask| mask.is_dead());
                 match read {
                     Some(Read::Token(token)) => done[reading.slot].token = Some(token),
                     Some(Read::Prompt(logprob)) => done[reading.slot].prompt_logprobs.push(logprob),

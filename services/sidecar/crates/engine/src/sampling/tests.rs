@@ -11,7 +11,7 @@ fn sample(
     index: u64,
     scratch: &mut SamplingScratch,
 ) -> SampledToken {
-    super::sample(isa, logits, params, None, index, scratch)
+    super::sample(isa, logits, params, Past::default(), index, scratch)
 }
 
 fn params(temperature: f32, top_k: u32, top_p: f32) -> SamplingParams {

@@ -280,6 +280,14 @@ export declare type SamplingParams = Message<"kvasir.common.v1.SamplingParams"> 
    * @generated from field: optional uint32 prompt_logprobs = 17;
    */
   promptLogprobs?: number | undefined;
+
+  /**
+   * What the whole text must match. Stop tokens are sampled only where it may end, so at least one must be given. A constraint that becomes
+   * too costly to follow ends the sequence there, as max_tokens does.
+   *
+   * @generated from field: kvasir.common.v1.Constraint constraint = 18;
+   */
+  constraint?: Constraint | undefined;
 };
 
 /**
@@ -287,6 +295,78 @@ export declare type SamplingParams = Message<"kvasir.common.v1.SamplingParams"> 
  * Use `create(SamplingParamsSchema)` to create a new message.
  */
 export declare const SamplingParamsSchema: GenMessage<SamplingParams>;
+
+/**
+ * A language that a text belongs to.
+ *
+ * @generated from message kvasir.common.v1.Constraint
+ */
+export declare type Constraint = Message<"kvasir.common.v1.Constraint"> & {
+  /**
+   * Which.
+   *
+   * @generated from oneof kvasir.common.v1.Constraint.kind
+   */
+  kind: {
+    /**
+     * Any JSON object; true.
+     *
+     * @generated from field: bool json_object = 1;
+     */
+    value: boolean;
+    case: "jsonObject";
+  } | {
+    /**
+     * A JSON Schema, as text.
+     *
+     * @generated from field: string json_schema = 2;
+     */
+    value: string;
+    case: "jsonSchema";
+  } | {
+    /**
+     * A regular expression for the whole text.
+     *
+     * @generated from field: string regex = 3;
+     */
+    value: string;
+    case: "regex";
+  } | {
+    /**
+     * Texts to choose from.
+     *
+     * @generated from field: kvasir.common.v1.TextChoice choice = 4;
+     */
+    value: TextChoice;
+    case: "choice";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message kvasir.common.v1.Constraint.
+ * Use `create(ConstraintSchema)` to create a new message.
+ */
+export declare const ConstraintSchema: GenMessage<Constraint>;
+
+/**
+ * Texts, one of which is chosen.
+ *
+ * @generated from message kvasir.common.v1.TextChoice
+ */
+export declare type TextChoice = Message<"kvasir.common.v1.TextChoice"> & {
+  /**
+   * At least one, none empty.
+   *
+   * @generated from field: repeated string texts = 1;
+   */
+  texts: string[];
+};
+
+/**
+ * Describes the message kvasir.common.v1.TextChoice.
+ * Use `create(TextChoiceSchema)` to create a new message.
+ */
+export declare const TextChoiceSchema: GenMessage<TextChoice>;
 
 /**
  * A change to one token's logit.

@@ -6,13 +6,47 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
-import type { KvLayout, SampledToken, SamplingParams } from "../../common/v1/common_pb.js";
+import type { Constraint, KvLayout, SampledToken, SamplingParams } from "../../common/v1/common_pb.js";
 import type { CodecLevel, Ticket } from "../../transfer/v1/transfer_service_pb.js";
 
 /**
  * Describes the file kvasir/kernel/v1/kernel_service.proto.
  */
 export declare const file_kvasir_kernel_v1_kernel_service: GenFile;
+
+/**
+ * A constraint that is about to be used.
+ *
+ * @generated from message kvasir.kernel.v1.PrepareConstraintRequest
+ */
+export declare type PrepareConstraintRequest = Message<"kvasir.kernel.v1.PrepareConstraintRequest"> & {
+  /**
+   * It.
+   *
+   * @generated from field: kvasir.common.v1.Constraint constraint = 1;
+   */
+  constraint?: Constraint | undefined;
+};
+
+/**
+ * Describes the message kvasir.kernel.v1.PrepareConstraintRequest.
+ * Use `create(PrepareConstraintRequestSchema)` to create a new message.
+ */
+export declare const PrepareConstraintRequestSchema: GenMessage<PrepareConstraintRequest>;
+
+/**
+ * It can be used.
+ *
+ * @generated from message kvasir.kernel.v1.PrepareConstraintResponse
+ */
+export declare type PrepareConstraintResponse = Message<"kvasir.kernel.v1.PrepareConstraintResponse"> & {
+};
+
+/**
+ * Describes the message kvasir.kernel.v1.PrepareConstraintResponse.
+ * Use `create(PrepareConstraintResponseSchema)` to create a new message.
+ */
+export declare const PrepareConstraintResponseSchema: GenMessage<PrepareConstraintResponse>;
 
 /**
  * Nothing to say.
@@ -976,6 +1010,17 @@ export declare const KernelService: GenService<{
     methodKind: "bidi_streaming";
     input: typeof ExecuteRequestSchema;
     output: typeof ExecuteResponseSchema;
+  },
+  /**
+   * Compiles a constraint and keeps it for sequences to come; one that was not prepared is compiled when its sequence starts, while the
+   * device waits. Errors: INVALID_REQUEST naming `constraint` when it is wrong, not supported or too large.
+   *
+   * @generated from rpc kvasir.kernel.v1.KernelService.PrepareConstraint
+   */
+  prepareConstraint: {
+    methodKind: "unary";
+    input: typeof PrepareConstraintRequestSchema;
+    output: typeof PrepareConstraintResponseSchema;
   },
   /**
    * Opens a sequence's prompt to pulls under a lease. May come before the sequence's first step; frames flow as tokens are

@@ -12,168 +12,182 @@ import { file_kvasir_transfer_v1_transfer_service } from "../../transfer/v1/tran
  * Describes the file kvasir/kernel/v1/kernel_service.proto.
  */
 export const file_kvasir_kernel_v1_kernel_service = /*@__PURE__*/
-  fileDesc("CiVrdmFzaXIva2VybmVsL3YxL2tlcm5lbF9zZXJ2aWNlLnByb3RvEhBrdmFzaXIua2VybmVsLnYxIhEKD0Rlc2NyaWJlUmVxdWVzdCLsAQoQRGVzY3JpYmVSZXNwb25zZRIqCgZsYXlvdXQYASABKAsyGi5rdmFzaXIuY29tbW9uLnYxLkt2TGF5b3V0EhMKC2Jsb2NrX2NvdW50GAIgASgNEhoKEmt2X2J5dGVzX3Blcl90b2tlbhgDIAEoDRIWCg5jb250ZXh0X2xlbmd0aBgEIAEoDRISCgp2b2NhYl9zaXplGAUgASgNEg0KBWVwb2NoGAYgASgEEhgKEHRyYW5zZmVyX2FkZHJlc3MYByABKAkSDgoGZGV2aWNlGAggASgJEhYKDnN0ZXBfdG9rZW5fbWF4GAkgASgNItQBCg5FeGVjdXRlUmVxdWVzdBIPCgdzdGVwX2lkGAEgASgEEi8KBnN0YXJ0cxgCIAMoCzIfLmt2YXNpci5rZXJuZWwudjEuU2VxdWVuY2VTdGFydBIvCgZzbGljZXMYAyADKAsyHy5rdmFzaXIua2VybmVsLnYxLlNlcXVlbmNlU2xpY2USHAoUZHJvcHBlZF9zZXF1ZW5jZV9pZHMYBCADKAQSMQoKcGxhY2VtZW50cxgFIAMoCzIdLmt2YXNpci5rZXJuZWwudjEuS3ZQbGFjZW1lbnQimgEKC0t2UGxhY2VtZW50EhgKEHNvdXJjZV9ibG9ja19pZHMYASADKA0SFAoMc291cmNlX3N0YXJ0GAIgASgNEhgKEHRhcmdldF9ibG9ja19pZHMYAyADKA0SFAoMdGFyZ2V0X3N0YXJ0GAQgASgNEhMKC3Rva2VuX2NvdW50GAUgASgNEhYKDnBvc2l0aW9uX3NoaWZ0GAYgASgSIrYBCg1TZXF1ZW5jZVN0YXJ0EhMKC3NlcXVlbmNlX2lkGAEgASgEEhoKEnByb21wdF90b2tlbl9jb3VudBgCIAEoDRIyCghzYW1wbGluZxgDIAEoCzIgLmt2YXNpci5jb21tb24udjEuU2FtcGxpbmdQYXJhbXMSEQoJYmxvY2tfaWRzGAQgAygNEhMKC3RyYWNlcGFyZW50GAUgASgJEhgKEHByb21wdF90b2tlbl9pZHMYBiADKA0ikAEKDVNlcXVlbmNlU2xpY2USEwoLc2VxdWVuY2VfaWQYASABKAQSFgoOc3RhcnRfcG9zaXRpb24YAiABKA0SEwoLdG9rZW5fY291bnQYAyABKA0SEQoJdG9rZW5faWRzGAQgAygNEhoKEmFwcGVuZGVkX2Jsb2NrX2lkcxgFIAMoDRIOCgZzYW1wbGUYBiABKAgigwEKD0V4ZWN1dGVSZXNwb25zZRIPCgdzdGVwX2lkGAEgASgEEi4KB3Jlc3VsdHMYAiADKAsyHS5rdmFzaXIua2VybmVsLnYxLlNsaWNlUmVzdWx0EhQKDGRldmljZV9uYW5vcxgDIAEoBBIZChFkZXZpY2VfaWRsZV9uYW5vcxgEIAEoBCKCAQoLU2xpY2VSZXN1bHQSEwoLc2VxdWVuY2VfaWQYASABKAQSLwoHb3V0Y29tZRgCIAEoDjIeLmt2YXNpci5rZXJuZWwudjEuU2xpY2VPdXRjb21lEi0KBXRva2VuGAMgASgLMh4ua3Zhc2lyLmNvbW1vbi52MS5TYW1wbGVkVG9rZW4ikQEKDlB1Ymxpc2hSZXF1ZXN0EhAKCGxlYXNlX2lkGAEgASgMEhMKC3NlcXVlbmNlX2lkGAIgASgEEhMKC3Rva2VuX2NvdW50GAMgASgNEhEKCWJsb2NrX2lkcxgEIAMoDRIUCgx0ZW5hbnRfc2NvcGUYBSABKAwSGgoSZXhwaXJlc19hdF91bml4X21zGAYgASgGIhEKD1B1Ymxpc2hSZXNwb25zZSIiCg5SZWxlYXNlUmVxdWVzdBIQCghsZWFzZV9pZBgBIAEoDCIRCg9SZWxlYXNlUmVzcG9uc2Ui/gEKDEZldGNoUmVxdWVzdBIQCghsZWFzZV9pZBgBIAEoDBIqCgZ0aWNrZXQYAiABKAsyGi5rdmFzaXIudHJhbnNmZXIudjEuVGlja2V0EhYKDnNvdXJjZV9hZGRyZXNzGAMgASgJEhEKCWJsb2NrX2lkcxgEIAMoDRITCgt0b2tlbl9iZWdpbhgFIAEoDRIRCgl0b2tlbl9lbmQYBiABKA0SFAoMdGVuYW50X3Njb3BlGAcgASgMEi0KBWxldmVsGAggASgOMh4ua3Zhc2lyLnRyYW5zZmVyLnYxLkNvZGVjTGV2ZWwSGAoQc3RhbGxfdGltZW91dF9tcxgJIAEoDSJpCg1GZXRjaFJlc3BvbnNlEhoKEnZlcmlmaWVkX3Rva2VuX2VuZBgBIAEoDRISCgpkYXRhX2J5dGVzGAIgASgEEhAKCGNvbXBsZXRlGAMgASgIEhYKDnRyYW5zZmVyX25hbm9zGAQgASgEIiAKDEZlbmNlUmVxdWVzdBIQCghsZWFzZV9pZBgBIAEoDCIPCg1GZW5jZVJlc3BvbnNlIg4KDFN0YXRzUmVxdWVzdCKXAgoNU3RhdHNSZXNwb25zZRIeChZwcm9tcHRfdG9rZW5zX2NvbXB1dGVkGAEgASgEEh4KFmRlY29kZV90b2tlbnNfY29tcHV0ZWQYAiABKAQSGQoRa3ZfYnl0ZXNfcmVjZWl2ZWQYAyABKAQSFQoNa3ZfYnl0ZXNfc2VudBgEIAEoBBIWCg5mcmFtZXNfcmVmdXNlZBgFIAEoBBINCgVzdGVwcxgGIAEoBBIUCgxkZXZpY2VfbmFub3MYByABKAQSFAoMZXhwb3J0c19vcGVuGAggASgNEhcKD2ZldGNoZXNfcnVubmluZxgJIAEoDRIRCglzZXF1ZW5jZXMYCiABKA0SFQoNcHVsbHNfcnVubmluZxgLIAEoDSIPCg1IZWFsdGhSZXF1ZXN0IkAKDkhlYWx0aFJlc3BvbnNlEhIKCnN0ZXBzX2RvbmUYASABKAQSGgoSY3VycmVudF9zdGVwX25hbm9zGAIgASgEIiQKEExpc3RTcGFuc1JlcXVlc3QSEAoIdHJhY2VfaWQYASABKAkiOgoRTGlzdFNwYW5zUmVzcG9uc2USJQoFc3BhbnMYASADKAsyFi5rdmFzaXIua2VybmVsLnYxLlNwYW4i/wEKBFNwYW4SEAoIdHJhY2VfaWQYASABKAkSDwoHc3Bhbl9pZBgCIAEoCRIWCg5wYXJlbnRfc3Bhbl9pZBgDIAEoCRIMCgRuYW1lGAQgASgJEhgKEHN0YXJ0X3VuaXhfbmFub3MYBSABKAYSFgoOZW5kX3VuaXhfbmFub3MYBiABKAYSOgoKYXR0cmlidXRlcxgHIAMoCzImLmt2YXNpci5rZXJuZWwudjEuU3Bhbi5BdHRyaWJ1dGVzRW50cnkSDQoFZXJyb3IYCCABKAkaMQoPQXR0cmlidXRlc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEqmgEKDFNsaWNlT3V0Y29tZRIdChlTTElDRV9PVVRDT01FX1VOU1BFQ0lGSUVEEAASGgoWU0xJQ0VfT1VUQ09NRV9DT01QVVRFRBABEhkKFVNMSUNFX09VVENPTUVfU0FNUExFRBACEhkKFVNMSUNFX09VVENPTUVfU1RPUFBFRBADEhkKFVNMSUNFX09VVENPTUVfU0tJUFBFRBAEMtkFCg1LZXJuZWxTZXJ2aWNlElEKCERlc2NyaWJlEiEua3Zhc2lyLmtlcm5lbC52MS5EZXNjcmliZVJlcXVlc3QaIi5rdmFzaXIua2VybmVsLnYxLkRlc2NyaWJlUmVzcG9uc2USUgoHRXhlY3V0ZRIgLmt2YXNpci5rZXJuZWwudjEuRXhlY3V0ZVJlcXVlc3QaIS5rdmFzaXIua2VybmVsLnYxLkV4ZWN1dGVSZXNwb25zZSgBMAESTgoHUHVibGlzaBIgLmt2YXNpci5rZXJuZWwudjEuUHVibGlzaFJlcXVlc3QaIS5rdmFzaXIua2VybmVsLnYxLlB1Ymxpc2hSZXNwb25zZRJOCgdSZWxlYXNlEiAua3Zhc2lyLmtlcm5lbC52MS5SZWxlYXNlUmVxdWVzdBohLmt2YXNpci5rZXJuZWwudjEuUmVsZWFzZVJlc3BvbnNlEkoKBUZldGNoEh4ua3Zhc2lyLmtlcm5lbC52MS5GZXRjaFJlcXVlc3QaHy5rdmFzaXIua2VybmVsLnYxLkZldGNoUmVzcG9uc2UwARJICgVGZW5jZRIeLmt2YXNpci5rZXJuZWwudjEuRmVuY2VSZXF1ZXN0Gh8ua3Zhc2lyLmtlcm5lbC52MS5GZW5jZVJlc3BvbnNlEkgKBVN0YXRzEh4ua3Zhc2lyLmtlcm5lbC52MS5TdGF0c1JlcXVlc3QaHy5rdmFzaXIua2VybmVsLnYxLlN0YXRzUmVzcG9uc2USSwoGSGVhbHRoEh8ua3Zhc2lyLmtlcm5lbC52MS5IZWFsdGhSZXF1ZXN0GiAua3Zhc2lyLmtlcm5lbC52MS5IZWFsdGhSZXNwb25zZRJUCglMaXN0U3BhbnMSIi5rdmFzaXIua2VybmVsLnYxLkxpc3RTcGFuc1JlcXVlc3QaIy5rdmFzaXIua2VybmVsLnYxLkxpc3RTcGFuc1Jlc3BvbnNlYgZwcm90bzM", [file_kvasir_common_v1_common, file_kvasir_transfer_v1_transfer_service]);
+  fileDesc("CiVrdmFzaXIva2VybmVsL3YxL2tlcm5lbF9zZXJ2aWNlLnByb3RvEhBrdmFzaXIua2VybmVsLnYxIkwKGFByZXBhcmVDb25zdHJhaW50UmVxdWVzdBIwCgpjb25zdHJhaW50GAEgASgLMhwua3Zhc2lyLmNvbW1vbi52MS5Db25zdHJhaW50IhsKGVByZXBhcmVDb25zdHJhaW50UmVzcG9uc2UiEQoPRGVzY3JpYmVSZXF1ZXN0IuwBChBEZXNjcmliZVJlc3BvbnNlEioKBmxheW91dBgBIAEoCzIaLmt2YXNpci5jb21tb24udjEuS3ZMYXlvdXQSEwoLYmxvY2tfY291bnQYAiABKA0SGgoSa3ZfYnl0ZXNfcGVyX3Rva2VuGAMgASgNEhYKDmNvbnRleHRfbGVuZ3RoGAQgASgNEhIKCnZvY2FiX3NpemUYBSABKA0SDQoFZXBvY2gYBiABKAQSGAoQdHJhbnNmZXJfYWRkcmVzcxgHIAEoCRIOCgZkZXZpY2UYCCABKAkSFgoOc3RlcF90b2tlbl9tYXgYCSABKA0i1AEKDkV4ZWN1dGVSZXF1ZXN0Eg8KB3N0ZXBfaWQYASABKAQSLwoGc3RhcnRzGAIgAygLMh8ua3Zhc2lyLmtlcm5lbC52MS5TZXF1ZW5jZVN0YXJ0Ei8KBnNsaWNlcxgDIAMoCzIfLmt2YXNpci5rZXJuZWwudjEuU2VxdWVuY2VTbGljZRIcChRkcm9wcGVkX3NlcXVlbmNlX2lkcxgEIAMoBBIxCgpwbGFjZW1lbnRzGAUgAygLMh0ua3Zhc2lyLmtlcm5lbC52MS5LdlBsYWNlbWVudCKaAQoLS3ZQbGFjZW1lbnQSGAoQc291cmNlX2Jsb2NrX2lkcxgBIAMoDRIUCgxzb3VyY2Vfc3RhcnQYAiABKA0SGAoQdGFyZ2V0X2Jsb2NrX2lkcxgDIAMoDRIUCgx0YXJnZXRfc3RhcnQYBCABKA0SEwoLdG9rZW5fY291bnQYBSABKA0SFgoOcG9zaXRpb25fc2hpZnQYBiABKBIitgEKDVNlcXVlbmNlU3RhcnQSEwoLc2VxdWVuY2VfaWQYASABKAQSGgoScHJvbXB0X3Rva2VuX2NvdW50GAIgASgNEjIKCHNhbXBsaW5nGAMgASgLMiAua3Zhc2lyLmNvbW1vbi52MS5TYW1wbGluZ1BhcmFtcxIRCglibG9ja19pZHMYBCADKA0SEwoLdHJhY2VwYXJlbnQYBSABKAkSGAoQcHJvbXB0X3Rva2VuX2lkcxgGIAMoDSKQAQoNU2VxdWVuY2VTbGljZRITCgtzZXF1ZW5jZV9pZBgBIAEoBBIWCg5zdGFydF9wb3NpdGlvbhgCIAEoDRITCgt0b2tlbl9jb3VudBgDIAEoDRIRCgl0b2tlbl9pZHMYBCADKA0SGgoSYXBwZW5kZWRfYmxvY2tfaWRzGAUgAygNEg4KBnNhbXBsZRgGIAEoCCKDAQoPRXhlY3V0ZVJlc3BvbnNlEg8KB3N0ZXBfaWQYASABKAQSLgoHcmVzdWx0cxgCIAMoCzIdLmt2YXNpci5rZXJuZWwudjEuU2xpY2VSZXN1bHQSFAoMZGV2aWNlX25hbm9zGAMgASgEEhkKEWRldmljZV9pZGxlX25hbm9zGAQgASgEIoIBCgtTbGljZVJlc3VsdBITCgtzZXF1ZW5jZV9pZBgBIAEoBBIvCgdvdXRjb21lGAIgASgOMh4ua3Zhc2lyLmtlcm5lbC52MS5TbGljZU91dGNvbWUSLQoFdG9rZW4YAyABKAsyHi5rdmFzaXIuY29tbW9uLnYxLlNhbXBsZWRUb2tlbiKRAQoOUHVibGlzaFJlcXVlc3QSEAoIbGVhc2VfaWQYASABKAwSEwoLc2VxdWVuY2VfaWQYAiABKAQSEwoLdG9rZW5fY291bnQYAyABKA0SEQoJYmxvY2tfaWRzGAQgAygNEhQKDHRlbmFudF9zY29wZRgFIAEoDBIaChJleHBpcmVzX2F0X3VuaXhfbXMYBiABKAYiEQoPUHVibGlzaFJlc3BvbnNlIiIKDlJlbGVhc2VSZXF1ZXN0EhAKCGxlYXNlX2lkGAEgASgMIhEKD1JlbGVhc2VSZXNwb25zZSL+AQoMRmV0Y2hSZXF1ZXN0EhAKCGxlYXNlX2lkGAEgASgMEioKBnRpY2tldBgCIAEoCzIaLmt2YXNpci50cmFuc2Zlci52MS5UaWNrZXQSFgoOc291cmNlX2FkZHJlc3MYAyABKAkSEQoJYmxvY2tfaWRzGAQgAygNEhMKC3Rva2VuX2JlZ2luGAUgASgNEhEKCXRva2VuX2VuZBgGIAEoDRIUCgx0ZW5hbnRfc2NvcGUYByABKAwSLQoFbGV2ZWwYCCABKA4yHi5rdmFzaXIudHJhbnNmZXIudjEuQ29kZWNMZXZlbBIYChBzdGFsbF90aW1lb3V0X21zGAkgASgNImkKDUZldGNoUmVzcG9uc2USGgoSdmVyaWZpZWRfdG9rZW5fZW5kGAEgASgNEhIKCmRhdGFfYnl0ZXMYAiABKAQSEAoIY29tcGxldGUYAyABKAgSFgoOdHJhbnNmZXJfbmFub3MYBCABKAQiIAoMRmVuY2VSZXF1ZXN0EhAKCGxlYXNlX2lkGAEgASgMIg8KDUZlbmNlUmVzcG9uc2UiDgoMU3RhdHNSZXF1ZXN0IpcCCg1TdGF0c1Jlc3BvbnNlEh4KFnByb21wdF90b2tlbnNfY29tcHV0ZWQYASABKAQSHgoWZGVjb2RlX3Rva2Vuc19jb21wdXRlZBgCIAEoBBIZChFrdl9ieXRlc19yZWNlaXZlZBgDIAEoBBIVCg1rdl9ieXRlc19zZW50GAQgASgEEhYKDmZyYW1lc19yZWZ1c2VkGAUgASgEEg0KBXN0ZXBzGAYgASgEEhQKDGRldmljZV9uYW5vcxgHIAEoBBIUCgxleHBvcnRzX29wZW4YCCABKA0SFwoPZmV0Y2hlc19ydW5uaW5nGAkgASgNEhEKCXNlcXVlbmNlcxgKIAEoDRIVCg1wdWxsc19ydW5uaW5nGAsgASgNIg8KDUhlYWx0aFJlcXVlc3QiQAoOSGVhbHRoUmVzcG9uc2USEgoKc3RlcHNfZG9uZRgBIAEoBBIaChJjdXJyZW50X3N0ZXBfbmFub3MYAiABKAQiJAoQTGlzdFNwYW5zUmVxdWVzdBIQCgh0cmFjZV9pZBgBIAEoCSI6ChFMaXN0U3BhbnNSZXNwb25zZRIlCgVzcGFucxgBIAMoCzIWLmt2YXNpci5rZXJuZWwudjEuU3BhbiL/AQoEU3BhbhIQCgh0cmFjZV9pZBgBIAEoCRIPCgdzcGFuX2lkGAIgASgJEhYKDnBhcmVudF9zcGFuX2lkGAMgASgJEgwKBG5hbWUYBCABKAkSGAoQc3RhcnRfdW5peF9uYW5vcxgFIAEoBhIWCg5lbmRfdW5peF9uYW5vcxgGIAEoBhI6CgphdHRyaWJ1dGVzGAcgAygLMiYua3Zhc2lyLmtlcm5lbC52MS5TcGFuLkF0dHJpYnV0ZXNFbnRyeRINCgVlcnJvchgIIAEoCRoxCg9BdHRyaWJ1dGVzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASqaAQoMU2xpY2VPdXRjb21lEh0KGVNMSUNFX09VVENPTUVfVU5TUEVDSUZJRUQQABIaChZTTElDRV9PVVRDT01FX0NPTVBVVEVEEAESGQoVU0xJQ0VfT1VUQ09NRV9TQU1QTEVEEAISGQoVU0xJQ0VfT1VUQ09NRV9TVE9QUEVEEAMSGQoVU0xJQ0VfT1VUQ09NRV9TS0lQUEVEEAQyxwYKDUtlcm5lbFNlcnZpY2USUQoIRGVzY3JpYmUSIS5rdmFzaXIua2VybmVsLnYxLkRlc2NyaWJlUmVxdWVzdBoiLmt2YXNpci5rZXJuZWwudjEuRGVzY3JpYmVSZXNwb25zZRJSCgdFeGVjdXRlEiAua3Zhc2lyLmtlcm5lbC52MS5FeGVjdXRlUmVxdWVzdBohLmt2YXNpci5rZXJuZWwudjEuRXhlY3V0ZVJlc3BvbnNlKAEwARJsChFQcmVwYXJlQ29uc3RyYWludBIqLmt2YXNpci5rZXJuZWwudjEuUHJlcGFyZUNvbnN0cmFpbnRSZXF1ZXN0Gisua3Zhc2lyLmtlcm5lbC52MS5QcmVwYXJlQ29uc3RyYWludFJlc3BvbnNlEk4KB1B1Ymxpc2gSIC5rdmFzaXIua2VybmVsLnYxLlB1Ymxpc2hSZXF1ZXN0GiEua3Zhc2lyLmtlcm5lbC52MS5QdWJsaXNoUmVzcG9uc2USTgoHUmVsZWFzZRIgLmt2YXNpci5rZXJuZWwudjEuUmVsZWFzZVJlcXVlc3QaIS5rdmFzaXIua2VybmVsLnYxLlJlbGVhc2VSZXNwb25zZRJKCgVGZXRjaBIeLmt2YXNpci5rZXJuZWwudjEuRmV0Y2hSZXF1ZXN0Gh8ua3Zhc2lyLmtlcm5lbC52MS5GZXRjaFJlc3BvbnNlMAESSAoFRmVuY2USHi5rdmFzaXIua2VybmVsLnYxLkZlbmNlUmVxdWVzdBofLmt2YXNpci5rZXJuZWwudjEuRmVuY2VSZXNwb25zZRJICgVTdGF0cxIeLmt2YXNpci5rZXJuZWwudjEuU3RhdHNSZXF1ZXN0Gh8ua3Zhc2lyLmtlcm5lbC52MS5TdGF0c1Jlc3BvbnNlEksKBkhlYWx0aBIfLmt2YXNpci5rZXJuZWwudjEuSGVhbHRoUmVxdWVzdBogLmt2YXNpci5rZXJuZWwudjEuSGVhbHRoUmVzcG9uc2USVAoJTGlzdFNwYW5zEiIua3Zhc2lyLmtlcm5lbC52MS5MaXN0U3BhbnNSZXF1ZXN0GiMua3Zhc2lyLmtlcm5lbC52MS5MaXN0U3BhbnNSZXNwb25zZWIGcHJvdG8z", [file_kvasir_common_v1_common, file_kvasir_transfer_v1_transfer_service]);
+
+/**
+ * Describes the message kvasir.kernel.v1.PrepareConstraintRequest.
+ * Use `create(PrepareConstraintRequestSchema)` to create a new message.
+ */
+export const PrepareConstraintRequestSchema = /*@__PURE__*/
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 0);
+
+/**
+ * Describes the message kvasir.kernel.v1.PrepareConstraintResponse.
+ * Use `create(PrepareConstraintResponseSchema)` to create a new message.
+ */
+export const PrepareConstraintResponseSchema = /*@__PURE__*/
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 1);
 
 /**
  * Describes the message kvasir.kernel.v1.DescribeRequest.
  * Use `create(DescribeRequestSchema)` to create a new message.
  */
 export const DescribeRequestSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 0);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 2);
 
 /**
  * Describes the message kvasir.kernel.v1.DescribeResponse.
  * Use `create(DescribeResponseSchema)` to create a new message.
  */
 export const DescribeResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 1);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 3);
 
 /**
  * Describes the message kvasir.kernel.v1.ExecuteRequest.
  * Use `create(ExecuteRequestSchema)` to create a new message.
  */
 export const ExecuteRequestSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 2);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 4);
 
 /**
  * Describes the message kvasir.kernel.v1.KvPlacement.
  * Use `create(KvPlacementSchema)` to create a new message.
  */
 export const KvPlacementSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 3);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 5);
 
 /**
  * Describes the message kvasir.kernel.v1.SequenceStart.
  * Use `create(SequenceStartSchema)` to create a new message.
  */
 export const SequenceStartSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 4);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 6);
 
 /**
  * Describes the message kvasir.kernel.v1.SequenceSlice.
  * Use `create(SequenceSliceSchema)` to create a new message.
  */
 export const SequenceSliceSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 5);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 7);
 
 /**
  * Describes the message kvasir.kernel.v1.ExecuteResponse.
  * Use `create(ExecuteResponseSchema)` to create a new message.
  */
 export const ExecuteResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 6);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 8);
 
 /**
  * Describes the message kvasir.kernel.v1.SliceResult.
  * Use `create(SliceResultSchema)` to create a new message.
  */
 export const SliceResultSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 7);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 9);
 
 /**
  * Describes the message kvasir.kernel.v1.PublishRequest.
  * Use `create(PublishRequestSchema)` to create a new message.
  */
 export const PublishRequestSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 8);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 10);
 
 /**
  * Describes the message kvasir.kernel.v1.PublishResponse.
  * Use `create(PublishResponseSchema)` to create a new message.
  */
 export const PublishResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 9);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 11);
 
 /**
  * Describes the message kvasir.kernel.v1.ReleaseRequest.
  * Use `create(ReleaseRequestSchema)` to create a new message.
  */
 export const ReleaseRequestSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 10);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 12);
 
 /**
  * Describes the message kvasir.kernel.v1.ReleaseResponse.
  * Use `create(ReleaseResponseSchema)` to create a new message.
  */
 export const ReleaseResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 11);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 13);
 
 /**
  * Describes the message kvasir.kernel.v1.FetchRequest.
  * Use `create(FetchRequestSchema)` to create a new message.
  */
 export const FetchRequestSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 12);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 14);
 
 /**
  * Describes the message kvasir.kernel.v1.FetchResponse.
  * Use `create(FetchResponseSchema)` to create a new message.
  */
 export const FetchResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 13);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 15);
 
 /**
  * Describes the message kvasir.kernel.v1.FenceRequest.
  * Use `create(FenceRequestSchema)` to create a new message.
  */
 export const FenceRequestSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 14);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 16);
 
 /**
  * Describes the message kvasir.kernel.v1.FenceResponse.
  * Use `create(FenceResponseSchema)` to create a new message.
  */
 export const FenceResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 15);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 17);
 
 /**
  * Describes the message kvasir.kernel.v1.StatsRequest.
  * Use `create(StatsRequestSchema)` to create a new message.
  */
 export const StatsRequestSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 16);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 18);
 
 /**
  * Describes the message kvasir.kernel.v1.StatsResponse.
  * Use `create(StatsResponseSchema)` to create a new message.
  */
 export const StatsResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 17);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 19);
 
 /**
  * Describes the message kvasir.kernel.v1.HealthRequest.
  * Use `create(HealthRequestSchema)` to create a new message.
  */
 export const HealthRequestSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 18);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 20);
 
 /**
  * Describes the message kvasir.kernel.v1.HealthResponse.
  * Use `create(HealthResponseSchema)` to create a new message.
  */
 export const HealthResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 19);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 21);
 
 /**
  * Describes the message kvasir.kernel.v1.ListSpansRequest.
  * Use `create(ListSpansRequestSchema)` to create a new message.
  */
 export const ListSpansRequestSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 20);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 22);
 
 /**
  * Describes the message kvasir.kernel.v1.ListSpansResponse.
  * Use `create(ListSpansResponseSchema)` to create a new message.
  */
 export const ListSpansResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 21);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 23);
 
 /**
  * Describes the message kvasir.kernel.v1.Span.
  * Use `create(SpanSchema)` to create a new message.
  */
 export const SpanSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_kernel_v1_kernel_service, 22);
+  messageDesc(file_kvasir_kernel_v1_kernel_service, 24);
 
 /**
  * Describes the enum kvasir.kernel.v1.SliceOutcome.
