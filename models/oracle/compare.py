@@ -125,8 +125,8 @@ def random_prompts(seed: int, vocab: int) -> list[list[int]]:
     return [draw.integers(0, vocab, length).tolist() for length in (1, 2, 9, 32, 33, 77, 130, 300)]
 
 
-def tiny(sidecar: pathlib.Path, work: pathlib.Path) -> list[Comparison]:
-    found = []
+def tiny(sidecar: pathlib.Path, work: pathlib.Path) -> tuple[list[Comparison], list[Divergence]]:
+    found, converted = [], []
     for spec in COMPARED:
         directory = work / f"tiny-{spec.seed}"
         spec.save(directory)
@@ -144,8 +144,11 @@ def tiny(sidecar: pathlib.Path, work: pathlib.Path) -> list[Comparison]:
         model = spec.make()
         tiny_gguf.write(model, directory / "model.gguf", types)
         tiny_gguf.dequantised(model, types)
-        found.append(compare(spec.name, Engine(sidecar, directory), model, random_prompts(spec.seed, spec.vocab)))
-    return found
+        prompts = random_prompts(spec.seed, spec.vocab)
+        found.append(compare(spec.name, Engine(sidecar, directory), model, prompts))
+        stored = Engine(sidecar, directory, weights="stored")
+        converted.append(divergence(spec.name, reference.logits(model, prompts[-1]), stored.logits(prompts[-1], CHUNKS[0])))
+    return found, converted
 
 
 def smollm2(sidecar: pathlib.Path, source: pathlib.Path, work: pathlib.Path) -> tuple[list[Comparison], list[Divergence]]:
@@ -184,15 +187,16 @@ def main() -> int:
     logging.set_verbosity_error()
     comparisons: list[Comparison] = []
     divergences: list[Divergence] = []
+    converted: list[Divergence] = []
     if args.only != "smollm2":
-        comparisons += tiny(args.sidecar, args.work)
+        comparisons, converted = tiny(args.sidecar, args.work)
     if args.only != "tiny":
         more, divergences = smollm2(args.sidecar, args.smollm2, args.work)
         comparisons += more
     kept = sum(comparison.is_kept() for comparison in comparisons)
     print(f"{kept} of {len(comparisons)} models agree with transformers")
     if args.results and args.only is None:
-        write_report(args.results, comparisons, divergences)
+        write_report(args.results, comparisons, divergences, converted)
         print(f"written to {args.results}")
     return 0 if kept == len(comparisons) else 1
 

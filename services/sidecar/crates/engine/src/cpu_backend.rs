@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// Rows of one pass. More amortise reading the weights better; fewer keep activations in the caches: at 512 the widest buffer of a small
 /// model is 3 MB.
-const ROWS_MAX: usize = 512;
+pub(crate) const ROWS_MAX: usize = 512;
 
 /// Weights, pool and scratch memory of one model.
 pub struct CpuBackend {

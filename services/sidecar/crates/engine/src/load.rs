@@ -122,18 +122,24 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// A matrix in the format asked for; the file's own bytes where that is what they are in.
-fn converted<'t>(tensor: &'t Tensor<'_>, format: WeightFormat) -> (WeightType, Cow<'t, [u8]>) {
-    let same = kept_as(tensor.tensor_type);
-    let target = match format {
-        WeightFormat::Stored => same.unwrap_or(match tensor.tensor_type {
+/// How a stored matrix is kept in memory.
+pub(crate) fn kept_type(tensor_type: TensorType, cols: usize, format: WeightFormat) -> WeightType {
+    let same = kept_as(tensor_type);
+    match format {
+        WeightFormat::Stored => same.unwrap_or(match tensor_type {
             TensorType::Q4_K => WeightType::Q4_1,
             _ => WeightType::Q8_0,
         }),
         WeightFormat::F32 => WeightType::F32,
-        WeightFormat::Q8_0 if tensor.cols.is_multiple_of(TensorType::Q8_0.block_len()) => WeightType::Q8_0,
+        WeightFormat::Q8_0 if cols.is_multiple_of(TensorType::Q8_0.block_len()) => WeightType::Q8_0,
         WeightFormat::Q8_0 => same.unwrap_or(WeightType::F32),
-    };
+    }
+}
+
+/// A matrix in the format asked for; the file's own bytes where that is what they are in.
+fn converted<'t>(tensor: &'t Tensor<'_>, format: WeightFormat) -> (WeightType, Cow<'t, [u8]>) {
+    let same = kept_as(tensor.tensor_type);
+    let target = kept_type(tensor.tensor_type, tensor.cols, format);
     if same == Some(target) {
         return (target, Cow::Borrowed(tensor.bytes.as_ref()));
     }

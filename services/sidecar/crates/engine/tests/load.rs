@@ -2,7 +2,7 @@
 
 mod common;
 
-use kvasir_engine::{Engine, EngineError, EngineOptions, KvDtype, WeightFormat};
+use kvasir_engine::{Engine, EngineError, EngineOptions, Footprint, KvDtype, WeightFormat};
 use kvasir_model::{ModelSource, testing::TestModel};
 use std::path::Path;
 
@@ -75,5 +75,38 @@ fn options_that_cannot_work_are_refused_with_their_value() {
             ..options
         }),
         Some("step_token_max is 0; use at least 1".into())
+    );
+}
+
+#[test]
+fn memory_is_counted_as_the_weights_will_be_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = TestModel {
+        tied: false,
+        ..TestModel::default()
+    };
+    model.write_hugging_face(directory.path()).unwrap();
+    let source = ModelSource::open(directory.path()).unwrap();
+    let footprint = |weights| {
+        let options = EngineOptions {
+            weights,
+            ..common::options(16, KvDtype::F32, 1)
+        };
+        Footprint::of(&source, &options).unwrap()
+    };
+    // By hand: embedding and head, two layers of attention and MLP, and five norms of 64 in f32 whatever the format. All rows are whole
+    // panels.
+    let matrices = 2 * 128 * 64 + 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64);
+    let norms = 5 * 64 * 4;
+    let stored = footprint(WeightFormat::Stored);
+    assert_eq!(stored.weights, matrices * 4 + norms);
+    assert_eq!(stored.kv, 1 << 20);
+    assert_eq!(footprint(WeightFormat::Q8_0).weights, matrices / 32 * 34 + norms);
+    assert!(stored.scratch > 64 * 128 * 4 && stored.peak() > stored.weights + stored.kv);
+    let engine = load(directory.path(), common::options(16, KvDtype::F32, 1)).unwrap();
+    let looked_up = 128 * 64 * 4;
+    assert_eq!(
+        engine.weight_bytes_per_step() as u64,
+        stored.weights - norms - looked_up
     );
 }

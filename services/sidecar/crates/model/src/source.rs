@@ -156,6 +156,15 @@ impl ModelSource {
         })
     }
 
+    /// A weight's type and shape (rows, cols), without its bytes.
+    ///
+    /// # Errors
+    /// Those of [`ModelSource::tensor`].
+    pub fn stored_as(&self, id: TensorId) -> Result<(TensorType, usize, usize), LoadError> {
+        let (rows, cols) = id.shape(&self.config);
+        Ok((self.locate(id)?.tensor_type, rows, cols))
+    }
+
     /// A weight's values in f32, `[rows, cols]`; norms as they are multiplied with.
     ///
     /// # Errors

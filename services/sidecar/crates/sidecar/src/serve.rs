@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use kvasir_engine::{Engine, EngineOptions, Grammars};
+use kvasir_engine::{Engine, EngineOptions, Footprint, Grammars};
 use kvasir_model::ModelSource;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -42,7 +42,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// One line: what is wrong with the model, an option, or the machine's memory.
 pub fn load_engine(flags: &EngineFlags, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine, Fatal> {
     let source = ModelSource::open(&flags.model)?;
-    check_memory(source.total_bytes())?;
     let options = EngineOptions {
         kv_bytes: flags.kv_bytes,
         block_size: flags.block_size,
@@ -51,6 +50,7 @@ pub fn load_engine(flags: &EngineFlags, progress: &mut dyn FnMut(u64, u64)) -> R
         step_token_max: flags.step_token_max,
         weights: flags.weights.into(),
     };
+    check_memory(&flags.model, &Footprint::of(&source, &options)?)?;
     Ok(Engine::load(&source, options, progress)?)
 }
 
