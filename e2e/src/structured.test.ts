@@ -75,6 +75,18 @@ test("noise matches schema, expression and choice, the same in split and mixed p
   );
   expect(together).toEqual([throughSplit[0], throughSplit[4], throughSplit[8]]);
 
+  const several = { model: "tiny", prompt: "x", n: 4, temperature: 1, seed: 5, guided_regex: "[a-z]{6}[0-9]{3}" };
+  const through = async (cluster: LocalCluster) => {
+    const response = await post(cluster, several, {}, "/v1/completions");
+    const { choices } = (await response.json()) as { choices: readonly Choice[] };
+    return choices.map((choice) => choice.text);
+  };
+  const texts = await through(split);
+  expect(texts).toHaveLength(4);
+  for (const text of texts) expect(text).toMatch(/^[a-z]{6}[0-9]{3}$/);
+  expect(new Set(texts).size).toBeGreaterThan(1);
+  expect(await through(mixed)).toEqual(texts);
+
   const long = { type: "array", items: { const: "a long text" }, minItems: 50 };
   const cut = await ask(split, { guided_json: long, max_tokens: 12 });
   expect(cut.finish).toBe("length");

@@ -1,10 +1,13 @@
-//! Sampling that looks back: penalties, bad words, log-probabilities of the prompt.
+//! Sampling that looks back: penalties, bad words, constraints, log-probabilities of the prompt.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::{engine, next, options, plan, prompt, slice, start};
-use kvasir_engine::{Engine, KvDtype, SamplingParams, SequenceStart, SliceOutcome, WeightType};
+use common::{VOCAB, engine, next, options, plan, prompt, slice, start};
+use kvasir_engine::{
+    Constraint, Engine, Grammars, KvDtype, SamplingParams, SequenceStart, SliceOutcome, StepError, WeightType,
+};
+use std::sync::Arc;
 
 const PROMPT_LENGTH: usize = 37;
 
@@ -150,4 +153,104 @@ fn what_needs_the_prompt_is_refused_without_it() {
         message.contains("prompt_token_ids is 0 tokens; give the prompt's 37 tokens"),
         "{message}"
     );
+}
+
+const END: u32 = 0;
+
+/// Token `i` is the character `i` places after a space; the first ends a text.
+fn constrained_engine() -> Engine {
+    let vocab: serde_json::Map<String, serde_json::Value> = (1..VOCAB as u8)
+        .map(|id| (char::from(b' ' + id).to_string(), id.into()))
+        .collect();
+    let tokenizer = serde_json::json!({
+        "added_tokens": [{ "id": END, "content": "<end>", "special": true }],
+        "decoder": { "type": "ByteLevel" },
+        "model": { "type": "BPE", "vocab": vocab },
+    });
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let grammars = Grammars::of_model(directory.path(), VOCAB, &[END]);
+    grammars.check(&Constraint::Regex("a".into())).unwrap();
+    let mut engine = engine(WeightType::F32, options(16, KvDtype::F32, 2));
+    engine.set_grammars(Arc::new(grammars));
+    engine
+}
+
+fn under(regex: &str) -> SamplingParams {
+    SamplingParams {
+        temperature: 1.0,
+        seed: 5,
+        max_tokens: 60,
+        stop_token_ids: vec![END],
+        constraint: Some(Constraint::Regex(regex.into())),
+        ..SamplingParams::default()
+    }
+}
+
+#[test]
+fn a_constraint_holds_from_the_first_token_and_where_a_sequence_is_continued() {
+    let mut engine = constrained_engine();
+    let prompt = prompt(4, PROMPT_LENGTH);
+    let sampling = under("(ab|ba|(c[0-9]{1,3}d)){6}!");
+    let expected = whole(&mut engine, &prompt, &sampling);
+    let (last, body) = expected.split_last().unwrap();
+    let text: String = body.iter().map(|id| char::from(b' ' + *id as u8)).collect();
+    assert_eq!(*last, END);
+    let mut rest = text.strip_suffix('!').unwrap();
+    for _ in 0..6 {
+        rest = match rest.strip_prefix('c') {
+            Some(numbered) => {
+                let after = numbered.trim_start_matches(|character: char| character.is_ascii_digit());
+                assert!(after.len() < numbered.len(), "{text}");
+                after.strip_prefix('d').unwrap()
+            }
+            None => rest.strip_prefix("ab").or_else(|| rest.strip_prefix("ba")).unwrap(),
+        };
+    }
+    assert_eq!(rest, "");
+
+    let begun = plan(
+        vec![start_with_prompt(&prompt, &sampling)],
+        vec![slice(1, PROMPT_LENGTH, &expected[..1], true)],
+    );
+    let second = engine.step(&begun).unwrap().results.remove(0).token.unwrap().token_id;
+    let mut tokens = vec![expected[0], second];
+    tokens.extend(finish(&mut engine, PROMPT_LENGTH + 1));
+    assert_eq!(tokens, expected);
+}
+
+#[test]
+fn a_constraint_wins_over_what_leaves_it_nothing() {
+    let mut engine = constrained_engine();
+    let prompt = prompt(4, PROMPT_LENGTH);
+    let id = |character: u8| u32::from(character - b' ');
+    let mut sampling = under("ab");
+    // Neither the word nor the number of tokens can be had.
+    sampling.bad_words = vec![vec![id(b'b')]];
+    sampling.min_tokens = 20;
+    assert_eq!(whole(&mut engine, &prompt, &sampling), [id(b'a'), id(b'b'), END]);
+    // Where there is a choice they count.
+    sampling.constraint = Some(Constraint::Regex("a*b?".into()));
+    assert_eq!(whole(&mut engine, &prompt, &sampling)[..20], [id(b'a'); 20]);
+}
+
+#[test]
+fn a_constraint_needs_an_end_and_a_tokenizer() {
+    let prompt = prompt(4, PROMPT_LENGTH);
+    let field_of = |engine: &mut Engine, sampling: &SamplingParams| {
+        let start = start_with_prompt(&prompt, sampling);
+        match engine.step(&plan(vec![start], vec![slice(1, 0, &prompt, true)])) {
+            Err(StepError::InvalidStart { field, .. }) => field,
+            other => panic!("{other:?}"),
+        }
+    };
+    let endless = SamplingParams {
+        stop_token_ids: Vec::new(),
+        ..under("a")
+    };
+    assert_eq!(field_of(&mut constrained_engine(), &endless), "stop_token_ids");
+    assert_eq!(field_of(&mut constrained_engine(), &under("(")), "constraint");
+    let mut plain = engine(WeightType::F32, options(16, KvDtype::F32, 1));
+    assert_eq!(field_of(&mut plain, &under("a")), "constraint");
+    assert_eq!(plain.sequence_count(), 0);
 }

@@ -14,6 +14,8 @@ use crate::{GrammarError, vocabulary};
 
 /// Compiled constraints kept. More costs memory, fewer compiles the same schema again.
 const COMPILED_MAX: usize = 64;
+/// A state takes up to 2 KiB, for each sequence. Fewer end answers under intricate expressions early.
+const LEXER_STATES_MAX: usize = 50_000;
 /// JSON strings are mostly made of these; the parser prepares their masks (llguidance's own slices).
 const SLICES: [&str; 4] = [
     r"[\x20\x0A\x0D\x09]+",
@@ -125,6 +127,7 @@ impl Grammars {
                 .map_err(|error| GrammarError::Tokenizer(error.to_string()))?;
             factory.quiet();
             factory.limits_mut().verbose_errors = false;
+            factory.limits_mut().max_lexer_states = LEXER_STATES_MAX;
             let thread = MaskThread::start()?;
             Ok(Ready { factory, thread })
         });

@@ -9,7 +9,8 @@ pub struct Mask {
 }
 
 impl Mask {
-    pub(crate) fn new(bits: Vec<u32>, complete: bool) -> Self {
+    /// Bit `i % 32` of word `i / 32` allows token `i`; `complete` says that the text may end.
+    pub fn new(bits: Vec<u32>, complete: bool) -> Self {
         Self { bits, complete }
     }
 

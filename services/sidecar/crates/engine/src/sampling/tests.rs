@@ -318,3 +318,22 @@ fn log_probabilities_are_of_the_model_whatever_is_done_to_its_logits() {
     assert_eq!((after.token_id, &after.top_logprobs), (2, &before.top_logprobs));
     assert_eq!(after.logprob, Some(before.top_logprobs[3].logprob));
 }
+
+#[test]
+fn a_dead_mask_ends_in_a_token_that_is_no_stop_token() {
+    let params = SamplingParams {
+        stop_token_ids: vec![2],
+        ..SamplingParams::default()
+    };
+    let choose = |mask: &Mask| {
+        let past = Past {
+            history: None,
+            mask: Some(mask),
+        };
+        let scratch = &mut SamplingScratch::default();
+        super::sample(Isa::detect(), &[5.0, 0.0, 9.0], &params, past, 0, scratch).token_id
+    };
+    assert_eq!(choose(&Mask::default()), 0);
+    assert_eq!(choose(&Mask::new(vec![0b10], false)), 1);
+    assert_eq!(choose(&Mask::new(vec![0b10], true)), 2);
+}
