@@ -1,5 +1,6 @@
 //! The seam between the engine, which keeps the sequences, and a device, which multiplies.
 
+use crate::bench::WeightMacs;
 use crate::error::StepError;
 use kvasir_kernels::{AlignedF32, KvPool, Relocation, Span};
 use std::sync::Arc;
@@ -36,4 +37,7 @@ pub trait Backend: Send {
 
     /// Bytes of weights that a decode step reads.
     fn weight_bytes_per_step(&self) -> usize;
+
+    /// Multiply-adds of one row: with the layers' weights, with the head's.
+    fn weight_macs(&self) -> (WeightMacs, WeightMacs);
 }

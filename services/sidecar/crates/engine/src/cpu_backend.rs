@@ -1,6 +1,7 @@
 //! The transformer on the CPU.
 
 use crate::backend::Backend;
+use crate::bench::WeightMacs;
 use crate::error::{EngineError, StepError};
 use crate::weights::{LayerWeights, Weights};
 use kvasir_kernels::{
@@ -297,5 +298,9 @@ impl Backend for CpuBackend {
 
     fn weight_bytes_per_step(&self) -> usize {
         self.weights.bytes_per_step()
+    }
+
+    fn weight_macs(&self) -> (WeightMacs, WeightMacs) {
+        self.weights.macs()
     }
 }

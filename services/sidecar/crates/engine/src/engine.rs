@@ -1,6 +1,7 @@
 //! The engine: sequences, steps, sampling. The numbers come from a [`Backend`].
 
 use crate::backend::Backend;
+use crate::bench::WeightMacs;
 use crate::cpu_backend::CpuBackend;
 use crate::error::{EngineError, StepError};
 use crate::layout::KvLayout;
@@ -164,6 +165,15 @@ impl Engine {
     /// Bytes of weights that a decode step reads, whatever its batch.
     pub fn weight_bytes_per_step(&self) -> usize {
         self.backend.weight_bytes_per_step()
+    }
+
+    /// Multiply-adds of one row: with the layers' weights, with the head's.
+    pub fn weight_macs(&self) -> (WeightMacs, WeightMacs) {
+        self.backend.weight_macs()
+    }
+
+    pub(crate) fn cpu(&self) -> &Cpu {
+        &self.cpu
     }
 
     /// Forgets all sequences.

@@ -17,6 +17,7 @@ mod plan;
 pub mod random;
 mod sampling;
 mod sequence;
+pub mod synthetic;
 mod validate;
 mod weights;
 

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use kvasir_model::{
     LayerTensor, ModelSource, Tensor, TensorId, TensorType,
-    quant::{dequantize, q4_1_from_q4_k, q8_0_from_q5_0, quantize_q8_0},
+    quant::{dequantize, quantize_q8_0},
 };
 
 impl Engine {
@@ -126,10 +126,7 @@ impl<'a> Loader<'a> {
 pub(crate) fn kept_type(tensor_type: TensorType, cols: usize, format: WeightFormat) -> WeightType {
     let same = kept_as(tensor_type);
     match format {
-        WeightFormat::Stored => same.unwrap_or(match tensor_type {
-            TensorType::Q4_K => WeightType::Q4_1,
-            _ => WeightType::Q8_0,
-        }),
+        WeightFormat::Stored => same.unwrap_or(WeightType::Q8_0),
         WeightFormat::F32 => WeightType::F32,
         WeightFormat::Q8_0 if cols.is_multiple_of(TensorType::Q8_0.block_len()) => WeightType::Q8_0,
         WeightFormat::Q8_0 => same.unwrap_or(WeightType::F32),
@@ -143,23 +140,16 @@ fn converted<'t>(tensor: &'t Tensor<'_>, format: WeightFormat) -> (WeightType, C
     if same == Some(target) {
         return (target, Cow::Borrowed(tensor.bytes.as_ref()));
     }
-    let bytes = match (tensor.tensor_type, target) {
-        (TensorType::Q5_0, WeightType::Q8_0) => q8_0_from_q5_0(&tensor.bytes),
-        (TensorType::Q4_K, WeightType::Q4_1) => q4_1_from_q4_k(&tensor.bytes),
-        (_, target) => {
-            let mut values = vec![0.0; tensor.rows * tensor.cols];
-            dequantize(tensor.tensor_type, &tensor.bytes, &mut values);
-            match target {
-                WeightType::Q8_0 => quantize_q8_0(&values),
-                _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            }
-        }
+    let mut values = vec![0.0; tensor.rows * tensor.cols];
+    dequantize(tensor.tensor_type, &tensor.bytes, &mut values);
+    let bytes = match target {
+        WeightType::Q8_0 => quantize_q8_0(&values),
+        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
     };
     (target, Cow::Owned(bytes))
 }
 
-/// The format whose packed form holds a stored type bit for bit; types without one are converted at load: Q5_0 to Q8_0 exactly, Q4_K to Q4_1
-/// with its scales rounded to f16, Q5_1, Q5_K and Q6_K rounded to Q8_0, whose steps are an eighth of theirs or finer.
+/// The format whose packed form holds a stored type bit for bit. Q5_1 has none: it is rounded to Q8_0, whose steps are an eighth of its own.
 fn kept_as(tensor_type: TensorType) -> Option<WeightType> {
     Some(match tensor_type {
         TensorType::F32 => WeightType::F32,
@@ -168,6 +158,10 @@ fn kept_as(tensor_type: TensorType) -> Option<WeightType> {
         TensorType::Q8_0 => WeightType::Q8_0,
         TensorType::Q4_0 => WeightType::Q4_0,
         TensorType::Q4_1 => WeightType::Q4_1,
-        TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q4_K | TensorType::Q5_K | TensorType::Q6_K => return None,
+        TensorType::Q5_0 => WeightType::Q5_0,
+        TensorType::Q4_K => WeightType::Q4_K,
+        TensorType::Q5_K => WeightType::Q5_K,
+        TensorType::Q6_K => WeightType::Q6_K,
+        TensorType::Q5_1 => return None,
     })
 }

@@ -1,5 +1,6 @@
 //! The packed weights of a model.
 
+use crate::bench::WeightMacs;
 use crate::error::EngineError;
 use kvasir_kernels::PackedMatrix;
 use kvasir_model::ModelConfig;
@@ -99,18 +100,41 @@ impl Weights {
 
     /// Bytes that a decode step reads whatever its batch: every matrix once (an untied embedding is only looked up in).
     pub fn bytes_per_step(&self) -> usize {
-        let layers = self.layers.iter().flat_map(|layer| {
-            [
-                &layer.query,
-                &layer.key,
-                &layer.value,
-                &layer.attention_output,
-                &layer.gate,
-                &layer.up,
-                &layer.down,
-            ]
-        });
+        let layers = self.layers.iter().flat_map(LayerWeights::matrices);
         layers.chain([self.head()]).map(PackedMatrix::byte_len).sum()
+    }
+
+    /// Multiply-adds of one row: with the layers, with the head.
+    pub fn macs(&self) -> (WeightMacs, WeightMacs) {
+        let layers = self.layers.iter().flat_map(LayerWeights::matrices);
+        (macs(layers), macs([self.head()]))
+    }
+}
+
+fn macs<'a>(matrices: impl IntoIterator<Item = &'a PackedMatrix>) -> WeightMacs {
+    let mut macs = WeightMacs::default();
+    for matrix in matrices {
+        let count = matrix.rows() * matrix.cols();
+        if matrix.weight_type().is_quantised() {
+            macs.quantised += count;
+        } else {
+            macs.dense += count;
+        }
+    }
+    macs
+}
+
+impl LayerWeights {
+    fn matrices(&self) -> [&PackedMatrix; 7] {
+        [
+            &self.query,
+            &self.key,
+            &self.value,
+            &self.attention_output,
+            &self.gate,
+            &self.up,
+            &self.down,
+        ]
     }
 }
 

@@ -13,9 +13,11 @@ pub enum KernelError {
         /// Elements found.
         actual: usize,
     },
-    /// Quantised rows must be whole blocks of 32.
-    #[error("a quantised matrix needs columns in multiples of 32, this one has {cols}")]
+    /// Quantised rows must be whole blocks.
+    #[error("a matrix of this format needs columns in multiples of {block_len}, this one has {cols}")]
     PartialBlock {
+        /// Columns of a block.
+        block_len: usize,
         /// Columns of the matrix.
         cols: usize,
     },

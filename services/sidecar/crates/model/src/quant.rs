@@ -5,7 +5,7 @@ mod repack;
 
 use half::{bf16, f16};
 
-pub use repack::{q4_1_from_q4_k, q8_0_from_q5_0, quantize_q8_0};
+pub use repack::quantize_q8_0;
 
 use crate::TensorType;
 

@@ -177,7 +177,7 @@ pub struct GenerateFlags {
 /// What to measure.
 #[derive(Debug, Clone, Args)]
 pub struct BenchEngineFlags {
-    /// The engine.
+    /// The engine; for its model also `random:SHAPE:TYPE`, e.g. random:llama-1b:bf16.
     #[command(flatten)]
     pub engine: EngineFlags,
     /// Batch sizes of decoding
@@ -189,6 +189,12 @@ pub struct BenchEngineFlags {
     /// Context of decoding sequences
     #[arg(long, default_value_t = 512)]
     pub context: usize,
+    /// Decode steps of one repetition
+    #[arg(long, default_value_t = 32)]
+    pub steps: usize,
+    /// Context lengths at which attention is measured alone
+    #[arg(long, value_delimiter = ',', default_value = "1024,8192,32768")]
+    pub attention: Vec<usize>,
     /// Repetitions after one that warms up
     #[arg(long, default_value_t = 3)]
     pub repetitions: usize,

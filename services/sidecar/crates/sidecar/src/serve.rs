@@ -42,16 +42,21 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// One line: what is wrong with the model, an option, or the machine's memory.
 pub fn load_engine(flags: &EngineFlags, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine, Fatal> {
     let source = ModelSource::open(&flags.model)?;
-    let options = EngineOptions {
+    let options = engine_options(flags);
+    check_memory(&flags.model, &Footprint::of(&source, &options)?)?;
+    Ok(Engine::load(&source, options, progress)?)
+}
+
+/// What the flags say about how to run a model.
+pub fn engine_options(flags: &EngineFlags) -> EngineOptions {
+    EngineOptions {
         kv_bytes: flags.kv_bytes,
         block_size: flags.block_size,
         kv_dtype: flags.kv_dtype.into(),
         threads: flags.thread_count(),
         step_token_max: flags.step_token_max,
         weights: flags.weights.into(),
-    };
-    check_memory(&flags.model, &Footprint::of(&source, &options)?)?;
-    Ok(Engine::load(&source, options, progress)?)
+    }
 }
 
 /// Runs until stdin ends or the process is told to stop.

@@ -1,5 +1,6 @@
 //! `y = x Wᵀ` over packed weights, alone or fused with what follows it in a transformer layer.
 
+mod blocks;
 mod pack;
 mod rows;
 mod tile;

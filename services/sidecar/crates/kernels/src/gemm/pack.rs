@@ -5,10 +5,15 @@
 //! q8_0             panel = [cols / 32 blocks][8 groups of 4 columns][16 rows][4 columns], bytes of weight + 128, then scales
 //! q4_0, q4_1       panel = [cols / 32 blocks][4][16 rows][4 columns], low nibble columns 4i.., high nibble columns 16 + 4i.., then scales
 //! scales           [cols / 32 blocks][16 rows] of f16; for q4_1 the 16 minima follow each block's 16 scales
+//! q5_0, q*_k       see the blocks module
 //! ```
 //!
-//! A weight takes the bits it took in the file. Rows beyond the last are zero. The block formats are ggml's.
+//! A weight takes the bits it took in the file (Q4_K and Q5_K 1/8 more: their 6-bit scales lie in bytes). Rows beyond the last are zero. The
+//! block formats are ggml's.
 
+use super::blocks::{
+    MINIMA_BYTES, SIGNED_BYTES, SUPER_BLOCK, SUPER_BLOCKS, pack_q5_0, pack_q6_k, pack_with_minima, place_nibbles, value,
+};
 use crate::aligned::AlignedBytes;
 use crate::error::{KernelError, expect_len};
 use crate::simd::{BLOCK, LANES};
@@ -16,6 +21,7 @@ use half::f16;
 
 /// Number format of a weight matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(non_camel_case_types)]
 pub enum WeightType {
     /// IEEE 754 binary32.
     F32,
@@ -29,12 +35,29 @@ pub enum WeightType {
     Q4_0,
     /// Blocks of 32: f16 scale d, f16 minimum m, 32 nibbles q; `w = d q + m`.
     Q4_1,
+    /// Blocks of 32: f16 scale d, 32 numbers q of 5 bits; `w = d (q - 16)`.
+    Q5_0,
+    /// Super-blocks of 256, f16 d and dmin; 8 blocks of 32 nibbles q with 6-bit scale s and minimum m; `w = d s q - dmin m`.
+    Q4_K,
+    /// The same with q of 5 bits.
+    Q5_K,
+    /// Super-blocks of 256, f16 d; 16 sub-blocks of 16 numbers q of 6 bits with signed 8-bit scale s; `w = d s (q - 32)`.
+    Q6_K,
 }
 
 impl WeightType {
     /// Whether it is multiplied with activations quantised to 8 bits.
     pub fn is_quantised(self) -> bool {
-        matches!(self, Self::Q8_0 | Self::Q4_0 | Self::Q4_1)
+        self.block_len() > 1
+    }
+
+    /// Consecutive columns that share a unit of storage.
+    pub fn block_len(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 => BLOCK,
+            Self::Q4_K | Self::Q5_K | Self::Q6_K => SUPER_BLOCK,
+        }
     }
 
     /// Bytes of one row of `cols` weights, before packing.
@@ -45,6 +68,10 @@ impl WeightType {
             Self::Q8_0 => cols / BLOCK * 34,
             Self::Q4_0 => cols / BLOCK * 18,
             Self::Q4_1 => cols / BLOCK * 20,
+            Self::Q5_0 => cols / BLOCK * 22,
+            Self::Q4_K => cols / SUPER_BLOCK * 144,
+            Self::Q5_K => cols / SUPER_BLOCK * 176,
+            Self::Q6_K => cols / SUPER_BLOCK * 210,
         }
     }
 
@@ -57,6 +84,10 @@ impl WeightType {
             Self::Q8_0 => (blocks * 512, blocks * 32),
             Self::Q4_0 => (blocks * 256, blocks * 32),
             Self::Q4_1 => (blocks * 256, blocks * 64),
+            Self::Q5_0 => (blocks * 320, blocks * 32),
+            Self::Q4_K => (blocks * 256, blocks / SUPER_BLOCKS * MINIMA_BYTES),
+            Self::Q5_K => (blocks * 320, blocks / SUPER_BLOCKS * MINIMA_BYTES),
+            Self::Q6_K => (blocks * 384, blocks / SUPER_BLOCKS * SIGNED_BYTES),
         }
     }
 }
@@ -87,8 +118,9 @@ impl PackedMatrix {
         if rows == 0 || cols == 0 {
             return Err(KernelError::Empty { what: "weight matrix" });
         }
-        if weight_type.is_quantised() && !cols.is_multiple_of(BLOCK) {
-            return Err(KernelError::PartialBlock { cols });
+        let block_len = weight_type.block_len();
+        if !cols.is_multiple_of(block_len) {
+            return Err(KernelError::PartialBlock { block_len, cols });
         }
         let row_bytes = weight_type.row_bytes(cols);
         expect_len("weight bytes", rows * row_bytes, source.len())?;
@@ -161,27 +193,13 @@ impl PackedMatrix {
         }
         let (panel, lane) = (self.panel(row / LANES), row % LANES);
         let u16_at = |bytes: &[u8], index: usize| u16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]);
-        let scale_at = |index: usize| f16::from_bits(u16_at(panel.scales, index)).to_f32();
-        for (col, value) in out.iter_mut().enumerate() {
-            let (block, offset) = (col / BLOCK, col % BLOCK);
-            let nibble = || {
-                let byte = panel.weights[block * 256 + offset % 16 / 4 * 64 + lane * 4 + offset % 4];
-                f32::from(if offset < 16 { byte & 15 } else { byte >> 4 })
-            };
+        for (col, out) in out.iter_mut().enumerate() {
             let at = col * LANES + lane;
-            *value = match self.weight_type {
+            *out = match self.weight_type {
                 WeightType::F32 => f32::from_le_bytes(std::array::from_fn(|i| panel.weights[4 * at + i])),
                 WeightType::F16 => f16::from_bits(u16_at(panel.weights, at)).to_f32(),
                 WeightType::Bf16 => half::bf16::from_bits(u16_at(panel.weights, at)).to_f32(),
-                WeightType::Q8_0 => {
-                    let byte = panel.weights[block * 512 + offset / 4 * 64 + lane * 4 + offset % 4];
-                    scale_at(block * LANES + lane) * (f32::from(byte) - 128.0)
-                }
-                WeightType::Q4_0 => scale_at(block * LANES + lane) * (nibble() - 8.0),
-                WeightType::Q4_1 => {
-                    let (d, m) = (scale_at(block * 32 + lane), scale_at(block * 32 + LANES + lane));
-                    d * nibble() + m
-                }
+                blocks => value(blocks, (panel.weights, panel.scales), col / BLOCK, col % BLOCK, lane),
             };
         }
         Ok(())
@@ -212,11 +230,13 @@ fn pack_row(weight_type: WeightType, lane: usize, from: &[u8], weights: &mut [u8
                     let to = (block * (header / 2) + part) * 32 + lane * 2;
                     scales[to..to + 2].copy_from_slice(&bytes[part * 2..part * 2 + 2]);
                 }
-                for (line, quad) in bytes[header..].chunks_exact(4).enumerate() {
-                    weights[block * 256 + line * 64 + lane * 4..][..4].copy_from_slice(quad);
-                }
+                place_nibbles(lane, &bytes[header..], &mut weights[block * 256..][..256]);
             }
         }
+        WeightType::Q5_0 => pack_q5_0(lane, from, weights, scales),
+        WeightType::Q4_K => pack_with_minima::<144, 256>(lane, from, weights, scales),
+        WeightType::Q5_K => pack_with_minima::<176, 320>(lane, from, weights, scales),
+        WeightType::Q6_K => pack_q6_k(lane, from, weights, scales),
     }
 }
 

@@ -12,6 +12,8 @@ pub(crate) struct BlockScale {
     pub(crate) scale: f32,
     /// Sum of the integers.
     pub(crate) sum: i32,
+    /// Sum of the first 16.
+    pub(crate) first_sum: i32,
     /// `scale · sum`.
     pub(crate) scaled_sum: f32,
 }
@@ -32,7 +34,7 @@ impl QuantisedRows {
     /// [`KernelError::PartialBlock`], or [`KernelError::ShapeMismatch`] when `x` is not `rows` rows.
     pub fn quantise(&mut self, cpu: &Cpu, x: &[f32], rows: usize, cols: usize) -> Result<(), KernelError> {
         if !cols.is_multiple_of(BLOCK) {
-            return Err(KernelError::PartialBlock { cols });
+            return Err(KernelError::PartialBlock { block_len: BLOCK, cols });
         }
         expect_len("activations", rows * cols, x.len())?;
         (self.rows, self.cols) = (rows, cols);
@@ -112,17 +114,19 @@ fn quantise_block(x: &[f32; BLOCK], q: &mut [i8; BLOCK]) -> BlockScale {
     let largest = lanes[0];
     // Below this the reciprocal would overflow; such a block is zero for all that follows.
     let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
-    let mut sum = 0;
+    let mut sums = [0; 2];
     for i in 0..BLOCK {
         // Adding 1.5 · 2^23 rounds to an integer, ties to even, and leaves it in the low byte.
         let biased = x[i] * inverse + crate::math::ROUND;
         q[i] = biased.to_bits() as i8;
-        sum += i32::from(q[i]);
+        sums[i / 16] += i32::from(q[i]);
     }
     let scale = if largest > 1e-30 { largest / 127.0 } else { 0.0 };
+    let sum = sums[0] + sums[1];
     BlockScale {
         scale,
         sum,
+        first_sum: sums[0],
         scaled_sum: scale * sum as f32,
     }
 }

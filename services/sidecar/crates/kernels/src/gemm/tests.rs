@@ -5,65 +5,55 @@ use crate::isa::Isa;
 use crate::simd::BLOCK;
 use crate::simd::tests::Noise;
 use half::{bf16, f16};
+use kvasir_model::TensorType;
+use kvasir_model::quant::dequantize;
 
-const TYPES: [WeightType; 6] = [
-    WeightType::F32,
-    WeightType::F16,
-    WeightType::Bf16,
-    WeightType::Q8_0,
-    WeightType::Q4_0,
-    WeightType::Q4_1,
+const TYPES: [(WeightType, TensorType); 10] = [
+    (WeightType::F32, TensorType::F32),
+    (WeightType::F16, TensorType::F16),
+    (WeightType::Bf16, TensorType::Bf16),
+    (WeightType::Q8_0, TensorType::Q8_0),
+    (WeightType::Q4_0, TensorType::Q4_0),
+    (WeightType::Q4_1, TensorType::Q4_1),
+    (WeightType::Q5_0, TensorType::Q5_0),
+    (WeightType::Q4_K, TensorType::Q4_K),
+    (WeightType::Q5_K, TensorType::Q5_K),
+    (WeightType::Q6_K, TensorType::Q6_K),
 ];
 
-/// A random matrix in its file format, and its exact values by the format's definition.
+/// A random matrix in its file format, and its exact values by the format's definition: any bytes are numbers, scales must be sane.
 fn random_matrix(weight_type: WeightType, rows: usize, cols: usize, noise: &mut Noise) -> (PackedMatrix, Vec<f32>) {
-    let (mut bytes, mut values) = (Vec::new(), Vec::new());
-    let scale = |noise: &mut Noise| f16::from_f32(0.002 + noise.unit().abs() * 0.05);
-    for _ in 0..rows {
-        if !weight_type.is_quantised() {
-            for _ in 0..cols {
-                let value = noise.unit();
-                let (raw, exact) = match weight_type {
-                    WeightType::F32 => (value.to_le_bytes().to_vec(), value),
-                    WeightType::F16 => (
-                        f16::from_f32(value).to_le_bytes().to_vec(),
-                        f16::from_f32(value).to_f32(),
-                    ),
-                    _ => (
-                        bf16::from_f32(value).to_le_bytes().to_vec(),
-                        bf16::from_f32(value).to_f32(),
-                    ),
-                };
-                bytes.extend(raw);
-                values.push(exact);
+    let (_, tensor_type) = TYPES.into_iter().find(|(known, _)| *known == weight_type).unwrap();
+    assert_eq!(
+        tensor_type.row_bytes(cols),
+        Some(weight_type.row_bytes(cols)),
+        "{weight_type:?}"
+    );
+    let mut bytes = Vec::with_capacity(rows * weight_type.row_bytes(cols));
+    for _ in 0..rows * cols / weight_type.block_len() {
+        let mut unit: Vec<u8> = (0..tensor_type.block_bytes()).map(|_| noise.bits() as u8).collect();
+        let scale = 0.002 + noise.unit().abs() * 0.05;
+        let minimum = -8.0 * scale * noise.unit().abs();
+        let mut put = |at: usize, value: f32| unit[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+        match weight_type {
+            WeightType::F32 => unit.copy_from_slice(&noise.unit().to_le_bytes()),
+            WeightType::F16 => put(0, noise.unit()),
+            WeightType::Bf16 => unit.copy_from_slice(&bf16::from_f32(noise.unit()).to_le_bytes()),
+            WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q5_0 => put(0, scale),
+            WeightType::Q4_1 => {
+                put(0, scale);
+                put(2, minimum);
             }
-            continue;
+            WeightType::Q4_K | WeightType::Q5_K => {
+                put(0, scale / 63.0);
+                put(2, -minimum / 63.0);
+            }
+            WeightType::Q6_K => put(208, scale / 128.0),
         }
-        for _ in 0..cols / BLOCK {
-            let d = scale(noise);
-            bytes.extend(d.to_le_bytes());
-            let m = f16::from_f32(-8.0 * d.to_f32() * noise.unit().abs());
-            if weight_type == WeightType::Q4_1 {
-                bytes.extend(m.to_le_bytes());
-            }
-            let q: Vec<u8> = (0..BLOCK).map(|_| noise.bits() as u8).collect();
-            match weight_type {
-                WeightType::Q8_0 => {
-                    bytes.extend(&q);
-                    values.extend(q.iter().map(|q| d.to_f32() * f32::from(*q as i8)));
-                }
-                _ => {
-                    bytes.extend((0..16).map(|i| q[i] & 15 | q[i + 16] << 4));
-                    let nibbles = q.iter().map(|q| f32::from(q & 15));
-                    if weight_type == WeightType::Q4_0 {
-                        values.extend(nibbles.map(|q| d.to_f32() * (q - 8.0)));
-                    } else {
-                        values.extend(nibbles.map(|q| d.to_f32() * q + m.to_f32()));
-                    }
-                }
-            }
-        }
+        bytes.extend(unit);
     }
+    let mut values = vec![0.0; rows * cols];
+    dequantize(tensor_type, &bytes, &mut values);
     (PackedMatrix::pack(weight_type, rows, cols, &bytes).unwrap(), values)
 }
 
@@ -95,8 +85,8 @@ fn multiply(cpu: &Cpu, weights: &PackedMatrix, x: &[f32]) -> Vec<f32> {
 #[test]
 fn products_stay_within_the_bound_that_quantising_the_activations_gives() {
     let mut noise = Noise::new(3);
-    let (rows, cols, count) = (37, 96, 5);
-    for weight_type in TYPES {
+    let (rows, cols, count) = (37, 512, 5);
+    for (weight_type, _) in TYPES {
         let (weights, exact) = random_matrix(weight_type, rows, cols, &mut noise);
         let x = noise.units(count * cols);
         let out = multiply(&Cpu::new(1).unwrap(), &weights, &x);
@@ -130,8 +120,8 @@ fn products_stay_within_the_bound_that_quantising_the_activations_gives() {
 #[test]
 fn bits_depend_on_the_row_only_not_on_batch_threads_or_instructions() {
     let mut noise = Noise::new(4);
-    let cols = 64;
-    for weight_type in TYPES {
+    let cols = 256;
+    for (weight_type, _) in TYPES {
         let (weights, _) = random_matrix(weight_type, 83, cols, &mut noise);
         let x = noise.units(23 * cols);
         let alone = Cpu::with_isa(Isa::available().pop().unwrap(), 1).unwrap();
@@ -230,15 +220,20 @@ fn the_gated_product_is_the_activation_of_the_gate_times_the_other() {
 #[test]
 fn rows_come_back_out_of_the_panels_exactly() {
     let mut noise = Noise::new(7);
-    for weight_type in TYPES {
-        let (weights, exact) = random_matrix(weight_type, 19, 64, &mut noise);
-        let mut row = vec![0.0; 64];
-        for (index, expected) in exact.chunks(64).enumerate() {
+    for (weight_type, _) in TYPES {
+        let (weights, exact) = random_matrix(weight_type, 19, 512, &mut noise);
+        let mut row = vec![0.0; 512];
+        for (index, expected) in exact.chunks(512).enumerate() {
             weights.dequantise_row(index, &mut row).unwrap();
             assert_eq!(row, expected, "{weight_type:?}");
         }
         assert!(weights.dequantise_row(19, &mut row).is_err());
-        assert_eq!(weights.byte_len(), 2 * 16 * weight_type.row_bytes(64).div_ceil(4) * 4);
+        // Eight scales and minima of 6 bits take 12 bytes in a file and 16 in a panel.
+        let wider = match weight_type {
+            WeightType::Q4_K | WeightType::Q5_K => 4,
+            _ => 0,
+        };
+        assert_eq!(weights.byte_len(), 2 * 16 * (weight_type.row_bytes(512) + 2 * wider));
     }
 }
 
@@ -252,8 +247,8 @@ fn zero_and_tiny_blocks_quantise_to_zero() {
     for block in 0..2 {
         let (values, scale) = rows.block(0, block);
         assert_eq!(
-            (values, scale.scale, scale.sum, scale.scaled_sum),
-            (&[0; BLOCK], 0.0, 0, 0.0)
+            (values, scale.scale, scale.sum, scale.first_sum, scale.scaled_sum),
+            (&[0; BLOCK], 0.0, 0, 0, 0.0)
         );
     }
 }
@@ -262,7 +257,10 @@ fn zero_and_tiny_blocks_quantise_to_zero() {
 fn wrong_shapes_are_refused() {
     assert!(matches!(
         PackedMatrix::pack(WeightType::Q4_0, 1, 48, &[]),
-        Err(KernelError::PartialBlock { cols: 48 })
+        Err(KernelError::PartialBlock {
+            block_len: 32,
+            cols: 48
+        })
     ));
     let short = PackedMatrix::pack(WeightType::F16, 2, 3, &[0; 10]).err();
     assert_eq!(

@@ -1,7 +1,7 @@
 //! AVX2 with FMA and F16C: two registers hold the 16 lanes.
 
 use super::avx512::sum8;
-use super::{BLOCK, LANES, Simd, quad};
+use super::{BLOCK, LANES, Simd, nibbles_of, quad};
 use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX2, FMA and F16C.
@@ -186,6 +186,18 @@ impl Simd for Avx2 {
         each!(_mm256_cvtepi32_ps, value)
     }
     #[inline(always)]
+    fn dot_quad(self, sum: Self::I, w: Self::B, a: i32) -> Self::I {
+        unsafe {
+            let (a, ones) = (_mm256_set1_epi32(a), _mm256_set1_epi16(1));
+            let pairs = w.map(|w| _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), ones));
+            [_mm256_add_epi32(sum[0], pairs[0]), _mm256_add_epi32(sum[1], pairs[1])]
+        }
+    }
+    #[inline(always)]
+    fn zero_i32(self) -> Self::I {
+        unsafe { [_mm256_setzero_si256(); 2] }
+    }
+    #[inline(always)]
     fn unpack_u4(self, from: &[u8; 256]) -> [Self::B; 8] {
         unsafe {
             let mask = _mm256_set1_epi8(15);
@@ -212,6 +224,99 @@ impl Simd for Avx2 {
             }
             let (ones, start) = (_mm256_set1_epi16(1), _mm256_set1_epi32(start));
             sum.map(|pairs| _mm256_add_epi32(start, _mm256_madd_epi16(pairs, ones)))
+        }
+    }
+    #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> Self::F {
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            [bytes, _mm_srli_si128::<8>(bytes)].map(|bytes| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)))
+        }
+    }
+    #[inline(always)]
+    fn load_i8(self, from: &[u8; LANES]) -> Self::F {
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            [bytes, _mm_srli_si128::<8>(bytes)].map(|bytes| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)))
+        }
+    }
+    #[inline(always)]
+    fn unpack_u5(self, from: &[u8; 320]) -> [Self::B; 8] {
+        let mut out = self.unpack_u4(nibbles_of(from));
+        unsafe {
+            let mask = _mm256_set1_epi8(16);
+            for half in 0..2 {
+                let bits = _mm256_loadu_si256(from.as_ptr().add(256 + half * 32).cast());
+                // Shifts of 16-bit lanes: what crosses from one byte into the other is masked off.
+                let shifted = [
+                    _mm256_slli_epi16::<4>(bits),
+                    _mm256_slli_epi16::<3>(bits),
+                    _mm256_slli_epi16::<2>(bits),
+                    _mm256_slli_epi16::<1>(bits),
+                    bits,
+                    _mm256_srli_epi16::<1>(bits),
+                    _mm256_srli_epi16::<2>(bits),
+                    _mm256_srli_epi16::<3>(bits),
+                ];
+                for group in 0..8 {
+                    out[group][half] = _mm256_or_si256(out[group][half], _mm256_and_si256(shifted[group], mask));
+                }
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn unpack_u6(self, from: &[u8; 384]) -> [Self::B; 8] {
+        let mut out = self.unpack_u4(nibbles_of(from));
+        unsafe {
+            let mask = _mm256_set1_epi8(0x30);
+            for line in 0..2 {
+                for half in 0..2 {
+                    let pairs = _mm256_loadu_si256(from.as_ptr().add(256 + line * 64 + half * 32).cast());
+                    let shifted = [
+                        _mm256_slli_epi16::<4>(pairs),
+                        _mm256_slli_epi16::<2>(pairs),
+                        pairs,
+                        _mm256_srli_epi16::<2>(pairs),
+                    ];
+                    for part in 0..4 {
+                        let to = &mut out[line * 4 + part][half];
+                        *to = _mm256_or_si256(*to, _mm256_and_si256(shifted[part], mask));
+                    }
+                }
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn dot_u6(self, w: &[Self::B; 8], a: &[i8; BLOCK], start: i32) -> Self::I {
+        let [first, second] = self.dot_u6_halves(w, a, [start, 0]);
+        unsafe {
+            [
+                _mm256_add_epi32(first[0], second[0]),
+                _mm256_add_epi32(first[1], second[1]),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn dot_u6_halves(self, w: &[Self::B; 8], a: &[i8; BLOCK], starts: [i32; 2]) -> [Self::I; 2] {
+        unsafe {
+            // A pair's products are at most 2 · 63 · 127 = 16,002: two of them still fit 16 bits.
+            let ones = _mm256_set1_epi16(1);
+            let mut sums = starts.map(|start| [_mm256_set1_epi32(start); 2]);
+            for pair in 0..4 {
+                let (even, odd) = (2 * pair, 2 * pair + 1);
+                let (a_even, a_odd) = (_mm256_set1_epi32(quad(a, even)), _mm256_set1_epi32(quad(a, odd)));
+                for half in 0..2 {
+                    let products = _mm256_add_epi16(
+                        _mm256_maddubs_epi16(w[even][half], a_even),
+                        _mm256_maddubs_epi16(w[odd][half], a_odd),
+                    );
+                    let sum = &mut sums[pair / 2][half];
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, ones));
+                }
+            }
+            sums
         }
     }
     #[inline(always)]

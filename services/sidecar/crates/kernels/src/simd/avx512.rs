@@ -1,6 +1,6 @@
 //! AVX-512 with VNNI: one register holds the 16 lanes.
 
-use super::{BLOCK, LANES, Simd, quad};
+use super::{BLOCK, LANES, Simd, nibbles_of, quad};
 use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI (with AVX2, FMA and F16C).
@@ -176,6 +176,14 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepi32_ps(value) }
     }
     #[inline(always)]
+    fn dot_quad(self, sum: __m512i, w: __m512i, a: i32) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(a)) }
+    }
+    #[inline(always)]
+    fn zero_i32(self) -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
     fn unpack_u4(self, from: &[u8; 256]) -> [__m512i; 8] {
         unsafe {
             let mask = _mm512_set1_epi8(15);
@@ -193,10 +201,74 @@ impl Simd for Avx512 {
         unsafe {
             let mut sum = _mm512_set1_epi32(start);
             for group in 0..8 {
-                sum = _mm512_dpbusd_epi32(sum, w[group], _mm512_set1_epi32(quad(a, group)));
+                sum = self.dot_quad(sum, w[group], quad(a, group));
             }
             sum
         }
+    }
+    #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn load_i8(self, from: &[u8; LANES]) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn unpack_u5(self, from: &[u8; 320]) -> [__m512i; 8] {
+        let mut out = self.unpack_u4(nibbles_of(from));
+        unsafe {
+            let bits = _mm512_loadu_si512(from.as_ptr().add(256).cast());
+            let mask = _mm512_set1_epi8(16);
+            // Shifts of 16-bit lanes: what crosses from one byte into the other is masked off.
+            let shifted = [
+                _mm512_slli_epi16::<4>(bits),
+                _mm512_slli_epi16::<3>(bits),
+                _mm512_slli_epi16::<2>(bits),
+                _mm512_slli_epi16::<1>(bits),
+                bits,
+                _mm512_srli_epi16::<1>(bits),
+                _mm512_srli_epi16::<2>(bits),
+                _mm512_srli_epi16::<3>(bits),
+            ];
+            for group in 0..8 {
+                out[group] = _mm512_or_si512(out[group], _mm512_and_si512(shifted[group], mask));
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn unpack_u6(self, from: &[u8; 384]) -> [__m512i; 8] {
+        let mut out = self.unpack_u4(nibbles_of(from));
+        unsafe {
+            let mask = _mm512_set1_epi8(0x30);
+            for half in 0..2 {
+                let pairs = _mm512_loadu_si512(from.as_ptr().add(256 + half * 64).cast());
+                let shifted = [
+                    _mm512_slli_epi16::<4>(pairs),
+                    _mm512_slli_epi16::<2>(pairs),
+                    pairs,
+                    _mm512_srli_epi16::<2>(pairs),
+                ];
+                for part in 0..4 {
+                    let group = half * 4 + part;
+                    out[group] = _mm512_or_si512(out[group], _mm512_and_si512(shifted[part], mask));
+                }
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn dot_u6(self, w: &[__m512i; 8], a: &[i8; BLOCK], start: i32) -> __m512i {
+        self.dot_u4(w, a, start)
+    }
+    #[inline(always)]
+    fn dot_u6_halves(self, w: &[__m512i; 8], a: &[i8; BLOCK], starts: [i32; 2]) -> [__m512i; 2] {
+        let mut sums = unsafe { starts.map(|start| _mm512_set1_epi32(start)) };
+        for group in 0..8 {
+            sums[group / 4] = self.dot_quad(sums[group / 4], w[group], quad(a, group));
+        }
+        sums
     }
     #[inline(always)]
     fn unpack_s8(self, from: &[u8; 512]) -> [__m512i; 8] {

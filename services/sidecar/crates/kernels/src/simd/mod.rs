@@ -57,15 +57,38 @@ pub(crate) trait Simd: Copy {
     fn transpose(self, rows: &mut [Self::F; LANES]);
 
     fn f32_from_i32(self, value: Self::I) -> Self::F;
+    /// `sum + Σ w · a` per lane over four columns, `a` as four bytes; exact for `w` in 0..=15. How fast it runs is the bound of `dot_*`.
+    fn dot_quad(self, sum: Self::I, w: Self::B, a: i32) -> Self::I;
+    /// Zero in every lane.
+    fn zero_i32(self) -> Self::I;
     /// Eight vectors of unsigned 4-bit weights from their packed form: the low nibbles of 64-byte line `i` are columns `4i..4i + 4` of
     /// the block, the high ones columns `16 + 4i..16 + 4i + 4`.
     fn unpack_u4(self, from: &[u8; 256]) -> [Self::B; 8];
     /// `start + Σ w · a` per lane over one block, exact. `w` in 0..=15, `a` in -127..=127.
     fn dot_u4(self, w: &[Self::B; 8], a: &[i8; BLOCK], start: i32) -> Self::I;
+    /// Sixteen unsigned bytes.
+    fn load_u8(self, from: &[u8; LANES]) -> Self::F;
+    /// Sixteen signed bytes.
+    fn load_i8(self, from: &[u8; LANES]) -> Self::F;
+    /// Eight vectors of unsigned 5-bit weights: the packed form of 4 bits, then a line whose bit `g` is the fifth bit for vector `g`.
+    fn unpack_u5(self, from: &[u8; 320]) -> [Self::B; 8];
+    /// Eight vectors of unsigned 6-bit weights: the packed form of 4 bits, then two lines whose bit pair `g % 4` tops vector `g`, the first
+    /// line for vectors 0 to 3.
+    fn unpack_u6(self, from: &[u8; 384]) -> [Self::B; 8];
+    /// As [`Simd::dot_u4`] for `w` in 0..=63.
+    fn dot_u6(self, w: &[Self::B; 8], a: &[i8; BLOCK], start: i32) -> Self::I;
+    /// The same for the first and the second 16 columns apart.
+    fn dot_u6_halves(self, w: &[Self::B; 8], a: &[i8; BLOCK], starts: [i32; 2]) -> [Self::I; 2];
     /// Eight vectors of signed 8-bit weights, stored plus 128.
     fn unpack_s8(self, from: &[u8; 512]) -> [Self::B; 8];
     /// `Σ w · a` per lane over one block, exact; `a_sum` is `Σ a`. `a` in -127..=127.
     fn dot_s8(self, w: &[Self::B; 8], a: &[i8; BLOCK], a_sum: i32) -> Self::I;
+}
+
+/// The four low bits of a packed block of five or six.
+#[inline(always)]
+pub(crate) fn nibbles_of(from: &[u8]) -> &[u8; 256] {
+    from.first_chunk().unwrap_or(&[0; 256])
 }
 
 /// Four activations as the word that multiplies four consecutive weights of every lane.

@@ -1,6 +1,6 @@
 //! Plain Rust: the reference for the others, and what runs on processors without AVX2 (on aarch64 the compiler vectorises it for NEON).
 
-use super::{BLOCK, LANES, Simd};
+use super::{BLOCK, LANES, Simd, nibbles_of};
 use half::{bf16, f16};
 
 /// Needs nothing of the processor.
@@ -137,6 +137,20 @@ impl Simd for Portable {
         value.map(|x| x as f32)
     }
     #[inline(always)]
+    fn dot_quad(self, sum: Self::I, w: Self::B, a: i32) -> Self::I {
+        let mut out = sum;
+        for lane in 0..LANES {
+            for (w, a) in w[lane].iter().zip(a.to_le_bytes()) {
+                out[lane] += i32::from(*w) * i32::from(a as i8);
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn zero_i32(self) -> Self::I {
+        [0; LANES]
+    }
+    #[inline(always)]
     fn unpack_u4(self, from: &[u8; 256]) -> [Self::B; 8] {
         let mut out = [[[0; 4]; LANES]; 8];
         for line in 0..4 {
@@ -161,6 +175,47 @@ impl Simd for Portable {
             }
         }
         sum
+    }
+    #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> F {
+        from.map(f32::from)
+    }
+    #[inline(always)]
+    fn load_i8(self, from: &[u8; LANES]) -> F {
+        from.map(|byte| f32::from(byte as i8))
+    }
+    #[inline(always)]
+    fn unpack_u5(self, from: &[u8; 320]) -> [Self::B; 8] {
+        let mut out = self.unpack_u4(nibbles_of(from));
+        for (group, vector) in out.iter_mut().enumerate() {
+            for (at, number) in vector.as_flattened_mut().iter_mut().enumerate() {
+                *number |= (from[256 + at] >> group & 1) << 4;
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn unpack_u6(self, from: &[u8; 384]) -> [Self::B; 8] {
+        let mut out = self.unpack_u4(nibbles_of(from));
+        for (group, vector) in out.iter_mut().enumerate() {
+            for (at, number) in vector.as_flattened_mut().iter_mut().enumerate() {
+                *number |= (from[256 + group / 4 * 64 + at] >> (2 * (group % 4)) & 3) << 4;
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn dot_u6(self, w: &[Self::B; 8], a: &[i8; BLOCK], start: i32) -> Self::I {
+        self.dot_u4(w, a, start)
+    }
+    #[inline(always)]
+    fn dot_u6_halves(self, w: &[Self::B; 8], a: &[i8; BLOCK], starts: [i32; 2]) -> [Self::I; 2] {
+        let mut sums = starts.map(|start| [start; LANES]);
+        for group in 0..8 {
+            let bytes: [u8; 4] = std::array::from_fn(|i| a[group * 4 + i] as u8);
+            sums[group / 4] = self.dot_quad(sums[group / 4], w[group], i32::from_le_bytes(bytes));
+        }
+        sums
     }
     #[inline(always)]
     fn unpack_s8(self, from: &[u8; 512]) -> [Self::B; 8] {

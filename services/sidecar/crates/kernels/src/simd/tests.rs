@@ -149,32 +149,64 @@ fn lanes_move_and_round_the_same_everywhere() {
 }
 
 struct Dots<'a> {
-    u4: &'a [u8; 256],
+    numbers: &'a [u8; 384],
     s8: &'a [u8; 512],
     a: &'a [i8; BLOCK],
 }
 
 impl Kernel for Dots<'_> {
-    type Output = [[f32; LANES]; 2];
+    type Output = [[f32; LANES]; 8];
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Output {
         let sum = self.a.iter().map(|a| i32::from(*a)).sum();
-        let mut out = [[0.0; LANES]; 2];
-        s.store(s.f32_from_i32(s.dot_u4(&s.unpack_u4(self.u4), self.a, 77)), &mut out[0]);
-        s.store(
+        let u4 = s.unpack_u4(self.numbers.first_chunk().unwrap());
+        let u5 = s.unpack_u5(self.numbers.first_chunk().unwrap());
+        let u6 = s.unpack_u6(self.numbers);
+        let quad = i32::from_le_bytes(std::array::from_fn(|i| self.a[i] as u8));
+        let halves = s.dot_u6_halves(&u6, self.a, [-5, 9]);
+        let bytes = self.s8.first_chunk().unwrap();
+        let all = [
+            s.f32_from_i32(s.dot_u4(&u4, self.a, 77)),
             s.f32_from_i32(s.dot_s8(&s.unpack_s8(self.s8), self.a, sum)),
-            &mut out[1],
-        );
+            s.f32_from_i32(s.dot_u6(&u5, self.a, -3)),
+            s.f32_from_i32(halves[0]),
+            s.f32_from_i32(halves[1]),
+            s.f32_from_i32(s.dot_quad(s.zero_i32(), u4[0], quad)),
+            s.load_u8(bytes),
+            s.load_i8(bytes),
+        ];
+        let mut out = [[0.0; LANES]; 8];
+        for (out, value) in out.iter_mut().zip(all) {
+            s.store(value, out);
+        }
         out
     }
+}
+
+/// What [`Dots`] must give in one lane, by the packed form's definition.
+fn expected_dots(numbers: &[u8; 384], s8: &[u8; 512], a: &[i8; BLOCK], lane: usize) -> [i32; 8] {
+    let mut expected = [77, 0, -3, -5, 9, 0, i32::from(s8[lane]), i32::from(s8[lane] as i8)];
+    for (col, a) in a.iter().enumerate() {
+        let (a, group, at) = (i32::from(*a), col / 4, lane * 4 + col % 4);
+        let byte = numbers[col % 16 / 4 * 64 + at];
+        let nibble = i32::from(if col < 16 { byte & 15 } else { byte >> 4 });
+        let fifth = i32::from(numbers[256 + at] >> group & 1);
+        let pair = i32::from(numbers[256 + group / 4 * 64 + at] >> (2 * (group % 4)) & 3);
+        expected[0] += nibble * a;
+        expected[1] += (i32::from(s8[group * 64 + at]) - 128) * a;
+        expected[2] += (nibble + 16 * fifth) * a;
+        expected[3 + col / 16] += (nibble + 16 * pair) * a;
+        expected[5] += if group == 0 { nibble * a } else { 0 };
+    }
+    expected
 }
 
 #[test]
 fn integer_dot_products_are_exact_even_at_the_extremes() {
     let mut noise = Noise::new(2);
     for round in 0..300 {
-        let (mut u4, mut s8, mut a) = ([0; 256], [0; 512], [0; BLOCK]);
-        u4.fill_with(|| if round == 0 { 0xff } else { noise.bits() as u8 });
+        let (mut numbers, mut s8, mut a) = ([0; 384], [0; 512], [0; BLOCK]);
+        numbers.fill_with(|| if round < 2 { 0xff } else { noise.bits() as u8 });
         // Stored plus 128: 0 is -128 and 255 is 127.
         s8.fill_with(|| if round < 2 { [0, 255][round] } else { noise.bits() as u8 });
         a.fill_with(|| match round {
@@ -184,26 +216,15 @@ fn integer_dot_products_are_exact_even_at_the_extremes() {
         });
         a.iter_mut().for_each(|a| *a = (*a).max(-127));
         for isa in Isa::available() {
-            let [dot4, dot8] = isa.run(Dots {
-                u4: &u4,
+            let dots = isa.run(Dots {
+                numbers: &numbers,
                 s8: &s8,
                 a: &a,
             });
             for lane in 0..LANES {
-                let mut expected = [77, 0];
-                for (col, a) in a.iter().enumerate() {
-                    let byte = u4[col % 16 / 4 * 64 + lane * 4 + col % 4];
-                    let nibble = if col < 16 { byte & 15 } else { byte >> 4 };
-                    expected[0] += i32::from(nibble) * i32::from(*a);
-                    let byte = s8[col / 4 * 64 + lane * 4 + col % 4];
-                    expected[1] += (i32::from(byte) - 128) * i32::from(*a);
-                }
-                assert_eq!(
-                    [dot4[lane], dot8[lane]],
-                    expected.map(|x| x as f32),
-                    "{} round {round}",
-                    isa.name()
-                );
+                let found = dots.map(|dot| dot[lane]);
+                let expected = expected_dots(&numbers, &s8, &a, lane).map(|x| x as f32);
+                assert_eq!(found, expected, "{} round {round}", isa.name());
             }
         }
     }

@@ -12,7 +12,7 @@ use super::half_at;
 
 /// 6-bit scale and minimum of sub-block `index` (0 to 7) of Q4_K and Q5_K. The first four lie in the low bits of bytes 0 to 3 and 4 to 7, whose
 /// two high bits top the nibbles of bytes 8 to 11 for the last four.
-pub(super) fn scale_and_minimum(packed: &[u8], index: usize) -> (u8, u8) {
+fn scale_and_minimum(packed: &[u8], index: usize) -> (u8, u8) {
     if index < 4 {
         return (packed[index] & 63, packed[index + 4] & 63);
     }
