@@ -114,7 +114,6 @@ fn random_matrix(weight_type: WeightType, rows: usize, cols: usize) -> Result<Pa
         let random: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         chunk.copy_from_slice(&random[..chunk.len()]);
     }
-    let (scale, minimum) = (0x1400_u16.to_le_bytes(), 0x9c00_u16.to_le_bytes()); // 0.00098 and -0.0039 in f16.
     // Scales and minima that keep activations near one: 0.00098 and -0.0039 in f16, the K-quants' before their integer scales.
     let (scale, minimum, fine) = (0x1400_u16, 0x9c00_u16, 0x0100_u16);
     let fields: &[(usize, u16)] = match weight_type {
