@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync } from "node:fs";
 import { delimiter, dirname, join } from "node:path";
 import { ensureDependencies, ensurePnpm } from "./dependencies.mjs";
+import { ensureJaeger } from "./jaeger.mjs";
 import { withLock } from "./lock.mjs";
 import { ensureNode } from "./node-runtime.mjs";
 import { CACHE, ROOT, SIDECAR_BINARY } from "./paths.mjs";
@@ -17,7 +18,8 @@ import { StopError } from "./stop-error.mjs";
  *
  * `need`: any of `node`, `deps`, `rust`, `sidecar`, `redis` (a running one, or a program to start), `redis-server` (a program, for whoever
  * must not touch a running one), `pip`, `model:tiny`, `model:smollm2`, `python:oracle|engines|gateways` (an environment with packages),
- * `iperf3`. What a part stands on comes with it. Answers with a `Toolbox`.
+ * `iperf3`, `jaeger` (its program), `jaeger?` (the same, but whoever needs it is told why it is missing). What a part stands on comes with
+ * it. Answers with a `Toolbox`.
  * Throws StopError with one line when a person has to do something.
  */
 export async function bootstrap({ need }) {
@@ -70,6 +72,16 @@ export async function bootstrap({ need }) {
         (await installDebianPackages(["iperf3"], progress)) ? undefined : "not there; its figures will be missing",
       );
     }
+    if (wanted.has("jaeger")) {
+      await step("jaeger", async (progress) => toolbox.useJaeger(await ensureJaeger(progress)));
+    } else if (wanted.has("jaeger?")) {
+      await step("jaeger", (progress) =>
+        ensureJaeger(progress).then(
+          (path) => toolbox.useJaeger(path),
+          (error) => toolbox.lackJaeger(error),
+        ),
+      );
+    }
     for (const model of models) await step(`model ${model}`, (progress) => ensureModel(toolbox, model, progress));
   });
   return toolbox;
@@ -97,6 +109,17 @@ class Toolbox {
   useRedisServer(path) {
     this.env.KVASIR_REDIS_SERVER = path;
     return path;
+  }
+
+  useJaeger(path) {
+    this.env.KVASIR_JAEGER = path;
+    return path;
+  }
+
+  /** The tests that need it fail with this line. */
+  lackJaeger(error) {
+    this.env.KVASIR_JAEGER_MISSING = error.message;
+    return `missing: ${error.message}`;
   }
 
   useRedisUrl(url) {

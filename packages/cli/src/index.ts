@@ -1,5 +1,7 @@
 export { collectTrace, type TraceSource } from "./collect-trace.ts";
+export { type Jaeger, startJaeger } from "./jaeger/jaeger-process.ts";
 export type { ClusterEvent, LocalClusterOptions } from "./local-cluster/cluster-options.ts";
 export { type LocalCluster, startLocalCluster } from "./local-cluster/local-cluster.ts";
 export { childrenOf, isRunning } from "./local-cluster/process-tree.ts";
+export { freePort } from "./local-cluster/redis-process.ts";
 export type { ProcessHandle, ProcessKind } from "./local-cluster/service-process.ts";

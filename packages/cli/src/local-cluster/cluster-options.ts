@@ -28,6 +28,8 @@ export interface LocalClusterOptions {
   readonly leaseMs?: number;
   /** More flags, by kind of process. */
   readonly extraFlags?: Partial<Record<"router" | "gateway" | "worker", readonly string[]>>;
+  /** Where services and sidecars send their spans: OTLP over gRPC. Absent: OTEL_EXPORTER_OTLP_ENDPOINT of this process, if set. */
+  readonly otlpEndpoint?: string;
   /** Start a process again when it ends unasked. */
   readonly restart?: boolean;
   /** Aborted: what was started so far is ended, and `startLocalCluster` rejects. */

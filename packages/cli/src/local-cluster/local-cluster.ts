@@ -104,13 +104,16 @@ class RunningCluster implements LocalCluster {
     this.#redisUrl = this.#options.redisUrl ?? this.#redis?.url ?? "";
     const gatewayPort = port === 0 ? await freePort() : port;
     const shared = { redisUrl: this.#redisUrl, cluster: this.cluster, gatewayPort, stateDir: this.#stateDir };
+    const { otlpEndpoint } = this.#options;
+    const env =
+      otlpEndpoint === undefined ? process.env : { ...process.env, OTEL_EXPORTER_OTLP_ENDPOINT: otlpEndpoint };
     const add = (kind: Exclude<ProcessKind, "redis">, count: number) => {
       for (let index = 0; index < count; index++) {
         const name = `${kind}-${index}`;
         const readyMaxMs = kind === "router" || kind === "gateway" ? SERVICE_READY_MAX_MS : WORKER_READY_MAX_MS;
         const args = serviceArgs(kind, name, this.#options, shared);
         const logFile = join(logDir, `${name}.log`);
-        const command = { name, kind, node: process.execPath, args, logFile, readyMaxMs };
+        const command = { name, kind, node: process.execPath, args, env, logFile, readyMaxMs };
         this.#services.push(new ServiceProcess(command, (handle, exit, errors) => this.#lost(handle, exit, errors)));
       }
     };

@@ -1,19 +1,9 @@
 import { connect, createServer } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
-import { Child } from "./child.ts";
+import type { Child } from "./child.ts";
+import { startGuarded } from "./guarded-child.ts";
 
 const START_MAX_MS = 10_000;
-
-/**
- * Redis watches no stdin, so a shell does it: it says Redis's process id, ends Redis at the end of stdin, and itself ends with Redis.
- */
-const GUARD = `exec 3<&0
-"$@" </dev/null 3<&- & pid=$!
-echo "$pid"
-{ cat <&3 >/dev/null; kill -9 "$pid"; } >/dev/null 2>&1 & watcher=$!
-exec 3<&-
-trap 'kill "$pid"' TERM
-wait "$pid"; wait "$pid"; kill "$watcher" 2>/dev/null; exit 0`;
 
 /** A Redis of our own: nothing on disk, loopback only. */
 export interface RedisProcess {
@@ -27,16 +17,10 @@ export interface RedisProcess {
 /** Starts `binary` on `port` and waits until it answers. */
 export async function startRedis(binary: string, port: number, logFile: string): Promise<RedisProcess> {
   const flags = ["--port", `${port}`, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
-  let redisPid = 0;
-  const child = new Child("/bin/sh", ["-c", GUARD, "sh", binary, ...flags, "--loglevel", "warning"], {
-    logFile,
-    env: process.env,
-    onLine: (line) => {
-      if (redisPid === 0) redisPid = Number(line);
-    },
-  });
+  const redis = startGuarded(binary, [...flags, "--loglevel", "warning"], { logFile });
+  const { child } = redis;
   const deadline = performance.now() + START_MAX_MS;
-  while (redisPid === 0 || !(await answersPing(port))) {
+  while (redis.pid === 0 || !(await answersPing(port))) {
     if (child.exit !== undefined) throw new Error(`${binary} ended at once: ${child.errorLines(2)} (log: ${logFile})`);
     if (performance.now() > deadline) {
       await child.end(0);
@@ -44,7 +28,7 @@ export async function startRedis(binary: string, port: number, logFile: string):
     }
     await delay(20);
   }
-  return { url: `redis://127.0.0.1:${port}`, port, child, pid: redisPid };
+  return { url: `redis://127.0.0.1:${port}`, port, child, pid: redis.pid };
 }
 
 /** A TCP port that was free a moment ago. */

@@ -28,6 +28,7 @@ export interface ServiceCommand {
   readonly node: string;
   /** The main of the service, and the flags of each start. */
   readonly args: readonly string[];
+  readonly env: NodeJS.ProcessEnv;
   readonly logFile: string;
   readonly readyMaxMs: number;
 }
@@ -78,12 +79,12 @@ export class ServiceProcess implements ProcessHandle {
 
   /** Starts it and waits for its ready line. Rejects with the end of its stderr when it ends or takes too long. */
   async start(): Promise<void> {
-    const { name, node, args, logFile, readyMaxMs } = this.#command;
+    const { name, node, args, env, logFile, readyMaxMs } = this.#command;
     const ready = Promise.withResolvers<Ready>();
     this.#isEndExpected = false;
     const child = new Child(node, args, {
       logFile,
-      env: process.env,
+      env,
       onLine: (line) => {
         const event = readyFromLine(line);
         if (event) ready.resolve(event);

@@ -1,13 +1,14 @@
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { runMain } from "@kvasir/config";
 import { resolveModel } from "@kvasir/models";
 import { renderTimeline, type SpanRecord } from "@kvasir/telemetry";
+import { findTraceBackend, type TraceBackend } from "../jaeger/running-jaeger.ts";
 import type { ClusterEvent } from "../local-cluster/cluster-options.ts";
 import { type LocalCluster, startLocalCluster } from "../local-cluster/local-cluster.ts";
 import { ask } from "./ask.ts";
+import { checkPortIsFree } from "./check-port.ts";
 import { UP_FLAGS, type UpValues } from "./flags.ts";
 import { DOCUMENTS, MAX_TOKENS, QUESTION } from "./question.ts";
 import { clientLines, reportLines } from "./report.ts";
@@ -25,7 +26,7 @@ await runMain(UP_FLAGS, up);
 
 async function up(values: UpValues): Promise<void> {
   checkSizes(values);
-  if (values.port !== 0) await checkPortIsFree(values.port);
+  if (values.port !== 0) await checkPortIsFree(values.port, "npm run up -- --port");
   let cluster: LocalCluster | undefined;
   const stop = watchForStop(() => {
     cluster?.kill();
@@ -33,8 +34,14 @@ async function up(values: UpValues): Promise<void> {
   });
   const begin = performance.now();
   const model = await resolveModel(values.model, CACHE, (line) => print(`  ${line}`));
+  const traces = await findTraceBackend(RUN_DIR, process.env);
+  print(
+    traces
+      ? `spans go to ${traces.otlpEndpoint}`
+      : "spans stay in the services; npm run jaeger, started before, shows them",
+  );
   try {
-    cluster = await start(values, model, stop.signal);
+    cluster = await start(values, model, traces, stop.signal);
   } catch (error) {
     if (stop.signal.aborted) process.exit(130);
     throw error;
@@ -46,7 +53,7 @@ async function up(values: UpValues): Promise<void> {
 
   let exitCode = 0;
   try {
-    await askAndReport(cluster, model.servedName, stop.signal);
+    await askAndReport(cluster, model.servedName, traces?.uiUrl, stop.signal);
   } catch (error) {
     if (!stop.signal.aborted) {
       exitCode = 1;
@@ -67,6 +74,7 @@ async function up(values: UpValues): Promise<void> {
 async function start(
   values: UpValues,
   model: { readonly directory: string; readonly servedName: string },
+  traces: TraceBackend | undefined,
   signal: AbortSignal,
 ): Promise<LocalCluster> {
   mkdirSync(RUN_DIR, { recursive: true });
@@ -83,6 +91,7 @@ async function start(
     kvBytes: `${values.kvBytes}`,
     weights: values.weights,
     ...(values.threads === undefined ? {} : { threadsPerSidecar: values.threads }),
+    ...(traces === undefined ? {} : { otlpEndpoint: traces.otlpEndpoint }),
     restart: true,
     signal,
     onEvent: (event) => {
@@ -91,7 +100,12 @@ async function start(
   });
 }
 
-async function askAndReport(cluster: LocalCluster, model: string, signal: AbortSignal): Promise<void> {
+async function askAndReport(
+  cluster: LocalCluster,
+  model: string,
+  tracesUrl: string | undefined,
+  signal: AbortSignal,
+): Promise<void> {
   for (const { title, text } of DOCUMENTS) print(`document · ${title}: ${text}`);
   print(`question · ${QUESTION}`);
   process.stdout.write("answer   · ");
@@ -109,6 +123,7 @@ async function askAndReport(cluster: LocalCluster, model: string, signal: AbortS
   const { curl, node } = clientLines(cluster.gatewayUrl, model);
   print(`Ask it yourself:\n\n${curl}\n\nor, with OpenAI's client for Node:\n\n${node}`);
   print(`\nThe timeline of any request: npm run trace -- ${answer.kvasir.trace_id}`);
+  if (tracesUrl !== undefined) print(`The same in Jaeger: ${tracesUrl}/trace/${answer.kvasir.trace_id}`);
 }
 
 async function spansOf(cluster: LocalCluster, traceId: string): Promise<readonly SpanRecord[]> {
@@ -139,17 +154,4 @@ function checkSizes({ prefill, decode, mixed }: UpValues): void {
       `--prefill ${prefill} --decode ${decode} --mixed ${mixed} can serve nothing: it takes one prefill and one decode worker, or a mixed one`,
     );
   }
-}
-
-function checkPortIsFree(port: number): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const server = createServer();
-    server.once("error", (error: NodeJS.ErrnoException) => {
-      const why = error.code === "EADDRINUSE" ? "is taken" : `cannot be used (${error.message})`;
-      reject(
-        new Error(`port ${port} ${why}; choose another: npm run up -- --port ${port === 65_535 ? 8001 : port + 1}`),
-      );
-    });
-    server.listen(port, "127.0.0.1", () => server.close(() => resolve()));
-  });
 }
