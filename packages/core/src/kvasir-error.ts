@@ -19,6 +19,8 @@ export interface ErrorFacts {
   readonly retryAfterMs?: number;
   /** The request field that is wrong, for `invalid_request`. */
   readonly field?: string;
+  /** The worker that failed, where it is another one than the one that tells. */
+  readonly workerId?: string;
   readonly cause?: unknown;
 }
 
@@ -28,12 +30,14 @@ export class KvasirError extends Error {
   readonly reason: ErrorReason;
   readonly retryAfterMs: number;
   readonly field: string;
+  readonly workerId: string;
 
   constructor(facts: ErrorFacts) {
     super(facts.message, facts.cause === undefined ? undefined : { cause: facts.cause });
     this.reason = facts.reason;
     this.retryAfterMs = facts.retryAfterMs ?? 0;
     this.field = facts.field ?? "";
+    this.workerId = facts.workerId ?? "";
   }
 }
 

@@ -32,6 +32,7 @@ export function statusFromError(error: unknown): Partial<StatusObject> {
     message: known.message,
     retryAfterMs: known.retryAfterMs,
     field: known.field,
+    workerId: known.workerId,
   });
   metadata.set(ERROR_METADATA_KEY, Buffer.from(toBinary(ErrorDetailSchema, detail)));
   return { code: TABLE[known.reason].code, details: known.message, metadata };
@@ -50,6 +51,7 @@ export function errorFromService(error: unknown): KvasirError {
         message: detail.message,
         retryAfterMs: detail.retryAfterMs,
         field: detail.field,
+        workerId: detail.workerId,
         cause: error,
       });
     } catch {

@@ -24,12 +24,20 @@ const SIDECAR_GAUGES = {
 
 const STEP_SECONDS = [1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2, 5];
 
+export interface WorkerMetrics {
+  readonly stepAnswered: (times: StepTimes) => void;
+  readonly localPrefill: (cause: LocalPrefillCause) => void;
+}
+
+/** Why a decode worker computed what a prefill worker should have. */
+export type LocalPrefillCause = "no_prefill_worker" | "prefill_lost";
+
 /** Registers the worker's metrics. Everything but the step histogram is read when it is scraped. */
 export function registerMetrics(
   registry: Registry,
   current: () => Incarnation | undefined,
   restartCount: () => number,
-): { readonly stepAnswered: (times: StepTimes) => void } {
+): WorkerMetrics {
   const registers = [registry];
   const stats = cachedStats(current);
 
@@ -96,6 +104,14 @@ export function registerMetrics(
       },
     });
   }
+  const localPrefills = new Counter({
+    name: "kvasir_local_prefills_total",
+    help: "Prompts, or rests of prompts, computed by a decode worker in place of a prefill worker, by cause",
+    labelNames: ["cause"],
+    registers,
+  });
+  for (const cause of ["no_prefill_worker", "prefill_lost"] satisfies LocalPrefillCause[])
+    localPrefills.inc({ cause }, 0);
   const steps = new Histogram({
     name: "kvasir_step_seconds",
     help: "Time of a step as this worker sees it (wall), on the device, and of the device waiting for it (idle)",
@@ -104,6 +120,7 @@ export function registerMetrics(
     registers,
   });
   return {
+    localPrefill: (cause) => localPrefills.inc({ cause }),
     stepAnswered({ wallNanos, deviceNanos, idleNanos }) {
       steps.observe({ part: "wall" }, wallNanos / 1e9);
       steps.observe({ part: "device" }, deviceNanos / 1e9);

@@ -1,6 +1,6 @@
 import { create } from "@bufbuild/protobuf";
 import { clipMaxTokens, KvasirError } from "@kvasir/core";
-import { type SamplingParams, SamplingParamsSchema } from "@kvasir/proto";
+import { type GenerateRequest, type SamplingParams, SamplingParamsSchema } from "@kvasir/proto";
 import type { Incarnation } from "./incarnation.ts";
 import { invalid } from "./invalid.ts";
 import { checkSampling } from "./sampling-check.ts";
@@ -45,6 +45,41 @@ export function checkRequest(
     );
   }
   return { promptTokenIds, sampling: create(SamplingParamsSchema, { ...sampling, maxTokens }), tenantScope };
+}
+
+/** One answer that is still wanted. */
+export interface OpenChoice {
+  readonly index: number;
+  /** What the client has of it. */
+  readonly outputTokenIds: readonly number[];
+}
+
+/** The answers of a request that are still wanted, at least one, by index. */
+export function openChoices(
+  { choiceCount, resumed }: Pick<GenerateRequest, "choiceCount" | "resumed">,
+  maxTokens: number,
+  vocabSize: number,
+): readonly [OpenChoice, ...OpenChoice[]] {
+  const known = new Map(resumed.map((choice) => [choice.choiceIndex, choice]));
+  const count = Math.max(1, choiceCount);
+  const stray = resumed.find(({ choiceIndex }) => choiceIndex >= count);
+  if (stray !== undefined || known.size !== resumed.length) {
+    const indexes = resumed.map(({ choiceIndex }) => choiceIndex).join(", ");
+    throw invalid("resumed", `resumed names answers ${indexes} of ${count}; name each at most once`);
+  }
+  const [first, ...others] = Array.from({ length: count }, (_, index) => index)
+    .filter((index) => known.get(index)?.ended !== true)
+    .map((index) => ({ index, outputTokenIds: known.get(index)?.tokenIds ?? [] }));
+  if (first === undefined) throw invalid("resumed", "every answer has ended; nothing is left to generate");
+  for (const { index, outputTokenIds } of [first, ...others]) {
+    if (outputTokenIds.length >= maxTokens) {
+      throw invalid("resumed", `answer ${index} has ${outputTokenIds.length} tokens, max_tokens is ${maxTokens}`);
+    }
+    if (outputTokenIds.some((tokenId) => tokenId >= vocabSize)) {
+      throw invalid("resumed", `answer ${index} has tokens beyond the vocabulary's ${vocabSize}`);
+    }
+  }
+  return [first, ...others];
 }
 
 /** A request that even an empty pool could not hold. */

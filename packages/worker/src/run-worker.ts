@@ -113,6 +113,7 @@ async function start(
     tracer: telemetry.tracer,
     log: telemetry.logger,
     onStep: metrics.stepAnswered,
+    onLocalPrefill: metrics.localPrefill,
   });
   const admin = await startAdminServer({
     listen: values.adminListen,

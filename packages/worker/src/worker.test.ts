@@ -94,7 +94,6 @@ test("what is wrong in a request is named", async () => {
     [{ decode: mixed, change: { sampling: { maxTokens: 1, topP: 1.5 } } }, { field: "top_p" }],
     [{ decode: mixed, change: { sampling: { maxTokens: 0 } } }, { field: "max_tokens" }],
     [{ decode: mixed, change: { placement: { mode: 1 } } }, { field: "placement" }],
-    [{ decode }, { field: "placement.mode" }],
     [
       { decode: mixed, change: { placement: { mode: 1, decode: { ...refOf(mixed), epoch: 0n } } } },
       { reason: "stale_epoch" },

@@ -7,6 +7,7 @@ import { PrefillPeers } from "./decode/peers.ts";
 import type { StepTimes } from "./engine/step-meter.ts";
 import type { EngineLimits, Incarnation } from "./incarnation.ts";
 import type { Log } from "./log.ts";
+import type { LocalPrefillCause } from "./metrics.ts";
 import { prefillService } from "./prefill/prefill-service.ts";
 import type { LaunchSidecar } from "./sidecar/sidecar-process.ts";
 import { Supervisor } from "./sidecar/supervisor.ts";
@@ -27,6 +28,7 @@ export interface WorkerOptions {
   readonly tracer: Tracer;
   readonly log: Log;
   readonly onStep: (times: StepTimes) => void;
+  readonly onLocalPrefill: (cause: LocalPrefillCause) => void;
 }
 
 /** One worker: a supervised sidecar and the gRPC services of its role. Knows nothing of Redis, routers or flags. */
@@ -88,8 +90,9 @@ export class Worker {
       const onGeneration = (change: number) => {
         this.#generationCount += change;
       };
-      const mixed = role === "mixed";
-      this.#server.add(DecodeService, decodeService({ ...shared, mixed, peers: this.#peers, onGeneration }));
+      const { onLocalPrefill } = this.#options;
+      const peers = this.#peers;
+      this.#server.add(DecodeService, decodeService({ ...shared, peers, onGeneration, onLocalPrefill }));
     }
     if (role !== "decode") {
       const onRun = (change: number) => {

@@ -46,6 +46,13 @@ export const ROUTER_FLAGS = defineOptions("kvasir-router", "places requests on w
     min: 0,
     help: "Longest wait for a capable worker while none is attached, so that a restart fails no request.",
   },
+  localPrefillAfterMs: {
+    type: "integer",
+    env: "KVASIR_LOCAL_PREFILL_AFTER_MS",
+    default: 1_000,
+    min: 0,
+    help: "Wait for a prefill worker before a decode worker computes the prompt. Larger: requests wait; smaller: restarts burden decode.",
+  },
   workerSilenceMaxMs: {
     type: "integer",
     env: "KVASIR_WORKER_SILENCE_MAX_MS",

@@ -22,6 +22,11 @@ export function registerMetrics(registry: Registry, state: RouterState): RouterM
     registers,
   });
   for (const mode of ["aggregated", "split"]) placements.inc({ mode }, 0);
+  const localPrefills = new Counter({
+    name: "kvasir_router_local_prefills_total",
+    help: "Requests placed on a decode worker alone, because no prefill worker was left.",
+    registers,
+  });
   const rejections = new Counter({
     name: "kvasir_router_rejected_total",
     help: "Requests refused, by reason.",
@@ -102,6 +107,7 @@ export function registerMetrics(registry: Registry, state: RouterState): RouterM
   return {
     placed(decision) {
       placements.inc({ mode: decision.candidates[0].mode });
+      if (decision.candidates[0].isLocalPrefill) localPrefills.inc();
       waits.observe(decision.waitedMs / 1_000);
       predictions.observe(decision.predictedTtftMs / 1_000);
     },

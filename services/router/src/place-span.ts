@@ -29,6 +29,7 @@ export class PlaceSpan {
     const [best] = candidates;
     this.#span.setAttributes({
       "kvasir.mode": best.mode,
+      "kvasir.local_prefill": best.isLocalPrefill,
       ...(best.prefill === undefined ? {} : { "kvasir.prefill": best.prefill.facts.workerId }),
       "kvasir.decode": best.decode.facts.workerId,
       "kvasir.queue_wait_ms": decision.waitedMs,

@@ -20,6 +20,7 @@ async function start(queueMax = 8): Promise<void> {
       queueMax,
       queueTimeout: nanosFromMs(600),
       noWorkerGrace: nanosFromMs(300),
+      localPrefillAfter: nanosFromMs(200),
       positionInterval: nanosFromMs(50),
       view: { silenceMax: nanosFromMs(60_000), returnGrace: nanosFromMs(300) },
       prediction: PREDICTION_DEFAULTS,
@@ -225,12 +226,12 @@ test("the cluster is described as it is, with why it is not ready", async () => 
     ready: false,
     notReadyReason: "no worker is attached",
   });
-  await up("d0");
+  await up("p0");
   expect(await peers.client.describeCluster({})).toMatchObject({
     ready: false,
-    notReadyReason: "no prefill or mixed worker is attached",
+    notReadyReason: "no decode or mixed worker is attached",
   });
-  await up("p0");
+  await up("d0");
   const request = peers.request(100, 20);
   await request.placed();
   expect(await peers.client.describeCluster({})).toMatchObject({

@@ -69,7 +69,7 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
           const request = requestFromStart(kind.value);
           asked = { requestId: kind.value.requestId, request };
           span = new PlaceSpan(tracer, parent, asked.requestId, request, retryCount);
-          router.apply({ kind: "RequestArrived", key, request });
+          router.apply({ kind: "RequestArrived", key, request, excludedWorkerIds: kind.value.excludedWorkerIds });
           break;
         }
         case "retry":

@@ -30,6 +30,7 @@ export async function runRouter(values: RouterValues): Promise<void> {
       queueMax: values.queueMax,
       queueTimeout: nanosFromMs(values.queueTimeoutMs),
       noWorkerGrace: nanosFromMs(values.noWorkerGraceMs),
+      localPrefillAfter: nanosFromMs(values.localPrefillAfterMs),
       positionInterval: nanosFromMs(POSITION_INTERVAL_MS),
       view: { silenceMax: nanosFromMs(values.workerSilenceMaxMs), returnGrace: nanosFromMs(values.noWorkerGraceMs) },
       prediction: { ...PREDICTION_DEFAULTS, kvBytesPerSecond: values.kvBytesPerSecond },

@@ -99,7 +99,7 @@ export function requestFromStart(start: PlaceStart): RequestShape {
 }
 
 export function wireFromDecision(decision: PlacementDecision): MessageInitShape<typeof PlacementSchema> {
-  const { mode, prefill, decode } = decision.candidates[0];
+  const { mode, prefill, decode, isLocalPrefill } = decision.candidates[0];
   return {
     mode: mode === "split" ? PlacementMode.SPLIT : PlacementMode.AGGREGATED,
     ...(prefill === undefined ? {} : { prefill: workerRef(prefill) }),
@@ -107,6 +107,7 @@ export function wireFromDecision(decision: PlacementDecision): MessageInitShape<
     predictedTtftMs: decision.predictedTtftMs,
     predictedTbtMs: decision.predictedTbtMs,
     reason: decision.reason,
+    localPrefill: isLocalPrefill,
   };
 }
 

@@ -13,9 +13,13 @@ function choose(
   workers: readonly AttachedWorker[],
   shape = request(100, 20),
   avoid: readonly string[] = [],
+  mayPrefillLocally = false,
 ): ChoiceOutcome {
   const exclusionOf = (worker: AttachedWorker) => (avoid.includes(worker.facts.workerId) ? "avoid" : "none");
-  return choosePlacement(workers, shape, () => NOTHING_RESERVED, exclusionOf, PREDICTION_DEFAULTS);
+  return choosePlacement(workers, shape, () => NOTHING_RESERVED, exclusionOf, {
+    ...PREDICTION_DEFAULTS,
+    mayPrefillLocally,
+  });
 }
 
 function names(outcome: ChoiceOutcome): readonly string[] {
@@ -128,13 +132,10 @@ function bestByExhaustion(workers: readonly AttachedWorker[], shape: RequestShap
       if (!queue || !canPrefill(other, shape) || other.fingerprint !== facts.fingerprint) continue;
       if (prefillBlockCount(shape, other.blockSize) > free(prefill)) continue;
       const speed = queue.prefillTokensPerSecond;
-      const parts = splitTtft(
-        queue.queuedPromptTokenCount,
-        shape.promptTokenCount,
-        speed,
-        other.kvBytesPerToken,
-        PREDICTION_DEFAULTS,
-      );
+      const parts = splitTtft(queue.queuedPromptTokenCount, shape.promptTokenCount, speed, other.kvBytesPerToken, {
+        ...PREDICTION_DEFAULTS,
+        mayPrefillLocally: false,
+      });
       add(parts.queueMs + parts.computeMs + parts.tailMs, decode, prefill);
     }
   }
@@ -198,4 +199,17 @@ test("a choice among 64 workers takes less than 100 microseconds", () => {
     best = Math.min(best, (performance.now() - start) / 50);
   }
   expect(best * 1_000).toBeLessThan(100);
+});
+
+test("without a prefill worker a decode worker computes the prompt, if it may; before a worker that failed is tried again", () => {
+  const workers = [attached("prefill-0"), attached("decode-0"), attached("decode-1")];
+  const decoders = workers.slice(1);
+  expect(choose(decoders).kind).toBe("no_worker");
+  const alone = choose(decoders, request(100, 20), [], true);
+  expect(names(alone)).toEqual(["decode-0", "decode-1"]);
+  expect(alone.kind === "placed" && alone.candidates[0].isLocalPrefill).toBe(true);
+  expect(names(choose(workers, request(100, 20), [], true))).toEqual(["prefill-0 → decode-0"]);
+  expect(names(choose(workers, request(100, 20), ["prefill-0", "decode-0"], true))).toEqual(["decode-1"]);
+  expect(names(choose(workers, request(100, 20), ["decode-0", "decode-1"], true))).toEqual(["prefill-0 → decode-0"]);
+  expect(choose(decoders, request(1_000_000, 20), [], true).kind).toBe("no_worker");
 });

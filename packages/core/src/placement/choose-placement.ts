@@ -15,6 +15,8 @@ import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker
 /** One way to lay out a request that has room now. */
 export interface Candidate {
   readonly mode: "aggregated" | "split";
+  /** Aggregated on a decode worker, because no prefill worker was left. */
+  readonly isLocalPrefill: boolean;
   /** Absent when aggregated. */
   readonly prefill: AttachedWorker | undefined;
   readonly decode: AttachedWorker;
@@ -42,6 +44,11 @@ export type ChoiceOutcome =
 /** Whether a worker failed this request just now: `avoid` it if there is any other, or do not use it yet at all. */
 export type Exclusion = "none" | "avoid" | "forbid";
 
+export interface ChoiceOptions extends PredictionOptions {
+  /** Whether a decode worker may compute the prompt itself where no prefill worker could. */
+  readonly mayPrefillLocally: boolean;
+}
+
 interface Standing {
   readonly worker: AttachedWorker;
   readonly load: ReckonedLoad;
@@ -61,6 +68,8 @@ interface LayoutGroup {
  * prefill worker, then to the smaller ids. Which decode worker is used does not change the TTFT, since prefill samples the first
  * token; so per layout the best decode worker is the same for all prefill workers, and the cost is linear in the workers.
  *
+ * Where that is not possible, in this order: a decode worker computes the prompt itself; a worker that failed the request is tried again.
+ *
  * After DistServe (Zhong et al., OSDI 2024, §4.3: shortest prefill queue, least loaded decode) with queues and pools taken from
  * reserved load.
  */
@@ -69,7 +78,7 @@ export function choosePlacement(
   request: RequestShape,
   reservedOf: (workerId: string, epoch: number) => Reserved,
   exclusionOf: (worker: AttachedWorker) => Exclusion,
-  options: PredictionOptions,
+  options: ChoiceOptions,
 ): ChoiceOutcome {
   const usable: AttachedWorker[] = [];
   const avoided: AttachedWorker[] = [];
@@ -81,14 +90,17 @@ export function choosePlacement(
     else if (exclusion === "avoid") avoided.push(worker);
     else forbiddenCount++;
   }
-  const outcome = chooseAmong(usable, request, reservedOf, options);
-  if (outcome.kind !== "no_worker") return outcome;
-  if (avoided.length > 0) return chooseAmong([...usable, ...avoided], request, reservedOf, options);
-  if (forbiddenCount === 0) return outcome;
-  return {
-    kind: "no_worker",
-    message: `${outcome.message}, apart from ${forbiddenCount} that just failed this request`,
-  };
+  const wide = avoided.length === 0 ? [usable] : [usable, [...usable, ...avoided]];
+  let message = "";
+  for (const among of wide) {
+    const outcome = chooseAmong(among, request, reservedOf, options);
+    if (outcome.kind !== "no_worker") return outcome;
+    const local = options.mayPrefillLocally ? chooseLocal(among, request, reservedOf, options) : undefined;
+    if (local !== undefined) return local;
+    message = outcome.message;
+  }
+  if (forbiddenCount > 0) message += `, apart from ${forbiddenCount} that just failed this request`;
+  return { kind: "no_worker", message };
 }
 
 function chooseAmong(
@@ -147,6 +159,24 @@ function chooseAmong(
     : { kind: "no_worker", message: absence(workers, request) };
 }
 
+/** A decode worker for both phases; undefined where none could take the request. */
+function chooseLocal(
+  workers: readonly AttachedWorker[],
+  request: RequestShape,
+  reservedOf: (workerId: string, epoch: number) => Reserved,
+  options: PredictionOptions,
+): ChoiceOutcome | undefined {
+  const decoders = workers
+    .filter(({ facts }) => canDecode(facts, request))
+    .map((worker) => ({ worker, load: reckonLoad(worker, reservedOf(worker.facts.workerId, worker.epoch)) }));
+  const [best, ...others] = decoders
+    .filter(({ worker, load }) => decodeBlockCount(request, worker.facts.blockSize) <= load.freeBlockCount)
+    .map((standing) => ({ ...aggregatedCandidate(standing, request, options), isLocalPrefill: true }))
+    .sort(byPreference);
+  if (best !== undefined) return { kind: "placed", candidates: [best, ...others] };
+  return decoders.length === 0 ? undefined : { kind: "full", message: shortage(decoders, new Map(), request) };
+}
+
 function addDecoder(group: LayoutGroup, standing: Standing, request: RequestShape): void {
   group.hasDecoder = true;
   const { facts } = standing.worker;
@@ -202,6 +232,7 @@ function candidate(
   const { worker, load } = decode;
   return {
     mode,
+    isLocalPrefill: false,
     prefill: prefill?.worker,
     decode: worker,
     ttftMs: ttft.queueMs + ttft.computeMs + ttft.tailMs,

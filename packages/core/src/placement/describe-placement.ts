@@ -28,7 +28,7 @@ export function describePlacement(
   const rest = others.length > ALTERNATIVE_MAX ? `, ${others.length - ALTERNATIVE_MAX} more` : "";
   const choice = alternatives.length === 0 ? "the only candidate" : `before ${alternatives.join(", ")}${rest}`;
   return (
-    `${best.mode} on ${candidateName(best)}: TTFT ${ms(waitedMs + best.ttftMs)} = ${parts.join(" + ")}; ` +
+    `${best.mode} on ${candidateName(best)}${best.isLocalPrefill ? ", as no prefill worker is left" : ""}: TTFT ${ms(waitedMs + best.ttftMs)} = ${parts.join(" + ")}; ` +
     `TBT ${ms(best.tbtMs)} beside ${best.sequenceCount} sequences, ` +
     `${best.freeBlockCount} of ${best.decode.facts.blockCount} blocks free; ${choice}`
   );

@@ -22,7 +22,13 @@ export type RouterEvent =
     }
   /** Its stream ended, or it said goodbye. */
   | { readonly kind: "WorkerLeft"; readonly streamId: StreamId }
-  | { readonly kind: "RequestArrived"; readonly key: RequestKey; readonly request: RequestShape }
+  | {
+      readonly kind: "RequestArrived";
+      readonly key: RequestKey;
+      readonly request: RequestShape;
+      /** Workers that failed it while another router was asked. */
+      readonly excludedWorkerIds?: readonly string[];
+    }
   /** It asks for another placement. */
   | { readonly kind: "RequestRetried"; readonly key: RequestKey; readonly excludedWorkerIds: readonly string[] }
   | { readonly kind: "FirstTokenArrived"; readonly key: RequestKey }

@@ -18,6 +18,11 @@ export interface RouterOptions {
   readonly queueTimeout: Nanos;
   /** Longest wait for a capable worker while none is attached. Larger: callers wait for what may never come; smaller: a restart fails requests. */
   readonly noWorkerGrace: Nanos;
+  /**
+   * Wait for a prefill worker before a decode worker computes the prompt too; a request that has lost a worker does not wait. Larger: requests
+   * wait longer for a pool that is gone; smaller: a restart of the last prefill worker burdens decode workers.
+   */
+  readonly localPrefillAfter: Nanos;
   /** Least time between two messages that say how the queue moved. */
   readonly positionInterval: Nanos;
   readonly view: ClusterViewOptions;
@@ -107,7 +112,7 @@ export class RouterState {
         this.#placeWaiting(now, effects);
         break;
       case "RequestArrived":
-        this.#arrive(event.key, event.request, now, effects);
+        this.#arrive(event.key, event.request, event.excludedWorkerIds ?? [], now, effects);
         break;
       case "RequestRetried":
         this.#retry(event.key, event.excludedWorkerIds, now, effects);
@@ -140,7 +145,13 @@ export class RouterState {
     effects.push({ kind: "AcknowledgeWorker", streamId, sequence });
   }
 
-  #arrive(key: RequestKey, request: RequestShape, now: Instant, effects: RouterEffect[]): void {
+  #arrive(
+    key: RequestKey,
+    request: RequestShape,
+    excludedWorkerIds: readonly string[],
+    now: Instant,
+    effects: RouterEffect[],
+  ): void {
     assert(!this.#live.has(key), `request ${key} arrived twice`);
     const known = [...this.#view.workers()].map((worker) => worker.facts);
     const fit = checkFit(request, [...known, ...this.#view.departed()]);
@@ -160,6 +171,7 @@ export class RouterState {
       lastPosition: -1,
       blockedBy: "",
     };
+    exclude(live, excludedWorkerIds, now);
     this.#live.set(key, live);
     this.#admit(live, this.#options.queueMax, now, effects);
   }
@@ -167,9 +179,7 @@ export class RouterState {
   #retry(key: RequestKey, excludedWorkerIds: readonly string[], now: Instant, effects: RouterEffect[]): void {
     const live = this.#live.get(key);
     if (live === undefined) return; // It was refused while its message was on the way.
-    for (const workerId of excludedWorkerIds) {
-      if (live.excludedAt.has(workerId) || live.excludedAt.size < EXCLUDED_MAX) live.excludedAt.set(workerId, now);
-    }
+    exclude(live, excludedWorkerIds, now);
     if (!live.isPlaced) return;
     this.#reservations.release(key);
     live.isPlaced = false;
@@ -188,7 +198,7 @@ export class RouterState {
     if (this.#queue.size >= queueMax) {
       // A place at the end of a full queue is refused, unless it would not wait at all.
       const isNext = this.#queue.laneSize(request.model) === 0;
-      const outcome = isNext ? this.#choose(live) : undefined;
+      const outcome = isNext ? this.#choose(live, now) : undefined;
       if (outcome?.kind === "placed") {
         this.#place(live, outcome.candidates, now, effects);
         return;
@@ -216,8 +226,9 @@ export class RouterState {
       const live = this.#live.get(key);
       assert(live !== undefined, `request ${key} waits and does not live`);
       const hasExclusions = live.excludedAt.size > 0;
-      if (live.noWorkerSince !== undefined && !hasExclusions && live.checkedVersion === this.#view.version) continue;
-      const outcome = this.#choose(live);
+      const isKnown = live.noWorkerSince !== undefined && live.checkedVersion === this.#view.version;
+      if (isKnown && !hasExclusions && !this.#mayPrefillLocally(live, now)) continue;
+      const outcome = this.#choose(live, now);
       switch (outcome.kind) {
         case "placed":
           this.#queue.remove(model, key);
@@ -238,14 +249,19 @@ export class RouterState {
     }
   }
 
-  #choose(live: LiveRequest): ChoiceOutcome {
+  #choose(live: LiveRequest, now: Instant): ChoiceOutcome {
     return choosePlacement(
       this.#view.workers(),
       live.request,
       this.#reservedOf,
       (worker) => exclusionOf(worker, live.excludedAt),
-      this.#options.prediction,
+      { ...this.#options.prediction, mayPrefillLocally: this.#mayPrefillLocally(live, now) },
     );
+  }
+
+  #mayPrefillLocally({ excludedAt, noWorkerSince }: LiveRequest, now: Instant): boolean {
+    if (excludedAt.size > 0) return true;
+    return noWorkerSince !== undefined && now >= addNanos(noWorkerSince, this.#options.localPrefillAfter);
   }
 
   #place(
@@ -352,6 +368,12 @@ export class RouterState {
         `${blockCount} of ${facts.blockCount} blocks of ${facts.workerId} are promised`,
       );
     }
+  }
+}
+
+function exclude(live: LiveRequest, workerIds: readonly string[], now: Instant): void {
+  for (const workerId of workerIds) {
+    if (live.excludedAt.has(workerId) || live.excludedAt.size < EXCLUDED_MAX) live.excludedAt.set(workerId, now);
   }
 }
 

@@ -21,10 +21,20 @@ export interface SequenceSpec {
   readonly maxTokens: number;
   readonly stopTokenIds: readonly number[];
   /**
+   * Output that is known, of a request that began elsewhere, for local and decode kind: fewer than maxTokens. It is computed after the prompt,
+   * in chunks like the prompt, and the first token sampled is the one after it.
+   */
+  readonly outputTokenIds?: readonly number[];
+  /**
    * Further answers to the same prompt, for local and decode kind: each a sequence of its own that shares the prompt's full blocks and has a
    * copy of its last one. They are admitted, refused and, until the prompt is there, closed together with this one.
    */
-  readonly branchIds?: readonly SequenceId[];
+  readonly branches?: readonly BranchSpec[];
+}
+
+export interface BranchSpec {
+  readonly sequenceId: SequenceId;
+  readonly outputTokenIds?: readonly number[];
 }
 
 /** A sampled token as the device reports it. The scheduler reads the id only. */
@@ -66,8 +76,10 @@ export type SchedulerEvent =
   | { readonly kind: "ExportOpened"; readonly sequenceId: SequenceId }
   /** Decode kind: the ticket is there, the prompt needs physical blocks now. */
   | { readonly kind: "KvOffered"; readonly sequenceId: SequenceId }
-  /** Decode kind: the prompt's KV is in place and verified, and the first token is known. */
+  /** Decode kind: the prompt's KV is in place and verified, and the first token is known (unused where output is known). */
   | { readonly kind: "KvArrived"; readonly sequenceId: SequenceId; readonly firstTokenId: number }
+  /** Decode kind, not yet arrived: no more KV will come, and none is written. What is beyond these tokens of the prompt is computed here. */
+  | { readonly kind: "KvLost"; readonly sequenceId: SequenceId; readonly verifiedTokenCount: number }
   /** No transfer reads (Release answered) or writes (Fence answered) the sequence's blocks any more. */
   | { readonly kind: "TransferClosed"; readonly sequenceId: SequenceId }
   /** The device answered the oldest step in flight. */

@@ -7,7 +7,7 @@ import type { SequenceSpec } from "./events.ts";
  * - `waiting`: holds nothing, in the admission queue.
  * - `reserved`: holds a counted reservation and awaits its export (prefill) or its ticket (decode).
  * - `receiving`: decode kind, its prompt blocks are being written by a fetch.
- * - `prompting`: prompt tokens are left to plan.
+ * - `prompting`: tokens of the prompt or of known output are left to plan.
  * - `decoding`: in the running batch.
  * - `pinned`: prefill kind, all planned; the blocks wait to be pulled.
  * - `ended`: nothing more is planned; blocks go when the last step in flight is answered and the transfer is closed.
@@ -16,13 +16,15 @@ export type SequencePhase = "waiting" | "reserved" | "receiving" | "prompting" |
 
 export interface Sequence {
   readonly spec: SequenceSpec;
+  /** Prompt and known output: what is computed before anything is sampled. */
+  readonly inputTokenIds: readonly number[];
   readonly waitUntil: Instant;
   readonly worstCaseBlockCount: number;
   phase: SequencePhase;
   blockIds: BlockId[];
-  /** Prompt tokens planned so far. */
-  promptPlannedCount: number;
-  /** Tokens whose sampling is planned or done, the one that a decode sequence brought along among them. */
+  /** Of `inputTokenIds`, planned or received so far. */
+  inputPlannedCount: number;
+  /** Tokens of output that are known, planned or done: what a sequence brought along is among them. */
   samplePlannedCount: number;
   /** Tokens sampled and reported, counted likewise. */
   sampleDoneCount: number;
@@ -41,15 +43,17 @@ export interface Sequence {
 }
 
 export function newSequence(spec: SequenceSpec, waitUntil: Instant, worstCaseBlockCount: number): Sequence {
+  const { promptTokenIds, outputTokenIds = [] } = spec;
   return {
     spec,
+    inputTokenIds: outputTokenIds.length === 0 ? promptTokenIds : [...promptTokenIds, ...outputTokenIds],
     waitUntil,
     worstCaseBlockCount,
     phase: "waiting",
     blockIds: [],
-    promptPlannedCount: 0,
-    samplePlannedCount: 0,
-    sampleDoneCount: 0,
+    inputPlannedCount: 0,
+    samplePlannedCount: outputTokenIds.length,
+    sampleDoneCount: outputTokenIds.length,
     firstTokenId: undefined,
     started: false,
     inFlightCount: 0,
@@ -57,4 +61,16 @@ export function newSequence(spec: SequenceSpec, waitUntil: Instant, worstCaseBlo
     branches: [],
     copySource: undefined,
   };
+}
+
+/** A sequence and those of its branches that wait for it. */
+export function groupOf(sequence: Sequence): Sequence[] {
+  return [sequence, ...sequence.branches.filter((branch) => branch.phase !== "ended")];
+}
+
+/** Whether known output leaves something to sample, and a sequence that hands over has neither output nor branches. */
+export function isCoherent({ kind, maxTokens, outputTokenIds = [], branches = [] }: SequenceSpec): boolean {
+  const outputs = [outputTokenIds, ...branches.map((branch) => branch.outputTokenIds ?? [])];
+  if (kind === "prefill") return branches.length === 0 && outputTokenIds.length === 0;
+  return outputs.every((output) => output.length < maxTokens);
 }

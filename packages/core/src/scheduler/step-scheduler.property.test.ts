@@ -73,13 +73,12 @@ class ModelDevice {
     }
     for (const start of plan.starts) {
       expect(this.known.has(start.sequenceId)).toBe(false);
-      const spec = this.world.specs.get(start.sequenceId);
       this.known.set(start.sequenceId, {
         blockIds: [...start.blockIds],
         position: this.world.firstPosition(start.sequenceId),
         promptTokenCount: start.promptTokenCount,
         stopped: false,
-        samples: spec?.kind === "decode" ? 1 : 0,
+        samples: this.world.samplesBefore(start.sequenceId),
       });
     }
     const results = plan.slices.map((slice): SliceResult => {
@@ -124,6 +123,8 @@ class World {
   readonly live = new Set<number>();
   /** Of branches. */
   readonly parents = new Map<number, number>();
+  /** Tokens of the prompt that had arrived when no more would come. */
+  readonly kept = new Map<number, number>();
   /** Where fetches write. */
   readonly fetchBlocks = new Map<number, readonly number[]>();
   now = 0 as Instant;
@@ -141,9 +142,18 @@ class World {
 
   /** Position of a sequence's first slice. */
   firstPosition(id: number): number {
-    const { kind, promptTokenIds } = this.specs.get(id) as SequenceSpec;
+    const { kind, promptTokenIds, outputTokenIds = [] } = this.specs.get(id) as SequenceSpec;
     if (this.parents.has(id)) return promptTokenIds.length - 1;
+    const kept = this.kept.get(id);
+    if (kept !== undefined) return Math.min(kept, promptTokenIds.length + outputTokenIds.length - 1);
     return kind === "decode" ? promptTokenIds.length : 0;
+  }
+
+  /** Tokens of output that a sequence does not sample itself. */
+  samplesBefore(id: number): number {
+    const { kind, outputTokenIds = [] } = this.specs.get(id) as SequenceSpec;
+    if (outputTokenIds.length > 0) return outputTokenIds.length;
+    return kind === "decode" && !this.kept.has(id) ? 1 : 0;
   }
 
   /** Branches follow their parents in the order in which those were done. */
@@ -177,7 +187,7 @@ class World {
         break;
       case "DeliverToken": {
         const tokens = this.delivered.get(id) ?? [];
-        expect(effect.tokenIndex).toBe(tokens.length + (spec.kind === "decode" ? 1 : 0));
+        expect(effect.tokenIndex).toBe(tokens.length + this.samplesBefore(id));
         expect(this.ended.has(id)).toBe(false);
         tokens.push(effect.token.tokenId);
         this.delivered.set(id, tokens);
@@ -216,7 +226,8 @@ class World {
     // Chunks of a prompt neither overlap nor leave a gap.
     for (const slice of plan.slices) {
       const spec = this.specs.get(slice.sequenceId);
-      if (!spec || slice.startPosition >= spec.promptTokenIds.length) continue;
+      const inputTokenCount = (spec?.promptTokenIds.length ?? 0) + (spec?.outputTokenIds?.length ?? 0);
+      if (slice.startPosition >= inputTokenCount) continue;
       expect(slice.startPosition).toBe(
         this.device.chunkEnds.get(slice.sequenceId) ?? this.firstPosition(slice.sequenceId),
       );
@@ -232,24 +243,51 @@ class World {
     wantedTokens: number,
     waitMs: number,
     wantedBranches: number,
+    known: number,
   ): void {
     const maxTokens = clipMaxTokens(promptTokenCount, wantedTokens, CONTEXT_LENGTH);
     const sequenceId = (this.specs.size + 1) as SequenceId;
     const promptTokenIds = Array.from({ length: promptTokenCount }, (_, index) => index);
     const branchCount = kind === "prefill" ? 0 : wantedBranches;
-    const branchIds = Array.from({ length: branchCount }, (_, index) => (sequenceId + 1 + index) as SequenceId);
+    const outputOf = (wanted: number) => Array.from({ length: Math.min(wanted, maxTokens - 1) }, () => 1);
+    const branches = Array.from({ length: branchCount }, (_, index) => ({
+      sequenceId: (sequenceId + 1 + index) as SequenceId,
+      outputTokenIds: outputOf((known * (index + 1)) % 7),
+    }));
     const common = { promptTokenIds, maxTokens, stopTokenIds: [STOP_TOKEN] };
-    const spec: SequenceSpec = { sequenceId, kind, ...common, branchIds };
+    const outputTokenIds = kind === "prefill" ? [] : outputOf(known);
+    const spec: SequenceSpec = { sequenceId, kind, ...common, outputTokenIds, branches };
     if (!this.scheduler.fits(spec)) return;
     this.specs.set(sequenceId, spec);
-    for (const id of branchIds) {
-      this.specs.set(id, { sequenceId: id, kind: "local", ...common });
+    for (const { sequenceId: id, outputTokenIds } of branches) {
+      this.specs.set(id, { sequenceId: id, kind: "local", ...common, outputTokenIds });
       this.parents.set(id, sequenceId);
       this.live.add(id);
     }
     this.arrivals.push(sequenceId);
     this.live.add(sequenceId);
     this.apply({ kind: "SequenceArrived", spec, waitUntil: (this.now + nanosFromMs(waitMs)) as Instant });
+  }
+
+  /** No more KV comes for some transfer of decode kind: what is there is kept. */
+  loseTransfer(pick: number): void {
+    const entries = [...this.transfers].filter(
+      ([id, state]) => this.live.has(id) && (state === "offered" || (state === "open" && this.isReceiver(id))),
+    );
+    const entry = entries[pick % Math.max(entries.length, 1)];
+    if (!entry) return;
+    const [id, state] = entry;
+    const promptTokenCount = this.specs.get(id)?.promptTokenIds.length ?? 0;
+    const verifiedTokenCount = state === "open" ? pick % (promptTokenCount + 1) : 0;
+    this.device.write(id, this.fetchBlocks.get(id) ?? [], 0, verifiedTokenCount);
+    this.kept.set(id, verifiedTokenCount);
+    this.transfers.set(id, "none");
+    this.apply({ kind: "KvLost", sequenceId: id as SequenceId, verifiedTokenCount });
+    if (state === "open") this.apply({ kind: "TransferClosed", sequenceId: id as SequenceId });
+  }
+
+  isReceiver(id: number): boolean {
+    return this.specs.get(id)?.kind === "decode";
   }
 
   /** One step of the outside for some transfer: publish, ticket, arrival, close. */
@@ -331,11 +369,13 @@ const operation = fc.oneof(
       max: fc.integer({ min: 1, max: 30 }),
       waitMs: fc.constantFrom(5, 1e9),
       branches: fc.constantFrom(0, 0, 1, 3),
+      known: fc.constantFrom(0, 0, 1, 5, 29),
     }),
   },
   { weight: 6, arbitrary: fc.record({ op: fc.constant("plan" as const) }) },
   { weight: 6, arbitrary: fc.record({ op: fc.constant("answer" as const) }) },
   { weight: 4, arbitrary: fc.record({ op: fc.constant("transfer" as const), pick: fc.nat(100) }) },
+  { weight: 1, arbitrary: fc.record({ op: fc.constant("lose" as const), pick: fc.nat(100) }) },
   { weight: 1, arbitrary: fc.record({ op: fc.constant("close" as const), pick: fc.nat(100) }) },
   { weight: 1, arbitrary: fc.record({ op: fc.constant("wait" as const), ms: fc.integer({ min: 1, max: 4 }) }) },
 );
@@ -355,7 +395,9 @@ test("whatever arrives, ends and is answered in whatever order: no block is lost
         const world = new World(options.blockCount, options.blockSize, options.tokenBudget, options.sequenceCountMax);
         const random = generator(options.seed);
         for (const entry of operations) {
-          if (entry.op === "arrive") world.arrive(entry.kind, entry.prompt, entry.max, entry.waitMs, entry.branches);
+          if (entry.op === "arrive") {
+            world.arrive(entry.kind, entry.prompt, entry.max, entry.waitMs, entry.branches, entry.known);
+          } else if (entry.op === "lose") world.loseTransfer(entry.pick);
           else if (entry.op === "plan") world.plan();
           else if (entry.op === "answer") world.answer(random);
           else if (entry.op === "transfer") world.moveTransfer(entry.pick);

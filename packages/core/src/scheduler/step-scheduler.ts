@@ -16,7 +16,7 @@ import type {
   StepPlan,
 } from "./events.ts";
 import { loadOf, type SchedulerLoad } from "./load.ts";
-import { newSequence, type Sequence } from "./sequence.ts";
+import { groupOf, isCoherent, newSequence, type Sequence } from "./sequence.ts";
 
 /** Steps that may be unanswered: one runs while the next waits on the device, so the device never waits for the scheduler. */
 export const STEPS_IN_FLIGHT_MAX = 2;
@@ -82,7 +82,7 @@ export class StepScheduler {
 
   /** Whether the sequence could be admitted by an empty scheduler. Ask before `SequenceArrived`. */
   fits(spec: SequenceSpec): boolean {
-    const branchCount = spec.branchIds?.length ?? 0;
+    const branchCount = spec.branches?.length ?? 0;
     const blockCount = this.#worstCase(spec) + branchCount * this.#branchWorstCase(spec);
     return blockCount <= this.options.blockCount && 1 + branchCount <= this.options.sequenceCountMax;
   }
@@ -115,14 +115,21 @@ export class StepScheduler {
       case "KvArrived": {
         const sequence = this.#sequences.get(event.sequenceId);
         if (sequence?.phase !== "receiving") break;
-        sequence.phase = "decoding";
-        sequence.promptPlannedCount = sequence.spec.promptTokenIds.length;
-        sequence.firstTokenId = event.firstTokenId;
-        sequence.samplePlannedCount = 1;
-        sequence.sampleDoneCount = 1;
-        this.#branchOff(sequence);
-        if (sequence.spec.maxTokens === 1) this.#end(sequence, effects);
-        else this.#decoding.add(sequence);
+        this.#receive(sequence, event.firstTokenId, effects);
+        break;
+      }
+      case "KvLost": {
+        const sequence = this.#sequences.get(event.sequenceId);
+        const { phase, spec } = sequence ?? {};
+        if (sequence === undefined || spec?.kind !== "decode") break;
+        if (phase !== "receiving" && phase !== "reserved") break;
+        assert(
+          event.verifiedTokenCount <= (phase === "receiving" ? spec.promptTokenIds.length : 0),
+          `sequence ${event.sequenceId} keeps ${event.verifiedTokenCount} tokens that it does not have`,
+        );
+        // The last token is computed in any case: its logits are what is sampled from.
+        sequence.inputPlannedCount = Math.min(event.verifiedTokenCount, sequence.inputTokenIds.length - 1);
+        this.#startPrompt(sequence);
         break;
       }
       case "TransferClosed": {
@@ -211,15 +218,15 @@ export class StepScheduler {
     let active = 0;
     let pinned = 0;
     for (const sequence of this.#sequences.values()) {
-      const { sequenceId, maxTokens, promptTokenIds } = sequence.spec;
+      const { sequenceId, maxTokens } = sequence.spec;
       const { copySource } = sequence;
       for (const blockId of copySource === undefined ? sequence.blockIds : [...sequence.blockIds, copySource]) {
         holders.set(blockId, (holders.get(blockId) ?? 0) + 1);
       }
       assert(sequence.samplePlannedCount <= maxTokens, `sequence ${sequenceId} is planned beyond max_tokens`);
       assert(
-        sequence.promptPlannedCount <= promptTokenIds.length,
-        `sequence ${sequenceId} is planned beyond its prompt`,
+        sequence.inputPlannedCount <= sequence.inputTokenIds.length,
+        `sequence ${sequenceId} is planned beyond its input`,
       );
       if (sequence.phase === "pinned") pinned += sequence.blockIds.length;
       else if (sequence.phase !== "waiting" && sequence.phase !== "ended") active++;
@@ -251,18 +258,19 @@ export class StepScheduler {
     assert(!this.#sequences.has(spec.sequenceId), `sequence ${spec.sequenceId} arrives twice`);
     assert(spec.promptTokenIds.length >= 1 && spec.maxTokens >= 1, `sequence ${spec.sequenceId} is empty`);
     assert(this.fits(spec), `sequence ${spec.sequenceId} needs more blocks than there are`);
+    assert(
+      isCoherent(spec),
+      `sequence ${spec.sequenceId} has more output than max_tokens, or hands over and has output or branches`,
+    );
     const sequence = newSequence(spec, waitUntil, this.#worstCase(spec));
     this.#sequences.set(spec.sequenceId, sequence);
     this.#waiting.push(sequence);
-    const { branchIds = [], ...common } = spec;
-    assert(
-      branchIds.length === 0 || spec.kind !== "prefill",
-      `sequence ${spec.sequenceId} hands over, it cannot branch`,
-    );
-    for (const sequenceId of branchIds) {
+    const { branches = [], ...common } = spec;
+    for (const { sequenceId, outputTokenIds = [] } of branches) {
       assert(!this.#sequences.has(sequenceId), `sequence ${sequenceId} arrives twice`);
-      const branch = newSequence({ ...common, sequenceId, kind: "local" }, waitUntil, this.#branchWorstCase(spec));
-      branch.promptPlannedCount = spec.promptTokenIds.length - 1;
+      const own: SequenceSpec = { ...common, sequenceId, kind: "local", outputTokenIds };
+      const branch = newSequence(own, waitUntil, this.#branchWorstCase(spec));
+      branch.inputPlannedCount = spec.promptTokenIds.length - 1;
       this.#sequences.set(sequenceId, branch);
       sequence.branches.push(branch);
     }
@@ -309,6 +317,21 @@ export class StepScheduler {
     this.#prompting.add(sequence);
   }
 
+  #receive(sequence: Sequence, firstTokenId: number, effects: SchedulerEffect[]): void {
+    const { promptTokenIds, maxTokens } = sequence.spec;
+    sequence.inputPlannedCount = promptTokenIds.length;
+    const isComplete = sequence.inputTokenIds.length === promptTokenIds.length;
+    if (!isComplete) this.#startPrompt(sequence);
+    this.#branchOff(sequence);
+    if (!isComplete) return;
+    sequence.phase = "decoding";
+    sequence.firstTokenId = firstTokenId;
+    sequence.samplePlannedCount = 1;
+    sequence.sampleDoneCount = 1;
+    if (maxTokens === 1) this.#end(sequence, effects);
+    else this.#decoding.add(sequence);
+  }
+
   /** The prompt's KV is in the pool, or will be before any later step: its branches go on from the prompt's last token. */
   #branchOff(parent: Sequence): void {
     const { spec, blockIds } = parent;
@@ -344,24 +367,25 @@ export class StepScheduler {
   }
 
   #planChunk(sequence: Sequence, budget: number, starts: PlannedStart[], copies: PlannedCopy[]): PlannedSlice {
-    const { sequenceId, kind, promptTokenIds } = sequence.spec;
-    const startPosition = sequence.promptPlannedCount;
-    const tokenCount = Math.min(promptTokenIds.length - startPosition, budget);
+    const { inputTokenIds } = sequence;
+    const { sequenceId, kind } = sequence.spec;
+    const startPosition = sequence.inputPlannedCount;
+    const tokenCount = Math.min(inputTokenIds.length - startPosition, budget);
     const end = startPosition + tokenCount;
-    // The whole prompt at once, so that it lies in one run where there is one.
-    const appendedBlockIds = this.#cover(sequence, promptTokenIds.length);
+    // The whole input at once, so that it lies in one run where there is one.
+    const appendedBlockIds = this.#cover(sequence, inputTokenIds.length);
     if (!sequence.started) this.#start(sequence, appendedBlockIds.length, starts);
     const [targetBlockId] = appendedBlockIds;
     if (sequence.copySource !== undefined && targetBlockId !== undefined) {
       const tokenCount = startPosition % this.options.blockSize;
       copies.push({ sourceBlockId: sequence.copySource, targetBlockId, tokenCount });
     }
-    const sample = end === promptTokenIds.length;
-    sequence.promptPlannedCount = end;
+    const sample = end === inputTokenIds.length;
+    sequence.inputPlannedCount = end;
     if (sample) {
-      sequence.samplePlannedCount = 1;
+      sequence.samplePlannedCount++;
       this.#prompting.delete(sequence);
-      if (kind === "local") {
+      if (kind !== "prefill") {
         sequence.phase = "decoding";
         this.#decoding.add(sequence);
         this.#branchOff(sequence);
@@ -371,7 +395,7 @@ export class StepScheduler {
         this.#pinnedBlockCount += sequence.blockIds.length;
       }
     }
-    const tokenIds = promptTokenIds.slice(startPosition, end);
+    const tokenIds = inputTokenIds.slice(startPosition, end);
     return { sequenceId, startPosition, tokenCount, tokenIds, appendedBlockIds, sample };
   }
 
@@ -470,9 +494,4 @@ export class StepScheduler {
     sequence.blockIds = [];
     effects.push({ kind: "ForgetSequence", sequenceId });
   }
-}
-
-/** A sequence and those of its branches that wait for it. */
-function groupOf(sequence: Sequence): Sequence[] {
-  return [sequence, ...sequence.branches.filter((branch) => branch.phase !== "ended")];
 }

@@ -5,7 +5,8 @@ import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
 import type { Incarnation } from "../incarnation.ts";
 import { invalid } from "../invalid.ts";
-import { checkEpoch, checkQueue, checkRequest, tooLarge } from "../request-check.ts";
+import type { LocalPrefillCause } from "../metrics.ts";
+import { checkEpoch, checkQueue, checkRequest, openChoices, tooLarge } from "../request-check.ts";
 import { endSpan, startSpan, type Traced } from "../tracing.ts";
 import { generateLocally } from "./local-generation.ts";
 import type { PrefillPeers } from "./peers.ts";
@@ -14,8 +15,6 @@ import type { GenerateCall } from "./token-stream.ts";
 
 export interface DecodeServiceOptions {
   readonly workerId: string;
-  /** Whether prompts may be computed here. */
-  readonly mixed: boolean;
   readonly current: () => Incarnation | undefined;
   readonly tracer: Tracer;
   readonly peers: PrefillPeers;
@@ -23,6 +22,8 @@ export interface DecodeServiceOptions {
   readonly admissionWaitMs: number;
   /** Tells of each generation's start and end. */
   readonly onGeneration: (change: 1 | -1) => void;
+  /** A prompt, or the rest of one, is computed here that a prefill worker should have computed. */
+  readonly onLocalPrefill: (cause: LocalPrefillCause) => void;
 }
 
 /** `DecodeService`: one generation for each call. */
@@ -65,13 +66,16 @@ async function generate(
   const checked = checkRequest(request, incarnation);
   const promptTokenCount = checked.promptTokenIds.length;
   const { blockSize } = incarnation.layout;
-  const choiceCount = Math.max(1, request.choiceCount);
+  const { vocabSize } = incarnation.description;
+  const choices = openChoices(request, checked.sampling.maxTokens, vocabSize);
+  const resumedTokenCount = choices.reduce((sum, choice) => sum + choice.outputTokenIds.length, 0);
+  if (resumedTokenCount > 0) traced.span.setAttribute("kvasir.resumed_tokens", resumedTokenCount);
   const own = worstCaseBlockCount("decode", promptTokenCount, checked.sampling.maxTokens, blockSize);
-  const blockCount = own + (choiceCount - 1) * (own - sharedBlockCount(promptTokenCount, blockSize));
+  const blockCount = own + (choices.length - 1) * (own - sharedBlockCount(promptTokenCount, blockSize));
   if (blockCount > incarnation.description.blockCount) throw tooLarge(incarnation);
   const { sequenceCountMax } = incarnation.engine.scheduler.options;
-  if (choiceCount > sequenceCountMax) {
-    throw invalid("choice_count", `choice_count is ${choiceCount}; this worker runs ${sequenceCountMax} sequences`);
+  if (choices.length > sequenceCountMax) {
+    throw invalid("choice_count", `choice_count is ${choices.length}; this worker runs ${sequenceCountMax} sequences`);
   }
   if (checked.sampling.constraint) await incarnation.kernel.prepareConstraint(checked.sampling.constraint);
   const { workerId, tracer, admissionWaitMs, leaseMs, peers } = options;
@@ -79,7 +83,8 @@ async function generate(
     call,
     incarnation,
     request: checked,
-    choiceCount,
+    choices,
+    tellsChoices: request.choiceCount > 1,
     requestId: request.requestId,
     workerId,
     arrivedAt: now(),
@@ -90,7 +95,10 @@ async function generate(
   };
   switch (placement.mode) {
     case PlacementMode.AGGREGATED: {
-      if (!options.mixed) throw invalid("placement.mode", `worker ${workerId} has role decode; it computes no prompts`);
+      if (placement.localPrefill) {
+        options.onLocalPrefill("no_prefill_worker");
+        traced.span.setAttribute("kvasir.local_prefill", "no_prefill_worker");
+      }
       return untilDone(call, generateLocally(facts));
     }
     case PlacementMode.SPLIT: {

@@ -1,11 +1,11 @@
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { type Instant, type KvasirError, msFromNanos, type SequenceEnd, type Token } from "@kvasir/core";
-import { FinishReason, type GenerateTimingsSchema, SamplingParamsSchema } from "@kvasir/proto";
+import { FinishReason, type GenerateTimingsSchema, type SamplingParams, SamplingParamsSchema } from "@kvasir/proto";
 import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
 import type { BranchRequest } from "../engine/engine.ts";
 import type { Incarnation } from "../incarnation.ts";
-import type { CheckedRequest } from "../request-check.ts";
+import type { CheckedRequest, OpenChoice } from "../request-check.ts";
 import { endSpan, startSpan, type Traced } from "../tracing.ts";
 import { type GenerateCall, TokenStream } from "./token-stream.ts";
 
@@ -13,8 +13,10 @@ export interface GenerationFacts {
   readonly call: GenerateCall;
   readonly incarnation: Incarnation;
   readonly request: CheckedRequest;
-  /** Answers to the prompt; at least 1. */
-  readonly choiceCount: number;
+  /** Answers that are wanted; the first one's sequence computes the prompt for all. */
+  readonly choices: readonly [OpenChoice, ...OpenChoice[]];
+  /** Whether the end of each answer is told by itself. */
+  readonly tellsChoices: boolean;
   readonly requestId: string;
   readonly workerId: string;
   readonly arrivedAt: Instant;
@@ -37,6 +39,8 @@ export class Generation {
   readonly #done = Promise.withResolvers<void>();
   readonly #reserveSpan: Traced;
   readonly timings: Timings = {};
+  /** Of the first answer that is wanted. */
+  readonly sampling: SamplingParams;
   prefillWorkerId: string;
   kvBytesMoved = 0n;
   #firstTokenAt: Instant | undefined;
@@ -50,7 +54,8 @@ export class Generation {
 
   constructor(facts: GenerationFacts) {
     this.facts = facts;
-    this.#openChoiceCount = facts.choiceCount;
+    this.#openChoiceCount = facts.choices.length;
+    this.sampling = samplingOf(facts.request.sampling, facts.choices[0]);
     this.prefillWorkerId = facts.workerId;
     this.#stream = new TokenStream(facts.call);
     this.#reserveSpan = startSpan(facts.tracer, "decode.reserve", facts.traced.context);
@@ -72,7 +77,7 @@ export class Generation {
   }
 
   /** A token for the client. A stop token ends the generation and is not passed on. */
-  token(token: Token, end: SequenceEnd | undefined, choice = 0): void {
+  token(token: Token, end: SequenceEnd | undefined, choice = this.facts.choices[0].index): void {
     if (this.#ended) return;
     this.#lastTokenAt = now();
     if (this.#firstTokenAt === undefined) {
@@ -83,27 +88,24 @@ export class Generation {
     this.#tokenCount++;
     if (end !== "stop") this.#stream.push(token, choice);
     if (end === undefined) return;
-    if (choice === 0) this.#firstEnd = { end, token };
+    if (choice === this.facts.choices[0].index) this.#firstEnd = { end, token };
     this.#openChoiceCount--;
-    if (this.facts.choiceCount > 1) this.#stream.choiceFinished({ choiceIndex: choice, ...finishOf(end, token) });
+    if (this.facts.tellsChoices) this.#stream.choiceFinished({ choiceIndex: choice, ...finishOf(end, token) });
     if (this.#openChoiceCount === 0 && this.#firstEnd) this.#finish(this.#firstEnd.end, this.#firstEnd.token);
   }
 
-  /** The answers beside the first, for the engine: each with its own seed, and without what the first one tells already. */
+  /** The answers beside the first, for the engine. */
   branches(): readonly BranchRequest[] {
-    const { sampling } = this.facts.request;
-    return Array.from({ length: this.facts.choiceCount - 1 }, (_, index) => {
-      const choice = index + 1;
-      const { promptLogprobs: _told, ...own } = sampling;
-      const seed = BigInt.asUintN(64, sampling.seed + BigInt(choice));
-      return {
-        sampling: create(SamplingParamsSchema, { ...own, seed }),
-        listener: {
-          sampled: (token: Token, _tokenIndex: number, end: SequenceEnd | undefined) => this.token(token, end, choice),
-          failed: (error: KvasirError) => this.fail(error),
-        },
-      };
-    });
+    const [, ...others] = this.facts.choices;
+    return others.map((choice) => ({
+      sampling: samplingOf(this.facts.request.sampling, choice),
+      outputTokenIds: choice.outputTokenIds,
+      listener: {
+        sampled: (token: Token, _tokenIndex: number, end: SequenceEnd | undefined) =>
+          this.token(token, end, choice.index),
+        failed: (error: KvasirError) => this.fail(error),
+      },
+    }));
   }
 
   /** The sequence is in the running batch from here on. */
@@ -141,6 +143,13 @@ export class Generation {
       "kvasir.kv_bytes_moved": Number(this.kvBytesMoved),
     });
   }
+}
+
+/** Each answer has its own seed; the prompt's log-probabilities are told once, with the very first token. */
+function samplingOf(sampling: SamplingParams, { index, outputTokenIds }: OpenChoice): SamplingParams {
+  if (index === 0 && outputTokenIds.length === 0) return sampling;
+  const { promptLogprobs: _told, ...own } = sampling;
+  return create(SamplingParamsSchema, { ...own, seed: BigInt.asUintN(64, sampling.seed + BigInt(index)) });
 }
 
 function finishOf(end: SequenceEnd, token: Token): { readonly reason: FinishReason; readonly stopTokenId?: number } {

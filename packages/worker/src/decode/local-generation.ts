@@ -7,13 +7,15 @@ import { Generation, type GenerationFacts } from "./generation.ts";
 export function generateLocally(facts: GenerationFacts): { readonly done: Promise<void>; readonly cancel: () => void } {
   const generation = new Generation(facts);
   const { incarnation, request, arrivedAt, admissionWaitMs, tracer, traced, requestId, workerId } = facts;
-  const { promptTokenIds, sampling } = request;
+  const { promptTokenIds } = request;
+  const { sampling } = generation;
+  const { outputTokenIds } = facts.choices[0];
   const { engine } = incarnation;
   let prefill: Traced | undefined;
   let plannedAt = arrivedAt;
   const sequenceIds = engine.submitGroup(
     {
-      ...{ kind: "local", promptTokenIds, sampling, maxTokens: sampling.maxTokens },
+      ...{ kind: "local", promptTokenIds, outputTokenIds, sampling, maxTokens: sampling.maxTokens },
       traceparent: traceparentOf(traced),
       branches: generation.branches(),
     },
@@ -33,7 +35,7 @@ export function generateLocally(facts: GenerationFacts): { readonly done: Promis
         generation.timings.prefillQueueMs = msFromNanos(plannedAt - arrivedAt);
       },
       sampled(token: Token, tokenIndex: number, end: SequenceEnd | undefined) {
-        if (tokenIndex === 0) {
+        if (tokenIndex === outputTokenIds.length) {
           generation.timings.prefillComputeMs = msFromNanos(now() - plannedAt);
           if (prefill) endSpan(prefill.span);
           prefill = undefined;

@@ -63,12 +63,14 @@ export class SplitGeneration {
     this.#generation.prefillWorkerId = facts.prefill.workerId;
     this.#leaseId = `reservation ${this.#transferId.toString("hex")}`;
     const { incarnation, request, traced, arrivedAt, admissionWaitMs } = facts;
-    const { promptTokenIds, sampling } = request;
+    const { promptTokenIds } = request;
+    const { sampling } = this.#generation;
+    const { outputTokenIds } = facts.choices[0];
     const waitUntil = addNanos(arrivedAt, nanosFromMs(admissionWaitMs));
     this.#state = newDecodeHandover(waitUntil);
     [this.#sequenceId, ...this.#branchIds] = incarnation.engine.submitGroup(
       {
-        ...{ kind: "decode", promptTokenIds, sampling, maxTokens: sampling.maxTokens },
+        ...{ kind: "decode", promptTokenIds, outputTokenIds, sampling, maxTokens: sampling.maxTokens },
         traceparent: traceparentOf(traced),
         branches: this.#generation.branches(),
       },
@@ -87,6 +89,11 @@ export class SplitGeneration {
 
   get done(): Promise<void> {
     return this.#generation.done;
+  }
+
+  /** The first answer began on another worker. */
+  get #isResumed(): boolean {
+    return this.#facts.choices[0].outputTokenIds.length > 0;
   }
 
   cancel(): void {
@@ -166,7 +173,7 @@ export class SplitGeneration {
     run.on("end", () => {
       // Before the join this is no good end; after it the event changes nothing.
       const message = `prefill worker ${prefill.workerId} ended the hand-over before its time; retry elsewhere`;
-      this.#apply({ kind: "Failed", error: { reason: "unavailable", message } });
+      this.#apply({ kind: "Failed", error: { reason: "unavailable", message, workerId: prefill.workerId } });
     });
     run.write({
       kind: {
@@ -175,7 +182,7 @@ export class SplitGeneration {
           requestId,
           transferId: this.#transferId,
           promptTokenIds: request.promptTokenIds as number[],
-          sampling: request.sampling,
+          sampling: this.#generation.sampling,
           tenantScope: request.tenantScope,
           expectedEpoch: prefill.epoch,
           layoutFingerprint: incarnation.layout.fingerprint,
@@ -220,7 +227,8 @@ export class SplitGeneration {
     fetch.on("end", () => {
       if (complete) return;
       const message = "the KV transfer ended before its last block; retry elsewhere";
-      this.#apply({ kind: "Failed", error: { reason: "unavailable", message } });
+      const { workerId } = this.#facts.prefill;
+      this.#apply({ kind: "Failed", error: { reason: "unavailable", message, workerId } });
     });
   }
 
@@ -234,14 +242,20 @@ export class SplitGeneration {
       return;
     }
     // The prompt's KV is still wanted where there are more answers than this one.
-    this.#firstChoiceEnded = value.stopped && this.#branchIds.length > 0;
-    const stopped = value.stopped && !this.#firstChoiceEnded;
+    const isNews = !this.#isResumed;
+    this.#firstChoiceEnded = isNews && value.stopped && this.#branchIds.length > 0;
+    const stopped = isNews && value.stopped && !this.#firstChoiceEnded;
     this.#apply({ kind: "FirstTokenReceived", token: value.token, stopped });
   }
 
   #sendFirstToken(token: Token, isOnlyEnd: boolean): void {
     const { request, tracer, traced } = this.#facts;
     this.#firstTokenAt = now();
+    if (this.#isResumed) {
+      // The client has had it from a worker before.
+      this.#handover = startSpan(tracer, "handover", traced.context);
+      return;
+    }
     const final = isOnlyEnd || this.#firstChoiceEnded;
     const isStop = final && request.sampling.stopTokenIds.includes(token.tokenId);
     this.#generation.token(token, isStop ? "stop" : final ? "length" : undefined);
@@ -266,12 +280,14 @@ export class SplitGeneration {
 
   #failFrom(error: unknown, where: string): void {
     const known = errorFromService(error);
-    // A peer that cancels on its own is a peer that is lost: only our own caller can cancel.
-    const reason = known.reason === "cancelled" ? "unavailable" : known.reason;
+    // A peer that cancels on its own, or that is too slow, is a peer that is lost: only our own caller can cancel, and its deadline ends this call.
+    const isLost = known.reason === "cancelled" || known.reason === "deadline_exceeded";
+    const reason = isLost ? "unavailable" : known.reason;
     const { retryAfterMs, field } = known;
+    const { workerId } = this.#facts.prefill;
     this.#apply({
       kind: "Failed",
-      error: { reason, message: `${where}: ${known.message}`, retryAfterMs, field, cause: error },
+      error: { reason, message: `${where}: ${known.message}`, retryAfterMs, field, workerId, cause: error },
     });
   }
 

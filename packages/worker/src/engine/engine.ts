@@ -25,12 +25,15 @@ export interface SequenceRequest extends Pick<StartFacts, "sampling" | "tracepar
   readonly promptTokenIds: readonly number[];
   /** Clipped to the context; equals `sampling.maxTokens`. */
   readonly maxTokens: number;
+  /** Output that is known already. */
+  readonly outputTokenIds?: readonly number[];
   /** Further answers to the same prompt. */
   readonly branches?: readonly BranchRequest[];
 }
 
 export interface BranchRequest {
   readonly sampling: SamplingParams;
+  readonly outputTokenIds: readonly number[];
   readonly listener: Pick<SequenceListener, "sampled" | "failed">;
 }
 
@@ -107,15 +110,18 @@ export class Engine {
     const { kind, promptTokenIds, maxTokens, sampling, traceparent } = request;
     const facts = { sampling, traceparent, promptTokenIds: samplingNeedsPrompt(sampling) ? promptTokenIds : [] };
     this.#entries.set(sequenceId, { listener, facts });
-    const branchIds = branches.map((branch) => {
+    const branchSpecs = branches.map((branch) => {
       const branchId = ++this.#lastSequenceId as SequenceId;
       const heard = { ...DEAF, ...branch.listener };
       this.#entries.set(branchId, { listener: heard, facts: { ...facts, sampling: branch.sampling } });
-      return branchId;
+      return { sequenceId: branchId, outputTokenIds: branch.outputTokenIds };
     });
-    const spec = { sequenceId, kind, promptTokenIds, maxTokens, stopTokenIds: sampling.stopTokenIds, branchIds };
+    const { outputTokenIds = [] } = request;
+    const { stopTokenIds } = sampling;
+    const common = { sequenceId, kind, promptTokenIds, maxTokens, stopTokenIds, outputTokenIds };
+    const spec = { ...common, branches: branchSpecs };
     queueMicrotask(() => this.apply({ kind: "SequenceArrived", spec, waitUntil }));
-    return [sequenceId, ...branchIds];
+    return [sequenceId, ...branchSpecs.map((branch) => branch.sequenceId)];
   }
 
   /** Wants nothing more of a sequence; its listener is not called again. */

@@ -2,6 +2,7 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import { credentials } from "@grpc/grpc-js";
 import type { KvasirError } from "@kvasir/core";
 import {
+  type ChoiceSoFarSchema,
   DecodeService,
   type GenerateFinished,
   type GenerateResponse,
@@ -13,6 +14,7 @@ import { createClient, errorFromService, metadataFromContext } from "@kvasir/rpc
 import { FakeKernel, type FakeKernelOptions, type Faults, noFaults } from "@kvasir/testkit/fake-kernel";
 import { ROOT_CONTEXT, type Span, type Tracer, trace } from "@opentelemetry/api";
 import { SILENT } from "../log.ts";
+import type { LocalPrefillCause } from "../metrics.ts";
 import type { LaunchSidecar } from "../sidecar/sidecar-process.ts";
 import { type Role, Worker } from "../worker.ts";
 
@@ -37,6 +39,7 @@ export interface TestWorkerOptions extends Partial<Omit<FakeKernelOptions, "epoc
   readonly stepStallMs?: number;
   readonly waitingCountMax?: number;
   readonly tracer?: Tracer;
+  readonly onLocalPrefill?: (cause: LocalPrefillCause) => void;
 }
 
 let lastEpoch = 0;
@@ -73,6 +76,7 @@ export async function startTestWorker(
     tracer: options.tracer ?? trace.getTracer("test"),
     log: SILENT,
     onStep: () => undefined,
+    onLocalPrefill: options.onLocalPrefill ?? (() => undefined),
   });
   const address = await worker.start("127.0.0.1:0");
   return {
@@ -103,11 +107,15 @@ export interface GenerateOptions {
     readonly tenantScope?: Uint8Array;
     readonly sampling?: MessageInitShape<typeof SamplingParamsSchema>;
     readonly placement?: MessageInitShape<typeof PlacementSchema>;
+    readonly choiceCount?: number;
+    readonly resumed?: MessageInitShape<typeof ChoiceSoFarSchema>[];
   };
 }
 
 export interface Generated {
   readonly tokenIds: number[];
+  /** The tokens of each answer. */
+  readonly choices: ReadonlyMap<number, readonly number[]>;
   readonly accepted: boolean;
   readonly finished: GenerateFinished | undefined;
   readonly error: KvasirError | undefined;
@@ -144,6 +152,7 @@ export function generate(options: GenerateOptions): RunningGeneration {
   const firstToken = Promise.withResolvers<void>();
   const accepted = Promise.withResolvers<void>();
   const tokenIds: number[] = [];
+  const choices = new Map<number, number[]>();
   let isAccepted = false;
   let finished: GenerateFinished | undefined;
   const result = new Promise<Generated>((resolve) => {
@@ -151,14 +160,17 @@ export function generate(options: GenerateOptions): RunningGeneration {
       firstToken.resolve();
       accepted.resolve();
       client.channel.close();
-      resolve({ tokenIds, accepted: isAccepted, finished, error });
+      resolve({ tokenIds, choices, accepted: isAccepted, finished, error });
     };
     call.on("data", (response: GenerateResponse) => {
       if (response.kind.case === "accepted") {
         isAccepted = true;
         accepted.resolve();
       } else if (response.kind.case === "tokens") {
-        tokenIds.push(...response.kind.value.tokens.map((token) => token.tokenId));
+        const { tokens, choiceIndex } = response.kind.value;
+        const ids = tokens.map((token) => token.tokenId);
+        tokenIds.push(...ids);
+        choices.set(choiceIndex, [...(choices.get(choiceIndex) ?? []), ...ids]);
         firstToken.resolve();
       } else if (response.kind.case === "finished") finished = response.kind.value;
     });

@@ -9,9 +9,9 @@ import { socketPath } from "../socket-path.ts";
 import { type Role, Worker } from "../worker.ts";
 import type { RunningWorker } from "./harness.ts";
 
-export const SIDECAR_BINARY = fileURLToPath(
-  new URL("../../../../services/sidecar/target/release/kvasir-sidecar", import.meta.url),
-);
+export const SIDECAR_BINARY =
+  process.env.KVASIR_SIDECAR_BINARY ??
+  fileURLToPath(new URL("../../../../services/sidecar/target/release/kvasir-sidecar", import.meta.url));
 
 let lastEpoch = 0;
 
@@ -60,6 +60,7 @@ export async function startRealWorker(
     tracer: trace.getTracer("test"),
     log: SILENT,
     onStep: () => undefined,
+    onLocalPrefill: () => undefined,
   });
   const address = await worker.start("127.0.0.1:0");
   return { worker, address, stop: () => worker.stop(0) };

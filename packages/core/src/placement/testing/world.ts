@@ -65,6 +65,7 @@ export function routerOptions(extra: Partial<RouterOptions> = {}): RouterOptions
     queueMax: 4,
     queueTimeout: nanosFromMs(30_000),
     noWorkerGrace: nanosFromMs(5_000),
+    localPrefillAfter: nanosFromMs(1_000),
     positionInterval: nanosFromMs(1_000),
     view: { silenceMax: nanosFromMs(5_000), returnGrace: nanosFromMs(5_000) },
     prediction: PREDICTION_DEFAULTS,

@@ -45,6 +45,13 @@ export declare type ErrorDetail = Message<"kvasir.common.v1.ErrorDetail"> & {
    * @generated from field: string field = 4;
    */
   field: string;
+
+  /**
+   * The worker that failed, where it is another one than the one that tells; empty otherwise.
+   *
+   * @generated from field: string worker_id = 5;
+   */
+  workerId: string;
 };
 
 /**
@@ -571,6 +578,13 @@ export declare type Placement = Message<"kvasir.common.v1.Placement"> & {
    * @generated from field: string reason = 6;
    */
   reason: string;
+
+  /**
+   * Aggregated on a decode worker, because no prefill worker was left for the request.
+   *
+   * @generated from field: bool local_prefill = 7;
+   */
+  localPrefill: boolean;
 };
 
 /**

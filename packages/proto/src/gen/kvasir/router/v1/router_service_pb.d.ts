@@ -104,6 +104,13 @@ export declare type PlaceStart = Message<"kvasir.router.v1.PlaceStart"> & {
    * @generated from field: uint32 choice_count = 6;
    */
   choiceCount: number;
+
+  /**
+   * Workers that failed this request while another router was asked; see PlaceRetry.
+   *
+   * @generated from field: repeated string excluded_worker_ids = 7;
+   */
+  excludedWorkerIds: string[];
 };
 
 /**

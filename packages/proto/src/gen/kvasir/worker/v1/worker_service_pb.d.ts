@@ -61,6 +61,14 @@ export declare type GenerateRequest = Message<"kvasir.worker.v1.GenerateRequest"
    * @generated from field: uint32 choice_count = 6;
    */
   choiceCount: number;
+
+  /**
+   * What the client has already of each answer, when another worker began this request and was lost; empty at the beginning. The worker goes
+   * on after those tokens: they are computed, not sampled, count for max_tokens, min_tokens, penalties and constraints, and are not sent again.
+   *
+   * @generated from field: repeated kvasir.worker.v1.ChoiceSoFar resumed = 7;
+   */
+  resumed: ChoiceSoFar[];
 };
 
 /**
@@ -68,6 +76,40 @@ export declare type GenerateRequest = Message<"kvasir.worker.v1.GenerateRequest"
  * Use `create(GenerateRequestSchema)` to create a new message.
  */
 export declare const GenerateRequestSchema: GenMessage<GenerateRequest>;
+
+/**
+ * One answer of a request that another worker began. An answer that is not named has no token yet.
+ *
+ * @generated from message kvasir.worker.v1.ChoiceSoFar
+ */
+export declare type ChoiceSoFar = Message<"kvasir.worker.v1.ChoiceSoFar"> & {
+  /**
+   * Which, from 0.
+   *
+   * @generated from field: uint32 choice_index = 1;
+   */
+  choiceIndex: number;
+
+  /**
+   * Its tokens, fewer than max_tokens.
+   *
+   * @generated from field: repeated uint32 token_ids = 2;
+   */
+  tokenIds: number[];
+
+  /**
+   * It has ended: nothing more of it is wanted.
+   *
+   * @generated from field: bool ended = 3;
+   */
+  ended: boolean;
+};
+
+/**
+ * Describes the message kvasir.worker.v1.ChoiceSoFar.
+ * Use `create(ChoiceSoFarSchema)` to create a new message.
+ */
+export declare const ChoiceSoFarSchema: GenMessage<ChoiceSoFar>;
 
 /**
  * One message of a generation.

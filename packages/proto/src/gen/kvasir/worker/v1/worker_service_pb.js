@@ -12,7 +12,7 @@ import { file_kvasir_transfer_v1_transfer_service } from "../../transfer/v1/tran
  * Describes the file kvasir/worker/v1/worker_service.proto.
  */
 export const file_kvasir_worker_v1_worker_service = /*@__PURE__*/
-  fileDesc("CiVrdmFzaXIvd29ya2VyL3YxL3dvcmtlcl9zZXJ2aWNlLnByb3RvEhBrdmFzaXIud29ya2VyLnYxIs8BCg9HZW5lcmF0ZVJlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIYChBwcm9tcHRfdG9rZW5faWRzGAIgAygNEjIKCHNhbXBsaW5nGAMgASgLMiAua3Zhc2lyLmNvbW1vbi52MS5TYW1wbGluZ1BhcmFtcxIuCglwbGFjZW1lbnQYBCABKAsyGy5rdmFzaXIuY29tbW9uLnYxLlBsYWNlbWVudBIUCgx0ZW5hbnRfc2NvcGUYBSABKAwSFAoMY2hvaWNlX2NvdW50GAYgASgNIvwBChBHZW5lcmF0ZVJlc3BvbnNlEjYKCGFjY2VwdGVkGAEgASgLMiIua3Zhc2lyLndvcmtlci52MS5HZW5lcmF0ZUFjY2VwdGVkSAASMwoGdG9rZW5zGAIgASgLMiEua3Zhc2lyLndvcmtlci52MS5HZW5lcmF0ZWRUb2tlbnNIABI2CghmaW5pc2hlZBgDIAEoCzIiLmt2YXNpci53b3JrZXIudjEuR2VuZXJhdGVGaW5pc2hlZEgAEjsKD2Nob2ljZV9maW5pc2hlZBgEIAEoCzIgLmt2YXNpci53b3JrZXIudjEuQ2hvaWNlRmluaXNoZWRIAEIGCgRraW5kIiYKEEdlbmVyYXRlQWNjZXB0ZWQSEgoKcmVzZXJ2ZV9tcxgBIAEoASJXCg9HZW5lcmF0ZWRUb2tlbnMSLgoGdG9rZW5zGAEgAygLMh4ua3Zhc2lyLmNvbW1vbi52MS5TYW1wbGVkVG9rZW4SFAoMY2hvaWNlX2luZGV4GAIgASgNIoQBCg5DaG9pY2VGaW5pc2hlZBIUCgxjaG9pY2VfaW5kZXgYASABKA0SLgoGcmVhc29uGAIgASgOMh4ua3Zhc2lyLndvcmtlci52MS5GaW5pc2hSZWFzb24SGgoNc3RvcF90b2tlbl9pZBgDIAEoDUgAiAEBQhAKDl9zdG9wX3Rva2VuX2lkIvEBChBHZW5lcmF0ZUZpbmlzaGVkEi4KBnJlYXNvbhgBIAEoDjIeLmt2YXNpci53b3JrZXIudjEuRmluaXNoUmVhc29uEjIKB3RpbWluZ3MYAiABKAsyIS5rdmFzaXIud29ya2VyLnYxLkdlbmVyYXRlVGltaW5ncxIZChFwcmVmaWxsX3dvcmtlcl9pZBgDIAEoCRIYChBkZWNvZGVfd29ya2VyX2lkGAQgASgJEhYKDmt2X2J5dGVzX21vdmVkGAUgASgEEhoKDXN0b3BfdG9rZW5faWQYBiABKA1IAIgBAUIQCg5fc3RvcF90b2tlbl9pZCKfAQoPR2VuZXJhdGVUaW1pbmdzEhgKEHByZWZpbGxfcXVldWVfbXMYASABKAESGgoScHJlZmlsbF9jb21wdXRlX21zGAIgASgBEhYKDmt2X3RyYW5zZmVyX21zGAMgASgBEhMKC2hhbmRvdmVyX21zGAQgASgBEhYKDmZpcnN0X3Rva2VuX21zGAUgASgBEhEKCWRlY29kZV9tcxgGIAEoASJ0CgpSdW5SZXF1ZXN0EisKBXN0YXJ0GAEgASgLMhoua3Zhc2lyLndvcmtlci52MS5SdW5TdGFydEgAEjEKCHJlY2VpdmVkGAIgASgLMh0ua3Zhc2lyLndvcmtlci52MS5SdW5SZWNlaXZlZEgAQgYKBGtpbmQiywEKCFJ1blN0YXJ0EhIKCnJlcXVlc3RfaWQYASABKAkSEwoLdHJhbnNmZXJfaWQYAiABKAwSGAoQcHJvbXB0X3Rva2VuX2lkcxgDIAMoDRIyCghzYW1wbGluZxgEIAEoCzIgLmt2YXNpci5jb21tb24udjEuU2FtcGxpbmdQYXJhbXMSFAoMdGVuYW50X3Njb3BlGAUgASgMEhYKDmV4cGVjdGVkX2Vwb2NoGAYgASgEEhoKEmxheW91dF9maW5nZXJwcmludBgHIAEoDCINCgtSdW5SZWNlaXZlZCJ8CgtSdW5SZXNwb25zZRItCgZ0aWNrZXQYASABKAsyGy5rdmFzaXIud29ya2VyLnYxLlJ1blRpY2tldEgAEjYKC2ZpcnN0X3Rva2VuGAIgASgLMh8ua3Zhc2lyLndvcmtlci52MS5SdW5GaXJzdFRva2VuSABCBgoEa2luZCJhCglSdW5UaWNrZXQSKgoGdGlja2V0GAEgASgLMhoua3Zhc2lyLnRyYW5zZmVyLnYxLlRpY2tldBIWCg5zb3VyY2VfYWRkcmVzcxgCIAEoCRIQCghsZWFzZV9tcxgDIAEoDSJ1Cg1SdW5GaXJzdFRva2VuEi0KBXRva2VuGAEgASgLMh4ua3Zhc2lyLmNvbW1vbi52MS5TYW1wbGVkVG9rZW4SDwoHc3RvcHBlZBgCIAEoCBIQCghxdWV1ZV9tcxgDIAEoARISCgpjb21wdXRlX21zGAQgASgBKl8KDEZpbmlzaFJlYXNvbhIdChlGSU5JU0hfUkVBU09OX1VOU1BFQ0lGSUVEEAASFgoSRklOSVNIX1JFQVNPTl9TVE9QEAESGAoURklOSVNIX1JFQVNPTl9MRU5HVEgQAjJkCg1EZWNvZGVTZXJ2aWNlElMKCEdlbmVyYXRlEiEua3Zhc2lyLndvcmtlci52MS5HZW5lcmF0ZVJlcXVlc3QaIi5rdmFzaXIud29ya2VyLnYxLkdlbmVyYXRlUmVzcG9uc2UwATJYCg5QcmVmaWxsU2VydmljZRJGCgNSdW4SHC5rdmFzaXIud29ya2VyLnYxLlJ1blJlcXVlc3QaHS5rdmFzaXIud29ya2VyLnYxLlJ1blJlc3BvbnNlKAEwAWIGcHJvdG8z", [file_kvasir_common_v1_common, file_kvasir_transfer_v1_transfer_service]);
+  fileDesc("CiVrdmFzaXIvd29ya2VyL3YxL3dvcmtlcl9zZXJ2aWNlLnByb3RvEhBrdmFzaXIud29ya2VyLnYxIv8BCg9HZW5lcmF0ZVJlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIYChBwcm9tcHRfdG9rZW5faWRzGAIgAygNEjIKCHNhbXBsaW5nGAMgASgLMiAua3Zhc2lyLmNvbW1vbi52MS5TYW1wbGluZ1BhcmFtcxIuCglwbGFjZW1lbnQYBCABKAsyGy5rdmFzaXIuY29tbW9uLnYxLlBsYWNlbWVudBIUCgx0ZW5hbnRfc2NvcGUYBSABKAwSFAoMY2hvaWNlX2NvdW50GAYgASgNEi4KB3Jlc3VtZWQYByADKAsyHS5rdmFzaXIud29ya2VyLnYxLkNob2ljZVNvRmFyIkUKC0Nob2ljZVNvRmFyEhQKDGNob2ljZV9pbmRleBgBIAEoDRIRCgl0b2tlbl9pZHMYAiADKA0SDQoFZW5kZWQYAyABKAgi/AEKEEdlbmVyYXRlUmVzcG9uc2USNgoIYWNjZXB0ZWQYASABKAsyIi5rdmFzaXIud29ya2VyLnYxLkdlbmVyYXRlQWNjZXB0ZWRIABIzCgZ0b2tlbnMYAiABKAsyIS5rdmFzaXIud29ya2VyLnYxLkdlbmVyYXRlZFRva2Vuc0gAEjYKCGZpbmlzaGVkGAMgASgLMiIua3Zhc2lyLndvcmtlci52MS5HZW5lcmF0ZUZpbmlzaGVkSAASOwoPY2hvaWNlX2ZpbmlzaGVkGAQgASgLMiAua3Zhc2lyLndvcmtlci52MS5DaG9pY2VGaW5pc2hlZEgAQgYKBGtpbmQiJgoQR2VuZXJhdGVBY2NlcHRlZBISCgpyZXNlcnZlX21zGAEgASgBIlcKD0dlbmVyYXRlZFRva2VucxIuCgZ0b2tlbnMYASADKAsyHi5rdmFzaXIuY29tbW9uLnYxLlNhbXBsZWRUb2tlbhIUCgxjaG9pY2VfaW5kZXgYAiABKA0ihAEKDkNob2ljZUZpbmlzaGVkEhQKDGNob2ljZV9pbmRleBgBIAEoDRIuCgZyZWFzb24YAiABKA4yHi5rdmFzaXIud29ya2VyLnYxLkZpbmlzaFJlYXNvbhIaCg1zdG9wX3Rva2VuX2lkGAMgASgNSACIAQFCEAoOX3N0b3BfdG9rZW5faWQi8QEKEEdlbmVyYXRlRmluaXNoZWQSLgoGcmVhc29uGAEgASgOMh4ua3Zhc2lyLndvcmtlci52MS5GaW5pc2hSZWFzb24SMgoHdGltaW5ncxgCIAEoCzIhLmt2YXNpci53b3JrZXIudjEuR2VuZXJhdGVUaW1pbmdzEhkKEXByZWZpbGxfd29ya2VyX2lkGAMgASgJEhgKEGRlY29kZV93b3JrZXJfaWQYBCABKAkSFgoOa3ZfYnl0ZXNfbW92ZWQYBSABKAQSGgoNc3RvcF90b2tlbl9pZBgGIAEoDUgAiAEBQhAKDl9zdG9wX3Rva2VuX2lkIp8BCg9HZW5lcmF0ZVRpbWluZ3MSGAoQcHJlZmlsbF9xdWV1ZV9tcxgBIAEoARIaChJwcmVmaWxsX2NvbXB1dGVfbXMYAiABKAESFgoOa3ZfdHJhbnNmZXJfbXMYAyABKAESEwoLaGFuZG92ZXJfbXMYBCABKAESFgoOZmlyc3RfdG9rZW5fbXMYBSABKAESEQoJZGVjb2RlX21zGAYgASgBInQKClJ1blJlcXVlc3QSKwoFc3RhcnQYASABKAsyGi5rdmFzaXIud29ya2VyLnYxLlJ1blN0YXJ0SAASMQoIcmVjZWl2ZWQYAiABKAsyHS5rdmFzaXIud29ya2VyLnYxLlJ1blJlY2VpdmVkSABCBgoEa2luZCLLAQoIUnVuU3RhcnQSEgoKcmVxdWVzdF9pZBgBIAEoCRITCgt0cmFuc2Zlcl9pZBgCIAEoDBIYChBwcm9tcHRfdG9rZW5faWRzGAMgAygNEjIKCHNhbXBsaW5nGAQgASgLMiAua3Zhc2lyLmNvbW1vbi52MS5TYW1wbGluZ1BhcmFtcxIUCgx0ZW5hbnRfc2NvcGUYBSABKAwSFgoOZXhwZWN0ZWRfZXBvY2gYBiABKAQSGgoSbGF5b3V0X2ZpbmdlcnByaW50GAcgASgMIg0KC1J1blJlY2VpdmVkInwKC1J1blJlc3BvbnNlEi0KBnRpY2tldBgBIAEoCzIbLmt2YXNpci53b3JrZXIudjEuUnVuVGlja2V0SAASNgoLZmlyc3RfdG9rZW4YAiABKAsyHy5rdmFzaXIud29ya2VyLnYxLlJ1bkZpcnN0VG9rZW5IAEIGCgRraW5kImEKCVJ1blRpY2tldBIqCgZ0aWNrZXQYASABKAsyGi5rdmFzaXIudHJhbnNmZXIudjEuVGlja2V0EhYKDnNvdXJjZV9hZGRyZXNzGAIgASgJEhAKCGxlYXNlX21zGAMgASgNInUKDVJ1bkZpcnN0VG9rZW4SLQoFdG9rZW4YASABKAsyHi5rdmFzaXIuY29tbW9uLnYxLlNhbXBsZWRUb2tlbhIPCgdzdG9wcGVkGAIgASgIEhAKCHF1ZXVlX21zGAMgASgBEhIKCmNvbXB1dGVfbXMYBCABKAEqXwoMRmluaXNoUmVhc29uEh0KGUZJTklTSF9SRUFTT05fVU5TUEVDSUZJRUQQABIWChJGSU5JU0hfUkVBU09OX1NUT1AQARIYChRGSU5JU0hfUkVBU09OX0xFTkdUSBACMmQKDURlY29kZVNlcnZpY2USUwoIR2VuZXJhdGUSIS5rdmFzaXIud29ya2VyLnYxLkdlbmVyYXRlUmVxdWVzdBoiLmt2YXNpci53b3JrZXIudjEuR2VuZXJhdGVSZXNwb25zZTABMlgKDlByZWZpbGxTZXJ2aWNlEkYKA1J1bhIcLmt2YXNpci53b3JrZXIudjEuUnVuUmVxdWVzdBodLmt2YXNpci53b3JrZXIudjEuUnVuUmVzcG9uc2UoATABYgZwcm90bzM", [file_kvasir_common_v1_common, file_kvasir_transfer_v1_transfer_service]);
 
 /**
  * Describes the message kvasir.worker.v1.GenerateRequest.
@@ -22,88 +22,95 @@ export const GenerateRequestSchema = /*@__PURE__*/
   messageDesc(file_kvasir_worker_v1_worker_service, 0);
 
 /**
+ * Describes the message kvasir.worker.v1.ChoiceSoFar.
+ * Use `create(ChoiceSoFarSchema)` to create a new message.
+ */
+export const ChoiceSoFarSchema = /*@__PURE__*/
+  messageDesc(file_kvasir_worker_v1_worker_service, 1);
+
+/**
  * Describes the message kvasir.worker.v1.GenerateResponse.
  * Use `create(GenerateResponseSchema)` to create a new message.
  */
 export const GenerateResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_worker_v1_worker_service, 1);
+  messageDesc(file_kvasir_worker_v1_worker_service, 2);
 
 /**
  * Describes the message kvasir.worker.v1.GenerateAccepted.
  * Use `create(GenerateAcceptedSchema)` to create a new message.
  */
 export const GenerateAcceptedSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_worker_v1_worker_service, 2);
+  messageDesc(file_kvasir_worker_v1_worker_service, 3);
 
 /**
  * Describes the message kvasir.worker.v1.GeneratedTokens.
  * Use `create(GeneratedTokensSchema)` to create a new message.
  */
 export const GeneratedTokensSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_worker_v1_worker_service, 3);
+  messageDesc(file_kvasir_worker_v1_worker_service, 4);
 
 /**
  * Describes the message kvasir.worker.v1.ChoiceFinished.
  * Use `create(ChoiceFinishedSchema)` to create a new message.
  */
 export const ChoiceFinishedSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_worker_v1_worker_service, 4);
+  messageDesc(file_kvasir_worker_v1_worker_service, 5);
 
 /**
  * Describes the message kvasir.worker.v1.GenerateFinished.
  * Use `create(GenerateFinishedSchema)` to create a new message.
  */
 export const GenerateFinishedSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_worker_v1_worker_service, 5);
+  messageDesc(file_kvasir_worker_v1_worker_service, 6);
 
 /**
  * Describes the message kvasir.worker.v1.GenerateTimings.
  * Use `create(GenerateTimingsSchema)` to create a new message.
  */
 export const GenerateTimingsSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_worker_v1_worker_service, 6);
+  messageDesc(file_kvasir_worker_v1_worker_service, 7);
 
 /**
  * Describes the message kvasir.worker.v1.RunRequest.
  * Use `create(RunRequestSchema)` to create a new message.
  */
 export const RunRequestSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_worker_v1_worker_service, 7);
+  messageDesc(file_kvasir_worker_v1_worker_service, 8);
 
 /**
  * Describes the message kvasir.worker.v1.RunStart.
  * Use `create(RunStartSchema)` to create a new message.
  */
 export const RunStartSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_worker_v1_worker_service, 8);
+  messageDesc(file_kvasir_worker_v1_worker_service, 9);
 
 /**
  * Describes the message kvasir.worker.v1.RunReceived.
  * Use `create(RunReceivedSchema)` to create a new message.
  */
 export const RunReceivedSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_worker_v1_worker_service, 9);
+  messageDesc(file_kvasir_worker_v1_worker_service, 10);
 
 /**
  * Describes the message kvasir.worker.v1.RunResponse.
  * Use `create(RunResponseSchema)` to create a new message.
  */
 export const RunResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_worker_v1_worker_service, 10);
+  messageDesc(file_kvasir_worker_v1_worker_service, 11);
 
 /**
  * Describes the message kvasir.worker.v1.RunTicket.
  * Use `create(RunTicketSchema)` to create a new message.
  */
 export const RunTicketSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_worker_v1_worker_service, 11);
+  messageDesc(file_kvasir_worker_v1_worker_service, 12);
 
 /**
  * Describes the message kvasir.worker.v1.RunFirstToken.
  * Use `create(RunFirstTokenSchema)` to create a new message.
  */
 export const RunFirstTokenSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_worker_v1_worker_service, 12);
+  messageDesc(file_kvasir_worker_v1_worker_service, 13);
 
 /**
  * Describes the enum kvasir.worker.v1.FinishReason.
