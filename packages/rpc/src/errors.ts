@@ -61,6 +61,11 @@ export function errorFromService(error: unknown): KvasirError {
   return new KvasirError({ reason: reasonFromCode(error.code), message: error.details || error.message, cause: error });
 }
 
+/** Whether an error of a stream is the peer's own word, rather than the end of a connection. Errors that are not of a stream are. */
+export function isTyped(error: unknown): boolean {
+  return !isServiceError(error) || error.metadata?.get(ERROR_METADATA_KEY)[0] instanceof Uint8Array;
+}
+
 function reasonFromCode(code: status): ErrorReason {
   switch (code) {
     case status.CANCELLED:

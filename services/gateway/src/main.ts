@@ -50,6 +50,13 @@ const SPECS = {
     min: 1,
     help: "longest silence of a worker",
   },
+  resumeTimeoutMs: {
+    type: "integer",
+    env: "KVASIR_RESUME_TIMEOUT_MS",
+    default: 15_000,
+    min: 1,
+    help: "longest wait for another placement when a worker was lost",
+  },
   stopGraceMs: {
     type: "integer",
     env: "KVASIR_STOP_GRACE_MS",
@@ -98,6 +105,7 @@ async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
     tenantScope: createHmac("sha256", values.tenantSecret).update("tenant:default").digest().subarray(0, 16),
     requestTimeoutMs: values.requestTimeoutMs,
     stallTimeoutMs: values.stallTimeoutMs,
+    resumeTimeoutMs: values.resumeTimeoutMs,
     bodyLimitBytes: values.bodyLimit,
     isReady,
     refresh: () => router.refresh(),

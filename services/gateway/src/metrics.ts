@@ -10,6 +10,7 @@ export interface GatewayMetrics {
   readonly aborted: Counter;
   readonly placements: Counter<"mode">;
   readonly retries: Counter;
+  readonly resumes: Counter;
   readonly promptTokens: Counter;
   readonly outputTokens: Counter;
   readonly ttft: Histogram;
@@ -32,6 +33,7 @@ export function createMetrics(registry: Registry): GatewayMetrics {
       registers,
     }),
     retries: new Counter({ name: name("retries_total"), help: "Placements asked for after a failure.", registers }),
+    resumes: new Counter({ name: name("resumes_total"), help: "Streams that went on elsewhere.", registers }),
     promptTokens: new Counter({ name: name("prompt_tokens_total"), help: "Prompt tokens accepted.", registers }),
     outputTokens: new Counter({ name: name("output_tokens_total"), help: "Tokens sent to clients.", registers }),
     ttft: new Histogram({ name: name("ttft_seconds"), help: "Arrival to first token.", buckets: SECONDS, registers }),

@@ -14,7 +14,8 @@ import { type PreparedRequest, prepareChat, prepareCompletion, type ServedModel 
 import { constraintError, type FieldConstraint } from "./prepare-constraint.ts";
 import { type ResponseWriter, sendError, streamWriter, wholeWriter } from "./response-writer.ts";
 import type { RunningRequests } from "./running-requests.ts";
-import { type GenerationEnd, generate, type SinkAnswer, type Upstream } from "./upstream/generate.ts";
+import { type GenerationEnd, generate, type Upstream } from "./upstream/generate.ts";
+import type { SinkAnswer } from "./upstream/generation-context.ts";
 
 export interface GenerationDeps {
   readonly model: ServedModel;
@@ -25,6 +26,7 @@ export interface GenerationDeps {
   readonly tenantScope: Uint8Array;
   readonly requestTimeoutMs: number;
   readonly stallTimeoutMs: number;
+  readonly resumeTimeoutMs: number;
 }
 
 /** One request from its bytes to its last one, for both endpoints. */
@@ -86,7 +88,9 @@ export async function serveGeneration(
       tenantScope: deps.tenantScope,
       context: spanContext,
       signal: abort.signal,
+      tracer: telemetry.tracer,
       stallTimeoutMs: deps.stallTimeoutMs,
+      resumeTimeoutMs: deps.resumeTimeoutMs,
       expiresAtMs: arrivedAt + deps.requestTimeoutMs,
       arrivedAt,
       traceId,
@@ -173,6 +177,7 @@ async function run(
     ...tailOf(prepared, end, tokenCount, ttftMs, facts.traceId),
   };
   if (end.placementCount > 1) metrics.retries.inc(end.placementCount - 1);
+  if (end.resumeCount > 0) metrics.resumes.inc(end.resumeCount);
   metrics.placements.inc({ mode: tail.kvasir.mode });
   const finishes = choices.map((choice) => choice.finish);
   span.setAttributes(responseAttributes(end, tail, finishes));
@@ -240,6 +245,8 @@ function tailOf(
       predicted_ttft_ms: round(placement.predictedTtftMs),
       kv_bytes_moved: Number(finished?.kvBytesMoved ?? 0n),
       placement_reason: placement.reason,
+      local_prefill: placement.localPrefill,
+      resumes: end.resumeCount,
       timings: {
         prefill_queue_ms: round(timings?.prefillQueueMs ?? 0),
         prefill_compute_ms: round(timings?.prefillComputeMs ?? 0),
@@ -280,5 +287,7 @@ function responseAttributes(end: GenerationEnd, { usage, kvasir }: Tail, finishe
     "kvasir.predicted_ttft_ms": kvasir.predicted_ttft_ms,
     "kvasir.kv_bytes_moved": kvasir.kv_bytes_moved,
     "kvasir.placements": end.placementCount,
+    "kvasir.resumes": end.resumeCount,
+    "kvasir.local_prefill": kvasir.local_prefill,
   };
 }

@@ -132,10 +132,13 @@ function bestByExhaustion(workers: readonly AttachedWorker[], shape: RequestShap
       if (!queue || !canPrefill(other, shape) || other.fingerprint !== facts.fingerprint) continue;
       if (prefillBlockCount(shape, other.blockSize) > free(prefill)) continue;
       const speed = queue.prefillTokensPerSecond;
-      const parts = splitTtft(queue.queuedPromptTokenCount, shape.promptTokenCount, speed, other.kvBytesPerToken, {
-        ...PREDICTION_DEFAULTS,
-        mayPrefillLocally: false,
-      });
+      const parts = splitTtft(
+        queue.queuedPromptTokenCount,
+        shape.promptTokenCount,
+        speed,
+        other.kvBytesPerToken,
+        PREDICTION_DEFAULTS,
+      );
       add(parts.queueMs + parts.computeMs + parts.tailMs, decode, prefill);
     }
   }

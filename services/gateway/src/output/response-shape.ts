@@ -18,6 +18,10 @@ export interface KvasirExtension {
   readonly predicted_ttft_ms: number;
   readonly kv_bytes_moved: number;
   readonly placement_reason: string;
+  /** The decode worker computed the prompt, because no prefill worker was left. */
+  readonly local_prefill: boolean;
+  /** How often a worker was lost after the first token and the answer went on elsewhere. */
+  readonly resumes: number;
   readonly timings: Readonly<Record<string, number>>;
 }
 

@@ -19,6 +19,8 @@ export interface Script {
   readonly finish?: "stop" | "length";
   /** Awaited before anything is sent. */
   readonly before?: () => Promise<unknown>;
+  /** Awaited before the batch with this index. */
+  readonly beforeBatch?: { readonly index: number; readonly wait: Promise<unknown> };
 }
 
 export interface FakeRouterOptions {
@@ -53,6 +55,7 @@ export async function startFakeUpstream(scripts: readonly Script[], options: Fak
       for (const batch of script?.batches ?? []) {
         if (script?.failAfter?.batchCount === sent) throw script.failAfter.error;
         if (call.cancelled) return;
+        if (script?.beforeBatch?.index === sent) await Promise.race([script.beforeBatch.wait, cancelled]);
         if (script?.gapMs) await new Promise((resolve) => setTimeout(resolve, script.gapMs));
         const tokens = batch.map((tokenId) => ({ tokenId, logprob: -0.5, topLogprobs: [{ tokenId, logprob: -0.5 }] }));
         if (!call.write({ kind: { case: "tokens", value: { tokens } } }) && !call.cancelled) {

@@ -50,6 +50,7 @@ export class GatewayBench {
       tenantScope: new Uint8Array(16),
       requestTimeoutMs: 5_000,
       stallTimeoutMs: 300,
+      resumeTimeoutMs: 2_000,
       bodyLimitBytes: 100_000,
       isReady: () => ({ ready: router.cluster?.ready ?? false }),
       refresh: () => router.refresh(),

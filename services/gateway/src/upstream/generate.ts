@@ -1,68 +1,47 @@
-import { isRetryable, KvasirError } from "@kvasir/core";
+import { setTimeout as sleep } from "node:timers/promises";
 import {
-  FinishReason,
-  type GenerateFinished,
-  type GenerateResponse,
-  type Placement,
-  PlacementMode,
-  type SampledToken,
-} from "@kvasir/proto";
-import { metadataFromContext } from "@kvasir/rpc";
-import type { Context } from "@opentelemetry/api";
+  type AttemptDecision,
+  Attempts,
+  type Instant,
+  KvasirError,
+  msFromNanos,
+  nanosBetween,
+  nanosFromMs,
+  RequestProgress,
+} from "@kvasir/core";
+import type { GenerateFinished, Placement } from "@kvasir/proto";
+import { failSpan } from "@kvasir/telemetry";
 import type { PreparedRequest } from "../prepare.ts";
 import type { DecodeClients } from "./decode-clients.ts";
+import { generateAt } from "./generate-at.ts";
+import { deadlineMs, type GenerationContext, type Sink } from "./generation-context.ts";
 import { peerError } from "./peer-error.ts";
-import type { PlaceLine, RouterLink } from "./router-link.ts";
+import type { PlaceLine, PlaceStart, RouterLink } from "./router-link.ts";
 
-const PLACEMENTS_MAX = 3;
-/** Peers learn the deadline a little late, so that the gateway's own message about it comes first. */
-const DEADLINE_MARGIN_MS = 1_000;
+const FRUITLESS_MAX = 3;
+/** Between two questions to routers of which none answers. */
+const ROUTER_PAUSE_MS = 100;
 
 export interface Upstream {
   readonly router: RouterLink;
   readonly decode: DecodeClients;
 }
 
-/** What a request needs beside its prompt. */
-export interface GenerationContext {
-  readonly requestId: string;
-  readonly model: string;
-  readonly tenantScope: Uint8Array;
-  /** Trace context of the request's span. */
-  readonly context: Context;
-  /** When the request's time is over, on the clock of `performance.now()`. */
-  readonly expiresAtMs: number;
-  /** The client went away, or the request's time is over; `reason` is then a `KvasirError`. */
-  readonly signal: AbortSignal;
-  /** Longest silence once a worker has accepted. */
-  readonly stallTimeoutMs: number;
-}
-
-export type SinkAnswer =
-  | "more"
-  /** The client reads too slowly: stop reading from the worker until the promise resolves. */
-  | Promise<void>
-  /** Enough of this answer: a stop string was found. */
-  | "enough";
-
-export type Finish = "stop" | "length";
-
-/** What the caller does with what comes; `ended` once for each answer. */
-export interface Sink {
-  tokens(tokens: readonly SampledToken[], choice: number): SinkAnswer;
-  ended(choice: number, finish: Finish, byStopString: boolean): void;
-}
-
 export interface GenerationEnd {
+  /** The last one. */
   readonly placement: Placement;
   /** Absent when the gateway stopped the generation itself. */
   readonly finished: GenerateFinished | undefined;
   readonly placementCount: number;
+  /** Losses after the first token that the client did not notice. */
+  readonly resumeCount: number;
 }
 
 /**
- * Places a request and generates. Before the first token a retryable failure is answered with another placement, at most three in all;
- * after it the failure is the caller's to tell. However it ends, both streams are closed.
+ * Owns a request from its first placement to its last token. When a worker is lost, fails in a way that another one might not, or is silent
+ * for too long, the request is placed again without it and goes on after the last token that the client has: the random number of a token
+ * depends on (seed, index) only, and the new worker is told the output so far, so the answer is the one that would have come. What is
+ * bounded is told at `Attempts`. However it ends, both streams are closed.
  */
 export async function generate(
   upstream: Upstream,
@@ -70,150 +49,146 @@ export async function generate(
   facts: GenerationContext,
   sink: Sink,
 ): Promise<GenerationEnd> {
-  const start = {
-    requestId: facts.requestId,
-    model: facts.model,
-    promptTokenCount: request.promptTokenIds.length,
-    maxTokens: request.sampling.maxTokens,
-    choiceCount: request.choiceCount,
-    tenantScope: facts.tenantScope,
-  };
-  let line = upstream.router.place(start, facts.context, deadlineMs(facts));
-  let tokenCount = 0;
-  const counted: Sink = {
-    tokens(tokens, choice) {
-      if (tokenCount === 0) line.firstToken();
-      tokenCount += tokens.length;
-      return sink.tokens(tokens, choice);
-    },
-    ended: (choice, finish, byStopString) => sink.ended(choice, finish, byStopString),
-  };
+  const placing = new Placing(upstream.router, request, facts);
+  const progress = new RequestProgress(request.choiceCount, request.sampling.maxTokens);
+  const attempts = new Attempts({ fruitlessMax: FRUITLESS_MAX, placeWithin: nanosFromMs(facts.resumeTimeoutMs) });
+  let resumeCount = 0;
   try {
-    const excluded = new Set<string>();
+    let placement = await placing.first();
     for (let placementCount = 1; ; placementCount++) {
-      const placement = await untilAborted(line.next(), facts.signal);
+      const before = progress.tokenCount;
+      const counted: Sink = {
+        tokens(tokens, choice) {
+          placing.firstToken();
+          return sink.tokens(tokens, choice);
+        },
+        ended: (choice, finish, byStopString) => sink.ended(choice, finish, byStopString),
+      };
       try {
-        const end = await generateAt(upstream, placement, request, facts, counted);
-        return { ...end, placement, placementCount };
+        const finished = await generateAt(upstream.decode, placement, request, progress, facts, counted);
+        return { placement, finished, placementCount, resumeCount };
       } catch (error) {
-        const failure = peerError(error);
-        const again = tokenCount === 0 && isRetryable(failure.reason) && placementCount < PLACEMENTS_MAX;
         if (facts.signal.aborted) throw facts.signal.reason;
-        if (!again) throw failure;
-        if (line.isOver) line = upstream.router.place(start, facts.context, deadlineMs(facts));
-        else retry(line, placement, excluded);
+        for (const choice of progress.complete()) {
+          progress.end(choice);
+          sink.ended(choice, "length", false);
+        }
+        if (progress.isOver) return { placement, finished: undefined, placementCount, resumeCount };
+        const failure = peerError(error);
+        const newTokenCount = progress.tokenCount - before;
+        const decodeWorkerId = placement.decode?.workerId ?? "";
+        const decision = attempts.failed({ decodeWorkerId, newTokenCount, error: failure }, nowInstant());
+        if (decision.kind === "give_up") throw failure;
+        if (progress.tokenCount > 0) resumeCount++;
+        placement = await placing.again(decision, attempts.failedWorkerIds, failure, progress.tokenCount);
       }
     }
   } finally {
-    line.close();
+    placing.close();
   }
 }
 
-function retry(line: PlaceLine, placement: Placement, excluded: Set<string>): void {
-  if (placement.decode) excluded.add(placement.decode.workerId);
-  if (placement.prefill && placement.mode === PlacementMode.SPLIT) excluded.add(placement.prefill.workerId);
-  line.retry([...excluded]);
-}
+/** The request's side of its placements: one line to a router at a time, another one when that is lost. */
+class Placing {
+  readonly #router: RouterLink;
+  readonly #start: PlaceStart;
+  readonly #facts: GenerationContext;
+  #line: PlaceLine | undefined;
+  #toldFirstToken = false;
 
-function generateAt(
-  upstream: Upstream,
-  placement: Placement,
-  request: PreparedRequest,
-  facts: GenerationContext,
-  sink: Sink,
-): Promise<Pick<GenerationEnd, "finished">> {
-  return new Promise((resolve, reject) => {
-    const address = placement.decode?.address;
-    if (address === undefined) {
-      reject(new KvasirError({ reason: "internal", message: "the router placed a request without a decode worker" }));
-      return;
-    }
-    const { sampling } = request;
-    const call = upstream.decode.at(address).generate(
-      {
-        requestId: facts.requestId,
-        promptTokenIds: request.promptTokenIds as number[],
-        sampling: { ...sampling, stopTokenIds: sampling.stopTokenIds as number[] },
-        placement,
-        tenantScope: facts.tenantScope,
-        choiceCount: request.choiceCount,
-      },
-      { metadata: metadataFromContext(facts.context), deadlineMs: deadlineMs(facts) },
-    );
-    let last = performance.now();
-    let paused = false;
-    const open = new Set(Array.from({ length: request.choiceCount }, (_, index) => index));
-    let isCut = false;
-    const end = (choice: number, reason: FinishReason) => {
-      if (open.delete(choice)) sink.ended(choice, reason === FinishReason.STOP ? "stop" : "length", false);
+  constructor(router: RouterLink, request: PreparedRequest, facts: GenerationContext) {
+    this.#router = router;
+    this.#facts = facts;
+    this.#start = {
+      requestId: facts.requestId,
+      model: facts.model,
+      promptTokenCount: request.promptTokenIds.length,
+      maxTokens: request.sampling.maxTokens,
+      choiceCount: request.choiceCount,
+      tenantScope: facts.tenantScope,
+      excludedWorkerIds: [],
     };
-    const watchdog = setInterval(
+  }
+
+  first(): Promise<Placement> {
+    return this.#next(this.#open([]), this.#facts.signal);
+  }
+
+  /** Another placement, within the time that the decision gives, however many routers are lost meanwhile. */
+  async again(
+    { failedWorkerId, placeBy }: Extract<AttemptDecision, { readonly kind: "place_again" }>,
+    failedWorkerIds: readonly string[],
+    failure: Error,
+    tokenCount: number,
+  ): Promise<Placement> {
+    const { context, tracer, signal } = this.#facts;
+    const attributes = {
+      "kvasir.failed_worker": failedWorkerId,
+      "kvasir.failure": failure.message,
+      "kvasir.resumed_tokens": tokenCount,
+    };
+    const span = tracer.startSpan(tokenCount > 0 ? "resume" : "replace", { attributes }, context);
+    const late = new AbortController();
+    const timer = setTimeout(
       () => {
-        const silent = performance.now() - last;
-        if (paused || silent < facts.stallTimeoutMs) return;
-        const message = `the worker sent nothing for ${Math.round(silent)} ms; try again`;
-        settle(() => reject(new KvasirError({ reason: "deadline_exceeded", message })));
+        const message = `no placement within ${this.#facts.resumeTimeoutMs} ms of the loss of ${failedWorkerId}; ${failure.message}`;
+        late.abort(new KvasirError({ reason: "unavailable", message }));
       },
-      Math.min(1_000, facts.stallTimeoutMs),
+      msFromNanos(nanosBetween(nowInstant(), placeBy)),
     );
-    const abort = () => settle(() => reject(facts.signal.reason));
-    let settled = false;
-    function settle(then: () => void): void {
-      if (settled) return;
-      settled = true;
-      clearInterval(watchdog);
-      facts.signal.removeEventListener("abort", abort);
-      call.cancel();
-      then();
-    }
-    if (facts.signal.aborted) {
-      call.on("error", () => undefined);
-      abort();
-      return;
-    }
-    facts.signal.addEventListener("abort", abort, { once: true });
-    call.on("error", (error) => settle(() => reject(error)));
-    call.on("end", () => {
-      const message = "the worker ended the stream without a result";
-      settle(() => reject(new KvasirError({ reason: "unavailable", message })));
-    });
-    call.on("data", (response: GenerateResponse) => {
-      if (settled) return;
-      last = performance.now();
-      const { kind } = response;
-      if (kind.case === "tokens") {
-        const { tokens, choiceIndex } = kind.value;
-        // An answer that a stop string ended goes on at the worker until the last of its siblings has ended.
-        if (!open.has(choiceIndex)) return;
-        const answer = sink.tokens(tokens, choiceIndex);
-        if (answer === "enough") {
-          open.delete(choiceIndex);
-          isCut = true;
-          sink.ended(choiceIndex, "stop", true);
-          if (open.size === 0) settle(() => resolve({ finished: undefined }));
-        } else if (answer !== "more") {
-          paused = true;
-          call.pause();
-          void answer.then(() => {
-            paused = false;
-            last = performance.now();
-            call.resume();
-          });
+    try {
+      for (;;) {
+        try {
+          let line = this.#line;
+          if (line === undefined || line.isOver) line = this.#open(failedWorkerIds);
+          else line.retry([failedWorkerId]);
+          const placement = await this.#next(line, AbortSignal.any([signal, late.signal]));
+          span.setAttribute("kvasir.decode_worker", placement.decode?.workerId ?? "");
+          return placement;
+        } catch (error) {
+          if (signal.aborted) throw signal.reason;
+          const why = peerError(error);
+          if (why.reason !== "unavailable" || late.signal.aborted) throw why;
+          await sleep(ROUTER_PAUSE_MS);
         }
-      } else if (kind.case === "choiceFinished") {
-        end(kind.value.choiceIndex, kind.value.reason);
-        if (isCut && open.size === 0) settle(() => resolve({ finished: undefined }));
-      } else if (kind.case === "finished") {
-        const finished = kind.value;
-        end(0, finished.reason);
-        settle(() => resolve({ finished }));
       }
-    });
-  });
+    } catch (error) {
+      failSpan(span, error);
+      throw error;
+    } finally {
+      clearTimeout(timer);
+      span.end();
+    }
+  }
+
+  firstToken(): void {
+    if (this.#toldFirstToken) return;
+    this.#toldFirstToken = true;
+    this.#line?.firstToken();
+  }
+
+  close(): void {
+    this.#line?.close();
+  }
+
+  #open(excludedWorkerIds: readonly string[]): PlaceLine {
+    this.#line?.close();
+    this.#line = this.#router.place(
+      { ...this.#start, excludedWorkerIds },
+      this.#facts.context,
+      deadlineMs(this.#facts),
+    );
+    return this.#line;
+  }
+
+  #next(line: PlaceLine, signal: AbortSignal): Promise<Placement> {
+    this.#toldFirstToken = false;
+    return untilAborted(line.next(), signal);
+  }
 }
 
-function deadlineMs(facts: GenerationContext): number {
-  return Math.max(1, facts.expiresAtMs - performance.now()) + DEADLINE_MARGIN_MS;
+function nowInstant(): Instant {
+  return Math.round(performance.now() * 1e6) as Instant;
 }
 
 function untilAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {

@@ -14,7 +14,10 @@ export interface PlaceStart {
   readonly model: string;
   readonly promptTokenCount: number;
   readonly maxTokens: number;
+  readonly choiceCount: number;
   readonly tenantScope: Uint8Array;
+  /** Workers that failed the request before this line was opened. */
+  readonly excludedWorkerIds: readonly string[];
 }
 
 /** One request's line to the router, open as long as the request lives. */
@@ -79,7 +82,8 @@ export class RouterLink {
       isOver = true;
       answer.reject(new KvasirError({ reason: "unavailable", message: "the router ended the placement" }));
     });
-    stream.write({ kind: { case: "start", value: start } });
+    const value = { ...start, excludedWorkerIds: [...start.excludedWorkerIds] };
+    stream.write({ kind: { case: "start", value } });
     return {
       next: () => answer.promise,
       retry(excludedWorkerIds) {
