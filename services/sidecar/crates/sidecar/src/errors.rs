@@ -112,8 +112,8 @@ impl From<CallError> for Status {
         let detail = ErrorDetail {
             reason: reason.into(),
             message: message.clone(),
-            retry_after_ms: 0,
             field,
+            ..ErrorDetail::default()
         };
         let mut metadata = MetadataMap::new();
         metadata.insert_bin(METADATA_KEY, BinaryMetadataValue::from_bytes(&detail.encode_to_vec()));
