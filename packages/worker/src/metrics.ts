@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import type { StatsResponse } from "@kvasir/proto";
 import { Counter, Gauge, Histogram, type Registry } from "prom-client";
 import type { StepTimes } from "./engine/step-meter.ts";
@@ -5,6 +6,8 @@ import type { Incarnation } from "./incarnation.ts";
 
 /** One scrape reads the sidecar's counters once: answers are shared for this long. */
 const STATS_FRESH_MS = 100;
+/** Longest wait of a scrape for a sidecar that hangs. Larger: slow ones are still read; smaller: the worker's own metrics come sooner. */
+const STATS_WAIT_MS = 500;
 
 const SIDECAR_COUNTERS = {
   prompt_tokens_computed: ["Prompt tokens computed by this sidecar", (stats) => stats.promptTokensComputed],
@@ -136,10 +139,9 @@ function cachedStats(current: () => Incarnation | undefined): () => Promise<Stat
     if (performance.now() - readAtMs > STATS_FRESH_MS) {
       readAtMs = performance.now();
       // A sidecar that just died answers nothing; its successor will.
-      answer =
-        current()
-          ?.kernel.stats()
-          .catch(() => undefined) ?? Promise.resolve(undefined);
+      const asked = current()?.kernel.stats();
+      const late = sleep(STATS_WAIT_MS, undefined, { ref: false });
+      answer = asked === undefined ? Promise.resolve(undefined) : Promise.race([asked.catch(() => undefined), late]);
     }
     return answer;
   };
