@@ -1,5 +1,6 @@
 import type { LocalCluster } from "@kvasir/cli";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { expectTree, namesOf, SPLIT_TREE } from "./span-tree.ts";
 import { answerOf, chatBody, post, startTiny } from "./support.ts";
 
 let cluster: LocalCluster;
@@ -14,28 +15,11 @@ test("one request leaves one trace through every process, parent by parent, side
   const { usage, kvasir } = await answerOf(response);
   expect(kvasir.trace_id).toBe(traceId);
 
-  const PARENTS: Readonly<Record<string, string | undefined>> = {
-    "gateway.request": undefined,
-    "router.place": "gateway.request",
-    "decode.generate": "gateway.request",
-    "decode.reserve": "decode.generate",
-    "prefill.run": "decode.generate",
-    "kv.pull": "decode.generate",
-    handover: "decode.generate",
-    "decode.steps": "decode.generate",
-    "kv.serve": "kv.pull",
-    "sidecar.prefill": "prefill.run",
-  };
-  const names = Object.keys(PARENTS).sort();
-  const spanNames = async () => [...new Set((await cluster.spans(traceId)).map((span) => span.name))].sort();
-  await expect.poll(spanNames, { timeout: 5_000 }).toEqual(names);
+  const names = Object.keys(SPLIT_TREE).sort();
+  await expect.poll(async () => namesOf(await cluster.spans(traceId)), { timeout: 5_000 }).toEqual(names);
   const spans = await cluster.spans(traceId);
-  const byId = new Map(spans.map((span) => [span.spanId, span]));
-  for (const span of spans) {
-    expect(span.traceId).toBe(traceId);
-    const parent = span.parentSpanId ? byId.get(span.parentSpanId)?.name : undefined;
-    expect([span.name, parent]).toEqual([span.name, PARENTS[span.name]]);
-  }
+  for (const span of spans) expect(span.traceId).toBe(traceId);
+  expectTree(spans, SPLIT_TREE);
   const pull = spans.find((span) => span.name === "kv.pull");
   expect(Number(pull?.attributes["kvasir.bytes"])).toBe(kvasir.kv_bytes_moved);
   expect(Number(pull?.attributes["kvasir.gb_per_s"])).toBeGreaterThan(0);

@@ -6,6 +6,8 @@ export {
   type Readiness,
   startAdminServer,
 } from "./admin-server.ts";
+export { type Attempt, linkToFailed, startAttempt } from "./attempt-span.ts";
+export { FineClock } from "./fine-clock.ts";
 export { failSpan, inSpan } from "./in-span.ts";
 export { isTraceId, type SpanRecord, spanRecordFromJson } from "./span-record.ts";
 export { startTelemetry, type Telemetry, type TelemetryOptions } from "./telemetry.ts";

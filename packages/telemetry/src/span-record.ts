@@ -14,8 +14,15 @@ export interface SpanRecord {
   readonly startUnixNanos: string;
   readonly endUnixNanos: string;
   readonly attributes: Readonly<Record<string, string | number | boolean>>;
+  /** Spans that it goes on from without being their child; absent when there is none. */
+  readonly links?: readonly SpanLink[];
   /** Why it failed; absent when it did not. */
   readonly error?: string;
+}
+
+export interface SpanLink {
+  readonly traceId: string;
+  readonly spanId: string;
 }
 
 const TRACE_ID = /^(?!0{32})[0-9a-f]{32}$/;
@@ -43,6 +50,7 @@ export function spanRecordFromJson(value: unknown): SpanRecord | undefined {
     startUnixNanos: start,
     endUnixNanos: end,
     attributes: attributes(fields.attributes),
+    ...links(fields.links),
   };
   return typeof fields.error === "string" && fields.error !== "" ? { ...record, error: fields.error } : record;
 }
@@ -54,6 +62,14 @@ function text(value: unknown): string {
 function nanosText(value: unknown): string | undefined {
   if (typeof value === "number" && Number.isInteger(value) && value >= 0) return BigInt(value).toString();
   return typeof value === "string" && /^\d{1,20}$/.test(value) ? value : undefined;
+}
+
+function links(value: unknown): { readonly links?: readonly SpanLink[] } {
+  if (!Array.isArray(value)) return {};
+  const kept = value.filter(
+    (link): link is SpanLink => typeof link?.traceId === "string" && typeof link?.spanId === "string",
+  );
+  return kept.length === 0 ? {} : { links: kept };
 }
 
 function attributes(value: unknown): Record<string, string | number | boolean> {

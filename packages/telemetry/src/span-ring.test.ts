@@ -1,11 +1,12 @@
 import { ROOT_CONTEXT, type Tracer, trace } from "@opentelemetry/api";
 import { TracerProvider } from "@opentelemetry/sdk-trace";
 import { expect, test } from "vitest";
+import { FineStart } from "./fine-clock.ts";
 import { SpanRing } from "./span-ring.ts";
 
 function world(spanCount: number): { ring: SpanRing; tracer: Tracer } {
   const ring = new SpanRing({ service: "router", instance: "router-0" }, spanCount);
-  return { ring, tracer: new TracerProvider({ spanProcessors: [ring] }).getTracer("test") };
+  return { ring, tracer: new TracerProvider({ spanProcessors: [new FineStart(), ring] }).getTracer("test") };
 }
 
 test("a trace is found by its id, with parents, attributes and errors", () => {

@@ -14,8 +14,6 @@ export class SpanRing implements SpanProcessor {
   readonly #slots: (ReadableSpan | undefined)[];
   readonly #next: Int32Array;
   readonly #chains = new Map<string, { head: number; tail: number }>();
-  readonly #clock = new FineClock();
-  readonly #fineStartNanos = new WeakMap<object, number>();
   #cursor = 0;
 
   constructor(identity: { readonly service: string; readonly instance: string }, spanCount: number) {
@@ -24,11 +22,7 @@ export class SpanRing implements SpanProcessor {
     this.#next = new Int32Array(spanCount).fill(NONE);
   }
 
-  onStart(span: { readonly startTime: HrTime }): void {
-    // The SDK starts spans at whole milliseconds; neighbours in one request are often closer than that.
-    const nanos = this.#clock.nanosIntoMillisecond(span.startTime);
-    if (nanos !== undefined) this.#fineStartNanos.set(span, nanos);
-  }
+  onStart(): void {}
 
   onEnd(span: ReadableSpan): void {
     const slot = this.#cursor;
@@ -81,7 +75,7 @@ export class SpanRing implements SpanProcessor {
 
   #record(span: ReadableSpan): SpanRecord {
     const { traceId, spanId } = span.spanContext();
-    const start = nanosFromHrTime(span.startTime) + BigInt(this.#fineStartNanos.get(span) ?? 0);
+    const start = nanosFromHrTime(span.startTime);
     const attributes: Record<string, string | number | boolean> = {};
     for (const [key, value] of Object.entries(span.attributes)) {
       if (typeof value === "string" || typeof value === "number" || typeof value === "boolean") attributes[key] = value;
@@ -97,24 +91,11 @@ export class SpanRing implements SpanProcessor {
       startUnixNanos: start.toString(),
       endUnixNanos: (start + nanosFromHrTime(span.duration)).toString(),
       attributes,
+      ...(span.links.length === 0
+        ? {}
+        : { links: span.links.map(({ context }) => ({ traceId: context.traceId, spanId: context.spanId })) }),
     };
     return span.status.code === SpanStatusCode.ERROR ? { ...record, error: span.status.message ?? "failed" } : record;
-  }
-}
-
-/** Wall time below the millisecond: the monotonic clock, pinned to the wall clock's current millisecond at every reading. */
-class FineClock {
-  #offsetMs = performance.timeOrigin;
-
-  /** Undefined when `start` is not now: its caller chose it. */
-  nanosIntoMillisecond(start: HrTime): number | undefined {
-    const wallMs = Date.now();
-    const monotonicMs = performance.now();
-    const fineMs = Math.min(Math.max(monotonicMs + this.#offsetMs, wallMs), wallMs + 0.999);
-    this.#offsetMs = fineMs - monotonicMs;
-    const startMs = start[0] * 1_000 + start[1] / 1e6;
-    if (startMs !== wallMs && startMs !== wallMs - 1) return undefined;
-    return Math.round((fineMs - startMs) * 1e6);
   }
 }
 

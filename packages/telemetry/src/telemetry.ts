@@ -7,6 +7,8 @@ import { BatchSpanProcessor, type SpanProcessor, TracerProvider } from "@opentel
 import { ATTR_SERVICE_INSTANCE_ID, ATTR_SERVICE_NAME } from "@opentelemetry/semantic-conventions";
 import { type Logger, pino } from "pino";
 import { collectDefaultMetrics, Registry } from "prom-client";
+import { exportOptions } from "./export-options.ts";
+import { FineStart } from "./fine-clock.ts";
 import type { SpanRecord } from "./span-record.ts";
 import { SpanRing } from "./span-ring.ts";
 
@@ -45,13 +47,18 @@ export function startTelemetry(options: TelemetryOptions): Telemetry {
   const { service, instanceId } = options;
   const ring = new SpanRing({ service, instance: instanceId }, options.ringSpanCount ?? RING_SPAN_COUNT);
   const endpoint = options.otlpEndpoint ?? process.env.OTEL_EXPORTER_OTLP_ENDPOINT;
-  const spanProcessors: SpanProcessor[] = [ring];
-  if (endpoint) spanProcessors.push(new BatchSpanProcessor({ exporter: new OTLPTraceExporter({ url: endpoint }) }));
+  const { sampler, ...batching } = exportOptions(process.env);
+  const spanProcessors: SpanProcessor[] = [new FineStart(), ring];
+  if (endpoint) {
+    const exporter = new OTLPTraceExporter({ url: endpoint });
+    spanProcessors.push(new BatchSpanProcessor({ exporter, ...batching }));
+  }
   const provider = new TracerProvider({
     resource: defaultResource().merge(
       resourceFromAttributes({ [ATTR_SERVICE_NAME]: `kvasir-${service}`, [ATTR_SERVICE_INSTANCE_ID]: instanceId }),
     ),
     spanProcessors,
+    sampler,
   });
   const contextManager = new AsyncLocalStorageContextManager().enable();
   const areGlobalsOurs = trace.setGlobalTracerProvider(provider);

@@ -59,6 +59,12 @@ export function renderTimeline(spans: readonly SpanRecord[]): string {
       inline,
     ];
     lines.push(cells.join(" ").trimEnd());
+    for (const { spanId } of row.span.links ?? []) {
+      const target = rows.find(({ span }) => span.spanId === spanId)?.span;
+      notes.push(
+        `follows ${target === undefined ? `span ${spanId}` : `${target.name} at ${offsetMs(target.startUnixNanos).toFixed(1)} ms`}`,
+      );
+    }
     for (const note of notes) lines.push(`${" ".repeat(NOTE_INDENT)}${"  ".repeat(row.depth)}${note}`);
   }
   return `${lines.join("\n")}\n`;
@@ -107,7 +113,7 @@ function bar(startMs: number, endMs: number, totalMs: number): string {
   return `${" ".repeat(from)}${"=".repeat(to - from)}${" ".repeat(BAR_WIDTH - to)}`;
 }
 
-function attributesText(span: SpanRecord): { readonly inline: string; readonly notes: readonly string[] } {
+function attributesText(span: SpanRecord): { readonly inline: string; readonly notes: string[] } {
   const inline: string[] = [];
   const notes = span.error === undefined ? [] : [`ERROR: ${cut(printable(span.error), NOTE_WIDTH_MAX)}`];
   for (const [key, value] of Object.entries(span.attributes)) {

@@ -24,7 +24,7 @@ test("one request is one tree of spans over both workers", async () => {
   root.end();
   expect(finished?.timings).toMatchObject({ firstTokenMs: expect.any(Number), decodeMs: expect.any(Number) });
   const { traceId, spanId } = root.spanContext();
-  await eventually(() => expect(telemetry.spans(traceId)).toHaveLength(6));
+  await eventually(() => expect(telemetry.spans(traceId)).toHaveLength(7));
   const spans = telemetry.spans(traceId);
   const byId = new Map(spans.map((span) => [span.spanId, span.name]));
   const parents = Object.fromEntries(spans.map((span) => [span.name, byId.get(span.parentSpanId)]));
@@ -33,6 +33,7 @@ test("one request is one tree of spans over both workers", async () => {
     "decode.generate": "gateway.request",
     "decode.reserve": "decode.generate",
     "prefill.run": "decode.generate",
+    "prefill.queue": "prefill.run",
     handover: "decode.generate",
     "decode.steps": "decode.generate",
   });

@@ -87,8 +87,8 @@ export async function serveGeneration(
       model: model.name,
       tenantScope: deps.tenantScope,
       context: spanContext,
-      signal: abort.signal,
       tracer: telemetry.tracer,
+      signal: abort.signal,
       stallTimeoutMs: deps.stallTimeoutMs,
       resumeTimeoutMs: deps.resumeTimeoutMs,
       expiresAtMs: arrivedAt + deps.requestTimeoutMs,
@@ -131,6 +131,7 @@ async function run(
   const choices = Array.from({ length: prepared.choiceCount }, () => ({
     text: createTokenText(tokenizer, options),
     tokenCount: 0,
+    firstAt: 0,
     lastAt: 0,
     finish: "" as string,
   }));
@@ -155,7 +156,8 @@ async function run(
         if (prepared.showPromptLogprobs) shownPrompt = promptLogprobs(tokenizer, promptToken);
       }
       echoOnce(index);
-      if (choice.tokenCount > 0) metrics.tbt.observe((now - choice.lastAt) / 1000);
+      if (choice.tokenCount === 0) choice.firstAt = now;
+      else metrics.tbt.observe((now - choice.lastAt) / 1000);
       choice.lastAt = now;
       choice.tokenCount += tokens.length;
       metrics.outputTokens.inc(tokens.length);
@@ -181,6 +183,10 @@ async function run(
   metrics.placements.inc({ mode: tail.kvasir.mode });
   const finishes = choices.map((choice) => choice.finish);
   span.setAttributes(responseAttributes(end, tail, finishes));
+  const [first] = choices;
+  if (first !== undefined && first.tokenCount > 1) {
+    span.setAttribute("kvasir.measured_tbt_ms", round((first.lastAt - first.firstAt) / (first.tokenCount - 1)));
+  }
   writer.finish(tail);
 }
 
@@ -285,6 +291,8 @@ function responseAttributes(end: GenerationEnd, { usage, kvasir }: Tail, finishe
     "kvasir.prefill_worker": kvasir.prefill_worker,
     "kvasir.decode_worker": kvasir.decode_worker,
     "kvasir.predicted_ttft_ms": kvasir.predicted_ttft_ms,
+    "kvasir.measured_ttft_ms": kvasir.ttft_ms,
+    "kvasir.predicted_tbt_ms": round(end.placement.predictedTbtMs),
     "kvasir.kv_bytes_moved": kvasir.kv_bytes_moved,
     "kvasir.placements": end.placementCount,
     "kvasir.resumes": end.resumeCount,

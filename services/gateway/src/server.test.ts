@@ -104,6 +104,23 @@ test("a failure before the first token is placed again, without the workers that
   expect(retry?.kind.value).toMatchObject({ excludedWorkerIds: ["d0"] });
 });
 
+test("each attempt is a span, and the placement after a failure links to the one that failed", async () => {
+  const { url } = await start(
+    { batches: [], failAfter: { batchCount: 0, error: overloaded } },
+    { batches: [tokensOf("ok")] },
+  );
+  const response = await post(url, chat);
+  await response.text();
+  const traceId = response.headers.get("x-kvasir-trace-id") ?? "";
+  await expect.poll(() => gateway.telemetry.spans(traceId).length).toBe(4);
+  const [failed, replace, second, request] = gateway.telemetry.spans(traceId);
+  expect(request).toMatchObject({ name: "gateway.request", parentSpanId: "" });
+  const parentSpanId = request?.spanId;
+  expect(failed).toMatchObject({ name: "gateway.generate", parentSpanId, error: "12 wait" });
+  expect(replace).toMatchObject({ name: "replace", parentSpanId, links: [{ traceId, spanId: failed?.spanId }] });
+  expect(second).toMatchObject({ name: "gateway.generate", parentSpanId, attributes: { "kvasir.attempt": 2 } });
+});
+
 test("three placements in vain are told with status and Retry-After", async () => {
   const { url, upstream } = await start({ batches: [], failAfter: { batchCount: 0, error: overloaded } });
   const response = await post(url, chat);

@@ -1,13 +1,24 @@
 import { candidateName, type PlacementDecision, type RequestShape } from "@kvasir/core";
-import { failSpan } from "@kvasir/telemetry";
-import { type Context, type Span, SpanKind, type Tracer } from "@opentelemetry/api";
+import { FineClock, failSpan } from "@kvasir/telemetry";
+import { type Context, type HrTime, type Span, SpanKind, type Tracer, trace } from "@opentelemetry/api";
 
 /** Candidates listed in a span; a large cluster has more than anybody reads. */
 const CANDIDATE_MAX = 8;
 
-/** The span `router.place`: from the question for one placement to its answer. */
+const clock = new FineClock();
+
+/**
+ * The span `router.place`: from the question for one placement to its answer, with `router.queue` below it for the wait, if there was one.
+ * It is handed in when the first token is there, so that the measured time stands beside the predicted one.
+ */
 export class PlaceSpan {
+  readonly #tracer: Tracer;
+  readonly #parent: Context;
   readonly #span: Span;
+  readonly #startedAt: HrTime;
+  #queue: Span | undefined;
+  #position = 0;
+  #placedAt: HrTime | undefined;
 
   constructor(tracer: Tracer, parent: Context, requestId: string, request: RequestShape, retryCount: number) {
     const attributes = {
@@ -17,11 +28,20 @@ export class PlaceSpan {
       "gen_ai.request.max_tokens": request.maxTokens,
       ...(retryCount > 0 ? { "kvasir.retry": retryCount } : {}),
     };
-    this.#span = tracer.startSpan("router.place", { kind: SpanKind.SERVER, attributes }, parent);
+    this.#tracer = tracer;
+    this.#parent = parent;
+    this.#startedAt = clock.now();
+    const options = { kind: SpanKind.SERVER, attributes, startTime: this.#startedAt };
+    this.#span = tracer.startSpan("router.place", options, parent);
   }
 
   queued(position: number): void {
-    this.#span.addEvent("queued", { "kvasir.position": position });
+    const attributes = { "kvasir.position": position };
+    if (this.#queue === undefined) {
+      const below = trace.setSpan(this.#parent, this.#span);
+      this.#queue = this.#tracer.startSpan("router.queue", { attributes, startTime: clock.now() }, below);
+    } else if (position !== this.#position) this.#queue.addEvent("moved up", attributes, clock.now());
+    this.#position = position;
   }
 
   placed(decision: PlacementDecision): void {
@@ -42,11 +62,34 @@ export class PlaceSpan {
         .join("; "),
       "kvasir.reason": decision.reason,
     });
-    this.#span.end();
+    this.#placedAt = clock.now();
+    this.#queue?.end(this.#placedAt);
+  }
+
+  /** The client has its first token; both times count from the question. */
+  firstToken(): void {
+    if (this.#span.isRecording()) {
+      this.#span.setAttribute("kvasir.measured_ttft_ms", Math.round(msBetween(this.#startedAt, clock.now()) * 10) / 10);
+    }
+    this.close();
+  }
+
+  /** Nothing more will be known. */
+  close(): void {
+    if (this.#span.isRecording()) this.#span.end(this.#placedAt ?? clock.now());
   }
 
   failed(error: unknown): void {
+    const now = clock.now();
+    if (this.#queue?.isRecording()) {
+      failSpan(this.#queue, error);
+      this.#queue.end(now);
+    }
     failSpan(this.#span, error);
-    this.#span.end();
+    this.#span.end(now);
   }
+}
+
+function msBetween(from: HrTime, to: HrTime): number {
+  return (to[0] - from[0]) * 1_000 + (to[1] - from[1]) / 1e6;
 }

@@ -253,6 +253,7 @@ test("each placement is a span of the caller's trace, with candidates, scores an
   await request.placed();
   request.retry("m0");
   await request.placed(2);
+  request.firstToken();
   const refused = context.with(trace.setSpan(context.active(), root), () => peers.request(10, 10, { model: "huge" }));
   await refused.ended;
   await eventually(() => telemetry.spans(traceId).length === 3);
@@ -271,10 +272,40 @@ test("each placement is a span of the caller's trace, with candidates, scores an
       "kvasir.prompt_tokens": 100,
     },
   });
-  expect(second.attributes).toMatchObject({ "kvasir.decode": "m1", "kvasir.retry": 1 });
+  expect(first.attributes).not.toHaveProperty("kvasir.measured_ttft_ms");
+  expect(second.attributes).toMatchObject({
+    "kvasir.decode": "m1",
+    "kvasir.retry": 1,
+    "kvasir.measured_ttft_ms": expect.any(Number),
+  });
   expect(third).toMatchObject({
     error: expect.stringContaining('"huge" is not served'),
     attributes: { "error.type": "invalid_request" },
   });
+  root.end();
+});
+
+test("the wait for room is a span of its own below the placement, and its end is not the end of the wait for the first token", async () => {
+  await up("m0");
+  const holder = peers.request(300, 20);
+  await holder.placed();
+  const root = telemetry.tracer.startSpan("gateway.request");
+  const { traceId } = root.spanContext();
+  const waiting = context.with(trace.setSpan(context.active(), root), () => peers.request(300, 20));
+  await waiting.queued();
+  holder.stream.end();
+  await waiting.placed();
+  const placedAt = Date.now();
+  await new Promise((resolve) => setTimeout(resolve, 40));
+  waiting.firstToken();
+  await eventually(() => telemetry.spans(traceId).length === 2);
+  const spans = new Map(telemetry.spans(traceId).map((span) => [span.name, span]));
+  const place = spans.get("router.place");
+  const queue = spans.get("router.queue");
+  expect(queue?.parentSpanId).toBe(place?.spanId);
+  expect(queue?.attributes).toMatchObject({ "kvasir.position": 0 });
+  expect(queue?.endUnixNanos).toBe(place?.endUnixNanos);
+  expect(Number(place?.endUnixNanos) / 1e6).toBeLessThan(placedAt + 30);
+  expect(Number(place?.attributes["kvasir.measured_ttft_ms"])).toBeGreaterThanOrEqual(39);
   root.end();
 });

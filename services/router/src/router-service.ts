@@ -46,7 +46,10 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
   const parent = contextFromMetadata(call.metadata);
   const end = endOf(call);
   let asked: { readonly requestId: string; readonly request: RequestShape } | undefined;
+  /** Of the placement that is asked for. */
   let span: PlaceSpan | undefined;
+  /** Of the placement that was given last. */
+  let given: PlaceSpan | undefined;
   let retryCount = 0;
   const key: RequestKey = router.openRequest({
     queued(position) {
@@ -55,6 +58,7 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
     },
     placed(decision) {
       span?.placed(decision);
+      given = span;
       span = undefined;
       call.write({ kind: { case: "placed", value: wireFromDecision(decision) } });
     },
@@ -74,11 +78,13 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
         }
         case "retry":
           if (asked === undefined) throw wrong("retry", "retry came before start");
+          given?.close();
           span ??= new PlaceSpan(tracer, parent, asked.requestId, asked.request, ++retryCount);
           router.apply({ kind: "RequestRetried", key, excludedWorkerIds: kind.value.excludedWorkerIds });
           break;
         case "firstToken":
           if (asked === undefined) throw wrong("first_token", "first_token came before start");
+          given?.firstToken();
           router.apply({ kind: "FirstTokenArrived", key });
           break;
         case undefined:
@@ -94,6 +100,7 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
     throw error;
   } finally {
     span?.failed(new KvasirError({ reason: "cancelled", message: "the caller left before a placement" }));
+    given?.close();
     router.closeRequest(key);
   }
 }

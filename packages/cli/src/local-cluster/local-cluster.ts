@@ -21,6 +21,7 @@ const STOP_GRACE_MS = 10_000;
 const RESTART_FIRST_MS = 250;
 const RESTART_MAX_MS = 10_000;
 const SCRAPE_MAX_MS = 5_000;
+const SPANS_DELAY_MS = "500";
 
 /** A whole cluster on this machine: the same processes as anywhere, with addresses on loopback. */
 export interface LocalCluster {
@@ -105,8 +106,7 @@ class RunningCluster implements LocalCluster {
     const gatewayPort = port === 0 ? await freePort() : port;
     const shared = { redisUrl: this.#redisUrl, cluster: this.cluster, gatewayPort, stateDir: this.#stateDir };
     const { otlpEndpoint } = this.#options;
-    const env =
-      otlpEndpoint === undefined ? process.env : { ...process.env, OTEL_EXPORTER_OTLP_ENDPOINT: otlpEndpoint };
+    const env = otlpEndpoint === undefined ? process.env : exportingTo(otlpEndpoint);
     const add = (kind: Exclude<ProcessKind, "redis">, count: number) => {
       for (let index = 0; index < count; index++) {
         const name = `${kind}-${index}`;
@@ -214,4 +214,10 @@ class RunningCluster implements LocalCluster {
       this.#lost(handle, { code: 1, signal: null }, error instanceof Error ? error.message : String(error));
     }
   }
+}
+
+/** The environment of a process that sends its spans there; on one machine somebody waits for them, so they leave soon. */
+function exportingTo(otlpEndpoint: string): NodeJS.ProcessEnv {
+  const { OTEL_BSP_SCHEDULE_DELAY = SPANS_DELAY_MS } = process.env;
+  return { ...process.env, OTEL_EXPORTER_OTLP_ENDPOINT: otlpEndpoint, OTEL_BSP_SCHEDULE_DELAY };
 }

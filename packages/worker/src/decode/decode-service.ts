@@ -85,6 +85,7 @@ async function generate(
     request: checked,
     choices,
     tellsChoices: request.choiceCount > 1,
+    blockCount,
     requestId: request.requestId,
     workerId,
     arrivedAt: now(),

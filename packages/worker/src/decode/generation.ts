@@ -17,6 +17,8 @@ export interface GenerationFacts {
   readonly choices: readonly [OpenChoice, ...OpenChoice[]];
   /** Whether the end of each answer is told by itself. */
   readonly tellsChoices: boolean;
+  /** Blocks to reserve for it. */
+  readonly blockCount: number;
   readonly requestId: string;
   readonly workerId: string;
   readonly arrivedAt: Instant;
@@ -58,7 +60,10 @@ export class Generation {
     this.sampling = samplingOf(facts.request.sampling, facts.choices[0]);
     this.prefillWorkerId = facts.workerId;
     this.#stream = new TokenStream(facts.call);
-    this.#reserveSpan = startSpan(facts.tracer, "decode.reserve", facts.traced.context);
+    this.#reserveSpan = startSpan(facts.tracer, "decode.reserve", facts.traced.context, {
+      "kvasir.blocks": facts.blockCount,
+      "kvasir.waiting": facts.incarnation.engine.scheduler.waitingCount,
+    });
   }
 
   get done(): Promise<void> {
@@ -79,7 +84,9 @@ export class Generation {
   /** A token for the client. A stop token ends the generation and is not passed on. */
   token(token: Token, end: SequenceEnd | undefined, choice = this.facts.choices[0].index): void {
     if (this.#ended) return;
-    this.#lastTokenAt = now();
+    const instant = now();
+    if (this.#stepsSpan) this.#sampleStep(this.#stepsSpan, instant);
+    this.#lastTokenAt = instant;
     if (this.#firstTokenAt === undefined) {
       this.#firstTokenAt = this.#lastTokenAt;
       this.timings.firstTokenMs = msFromNanos(this.#firstTokenAt - this.facts.arrivedAt);
@@ -111,6 +118,16 @@ export class Generation {
   /** The sequence is in the running batch from here on. */
   stepsBegin(): void {
     this.#stepsSpan ??= startSpan(this.facts.tracer, "decode.steps", this.facts.traced.context);
+  }
+
+  /** Notes some of the steps on their span: all of the first sixteen tokens, then fewer and fewer, so that their number stays small. */
+  #sampleStep({ span }: Traced, instant: Instant): void {
+    if (!isSampledToken(this.#tokenCount + 1) || !span.isRecording()) return;
+    span.addEvent("step", {
+      "kvasir.token": this.#tokenCount + 1,
+      "kvasir.gap_ms": msFromNanos(instant - (this.#lastTokenAt ?? instant)),
+      "kvasir.batch": this.facts.incarnation.engine.scheduler.load().runningCount,
+    });
   }
 
   fail(error: KvasirError): void {
@@ -150,6 +167,12 @@ function samplingOf(sampling: SamplingParams, { index, outputTokenIds }: OpenCho
   if (index === 0 && outputTokenIds.length === 0) return sampling;
   const { promptLogprobs: _told, ...own } = sampling;
   return create(SamplingParamsSchema, { ...own, seed: BigInt.asUintN(64, sampling.seed + BigInt(index)) });
+}
+
+/** Eight tokens of every doubling: some 8·log2(n) of n, below the 128 events that a span keeps up to 100,000 tokens. */
+function isSampledToken(tokenNumber: number): boolean {
+  const stride = 2 ** Math.max(0, Math.floor(Math.log2(tokenNumber)) - 3);
+  return tokenNumber % stride === 0;
 }
 
 function finishOf(end: SequenceEnd, token: Token): { readonly reason: FinishReason; readonly stopTokenId?: number } {

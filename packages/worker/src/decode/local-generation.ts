@@ -1,6 +1,6 @@
 import { addNanos, KvasirError, msFromNanos, nanosFromMs, type SequenceEnd, type Token } from "@kvasir/core";
 import { now } from "../clock.ts";
-import { endSpan, startSpan, type Traced, traceparentOf } from "../tracing.ts";
+import { startQueueSpan, startSpan, traceparentOf } from "../tracing.ts";
 import { Generation, type GenerationFacts } from "./generation.ts";
 
 /** Aggregated: the prompt is computed here too. Answers with what cancels it. */
@@ -11,34 +11,37 @@ export function generateLocally(facts: GenerationFacts): { readonly done: Promis
   const { sampling } = generation;
   const { outputTokenIds } = facts.choices[0];
   const { engine } = incarnation;
-  let prefill: Traced | undefined;
+  const prefill = startSpan(tracer, "prefill.run", traced.context, {
+    "kvasir.worker_id": workerId,
+    "kvasir.request_id": requestId,
+    "kvasir.prompt_tokens": promptTokenIds.length,
+  });
+  const queue = startQueueSpan(tracer, prefill, engine);
   let plannedAt = arrivedAt;
   const sequenceIds = engine.submitGroup(
     {
       ...{ kind: "local", promptTokenIds, outputTokenIds, sampling, maxTokens: sampling.maxTokens },
-      traceparent: traceparentOf(traced),
+      traceparent: traceparentOf(prefill),
       branches: generation.branches(),
     },
     addNanos(arrivedAt, nanosFromMs(admissionWaitMs)),
     {
-      admitted() {
-        generation.accepted();
-        prefill = startSpan(tracer, "prefill.run", traced.context, {
-          "kvasir.worker_id": workerId,
-          "kvasir.request_id": requestId,
-          "kvasir.prompt_tokens": promptTokenIds.length,
-        });
-      },
+      admitted: () => generation.accepted(),
       refused: () => generation.fail(overloaded()),
       planned() {
         plannedAt = now();
+        queue.span.end();
         generation.timings.prefillQueueMs = msFromNanos(plannedAt - arrivedAt);
       },
       sampled(token: Token, tokenIndex: number, end: SequenceEnd | undefined) {
         if (tokenIndex === outputTokenIds.length) {
-          generation.timings.prefillComputeMs = msFromNanos(now() - plannedAt);
-          if (prefill) endSpan(prefill.span);
-          prefill = undefined;
+          const { timings } = generation;
+          timings.prefillComputeMs = msFromNanos(now() - plannedAt);
+          prefill.span.setAttributes({
+            "kvasir.queue_ms": timings.prefillQueueMs ?? 0,
+            "kvasir.compute_ms": timings.prefillComputeMs,
+          });
+          prefill.span.end();
           if (end === undefined) generation.stepsBegin();
         }
         generation.token(token, end);
@@ -46,7 +49,9 @@ export function generateLocally(facts: GenerationFacts): { readonly done: Promis
       failed: (error) => generation.fail(error),
     },
   );
-  const settled = generation.done.finally(() => prefill?.span.end());
+  const settled = generation.done.finally(() => {
+    for (const { span } of [queue, prefill]) if (span.isRecording()) span.end();
+  });
   return {
     done: settled,
     cancel() {

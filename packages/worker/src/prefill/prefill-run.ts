@@ -20,11 +20,12 @@ import {
 } from "@kvasir/core";
 import type { RunRequest, RunResponseSchema, RunTicketSchema } from "@kvasir/proto";
 import { errorFromService } from "@kvasir/rpc";
+import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
 import type { Incarnation } from "../incarnation.ts";
 import type { CheckedRequest } from "../request-check.ts";
 import { signTicket } from "../ticket.ts";
-import { endSpan, metadataOf, type Traced, traceparentOf } from "../tracing.ts";
+import { endSpan, metadataOf, startQueueSpan, type Traced, traceparentOf } from "../tracing.ts";
 import { wireToken } from "../wire-token.ts";
 
 export type RunCall = ServerDuplexStream<RunRequest, MessageInitShape<typeof RunResponseSchema>>;
@@ -38,6 +39,7 @@ export interface PrefillRunFacts {
   readonly request: CheckedRequest;
   readonly admissionWaitMs: number;
   readonly leaseMs: number;
+  readonly tracer: Tracer;
   /** `prefill.run`; ended here. */
   readonly traced: Traced;
 }
@@ -51,6 +53,7 @@ export class PrefillRun {
   readonly #leaseId: string;
   readonly #arrivedAt = now();
   readonly #said: RunMessage[] = [];
+  readonly #queue: Traced;
   readonly #over = Promise.withResolvers<void>();
   #state: PrefillHandover;
   #sequenceId: SequenceId;
@@ -68,6 +71,7 @@ export class PrefillRun {
     this.#leaseLifetimeMs = facts.leaseMs;
     const { incarnation, request, traced } = facts;
     const { promptTokenIds, sampling } = request;
+    this.#queue = startQueueSpan(facts.tracer, traced, incarnation.engine);
     const waitUntil = addNanos(this.#arrivedAt, nanosFromMs(facts.admissionWaitMs));
     this.#state = newPrefillHandover(waitUntil);
     this.#sequenceId = incarnation.engine.submit(
@@ -78,6 +82,7 @@ export class PrefillRun {
         refused: () => this.#apply({ kind: "TimePassed" }),
         planned: () => {
           this.#plannedAt = now();
+          this.#queue.span.end();
           this.#apply({ kind: "StepPlanned" });
         },
         sampled: (token, _index, end) => this.#apply({ kind: "TokenSampled", token, stopped: end !== undefined }),
@@ -231,6 +236,7 @@ export class PrefillRun {
     clearTimeout(this.#timer);
     const { span } = this.#facts.traced;
     const thrown = error && (error instanceof KvasirError ? error : new KvasirError(error));
+    if (this.#queue.span.isRecording()) endSpan(this.#queue.span, thrown);
     span.setAttribute("kvasir.handover_end", this.#state.kind);
     endSpan(span, thrown);
     if (thrown) this.#call?.done.reject(thrown);

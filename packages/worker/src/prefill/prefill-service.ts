@@ -52,9 +52,10 @@ export function prefillService(options: PrefillServiceOptions): Implementation<t
       checkQueue(incarnation);
       const checked = checkRequest(request, incarnation);
       if (!fits(checked.promptTokenIds, incarnation)) throw tooLarge(incarnation);
-      const { workerId, admissionWaitMs, leaseMs } = options;
+      const { tracer, workerId, admissionWaitMs, leaseMs } = options;
       const { transferId } = request;
-      run = new PrefillRun({ incarnation, workerId, transferId, request: checked, admissionWaitMs, leaseMs, traced });
+      const facts = { incarnation, workerId, transferId, request: checked, admissionWaitMs, leaseMs, tracer, traced };
+      run = new PrefillRun(facts);
     } catch (error) {
       endSpan(traced.span, error instanceof Error ? error : undefined);
       throw error;

@@ -9,8 +9,9 @@ import {
   nanosFromMs,
   RequestProgress,
 } from "@kvasir/core";
-import type { GenerateFinished, Placement } from "@kvasir/proto";
-import { failSpan } from "@kvasir/telemetry";
+import { type GenerateFinished, type Placement, PlacementMode } from "@kvasir/proto";
+import { type Attempt, failSpan, linkToFailed, startAttempt } from "@kvasir/telemetry";
+import type { Attributes } from "@opentelemetry/api";
 import type { PreparedRequest } from "../prepare.ts";
 import type { DecodeClients } from "./decode-clients.ts";
 import { generateAt } from "./generate-at.ts";
@@ -64,10 +65,14 @@ export async function generate(
         },
         ended: (choice, finish, byStopString) => sink.ended(choice, finish, byStopString),
       };
+      const attempt = startAttempt(facts.tracer, facts.context, attemptAttributes(placement, placementCount));
+      const at = { ...facts, context: attempt.context };
       try {
-        const finished = await generateAt(upstream.decode, placement, request, progress, facts, counted);
+        const finished = await generateAt(upstream.decode, placement, request, progress, at, counted);
+        attempt.end();
         return { placement, finished, placementCount, resumeCount };
       } catch (error) {
+        attempt.end(facts.signal.aborted ? facts.signal.reason : peerError(error));
         if (facts.signal.aborted) throw facts.signal.reason;
         for (const choice of progress.complete()) {
           progress.end(choice);
@@ -80,12 +85,22 @@ export async function generate(
         const decision = attempts.failed({ decodeWorkerId, newTokenCount, error: failure }, nowInstant());
         if (decision.kind === "give_up") throw failure;
         if (progress.tokenCount > 0) resumeCount++;
-        placement = await placing.again(decision, attempts.failedWorkerIds, failure, progress.tokenCount);
+        placement = await placing.again(decision, attempts.failedWorkerIds, failure, attempt, progress.tokenCount);
       }
     }
   } finally {
     placing.close();
   }
+}
+
+function attemptAttributes(placement: Placement, attempt: number): Attributes {
+  const isSplit = placement.mode === PlacementMode.SPLIT;
+  return {
+    "kvasir.attempt": attempt,
+    "kvasir.mode": isSplit ? "split" : "aggregated",
+    ...(isSplit ? { "kvasir.prefill_worker": placement.prefill?.workerId ?? "" } : {}),
+    "kvasir.decode_worker": placement.decode?.workerId ?? "",
+  };
 }
 
 /** The request's side of its placements: one line to a router at a time, another one when that is lost. */
@@ -119,6 +134,7 @@ class Placing {
     { failedWorkerId, placeBy }: Extract<AttemptDecision, { readonly kind: "place_again" }>,
     failedWorkerIds: readonly string[],
     failure: Error,
+    attempt: Attempt,
     tokenCount: number,
   ): Promise<Placement> {
     const { context, tracer, signal } = this.#facts;
@@ -127,7 +143,8 @@ class Placing {
       "kvasir.failure": failure.message,
       "kvasir.resumed_tokens": tokenCount,
     };
-    const span = tracer.startSpan(tokenCount > 0 ? "resume" : "replace", { attributes }, context);
+    const options = { attributes, links: [linkToFailed(attempt)] };
+    const span = tracer.startSpan(tokenCount > 0 ? "resume" : "replace", options, context);
     const late = new AbortController();
     const timer = setTimeout(
       () => {

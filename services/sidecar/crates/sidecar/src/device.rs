@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use kvasir_engine::{Engine, StepError, StepOutput, StepPlan};
-use opentelemetry::trace::{Span as _, SpanBuilder, Tracer};
+use opentelemetry::trace::{Span as _, SpanBuilder, TraceContextExt, Tracer};
 use opentelemetry::{Context, KeyValue};
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
@@ -16,6 +16,8 @@ use crate::telemetry::{Telemetry, context_from_traceparent};
 
 /// Steps that may wait while one runs: with it, two are unanswered.
 const QUEUED_STEPS: usize = 2;
+/// Chunks of one prompt that get a span each; of longer prompts the rest is only counted.
+const CHUNK_SPANS_MAX: usize = 64;
 
 /// What the thread is asked to do.
 pub enum DeviceCommand {
@@ -75,10 +77,22 @@ pub fn start_device(
 /// A prompt being computed, for its span.
 struct Prompt {
     context: Context,
-    began: Option<SystemTime>,
     prompt_tokens: u32,
     computed_tokens: u64,
-    chunks: i64,
+    chunk_count: i64,
+    /// The first [`CHUNK_SPANS_MAX`] of them.
+    chunks: Vec<Chunk>,
+    device_nanos: u64,
+}
+
+/// A part of a prompt that one step computed.
+struct Chunk {
+    began: SystemTime,
+    ended: SystemTime,
+    start_position: u32,
+    token_count: u32,
+    /// Tokens of the whole step, others' too.
+    step_tokens: u64,
     device_nanos: u64,
 }
 
@@ -149,6 +163,7 @@ impl Device {
         let began = SystemTime::now();
         let outcome = self.engine.step(plan);
         self.stats.step_began_nanos.store(0, Ordering::Relaxed);
+        let ended = SystemTime::now();
         let output = outcome?;
         add(&self.stats.steps, 1);
         add(&self.stats.device_nanos, output.device_nanos);
@@ -163,10 +178,10 @@ impl Device {
             let context = context_from_traceparent(traceparent.map_or("", |(_, text)| text.as_str()));
             let prompt = Prompt {
                 context,
-                began: None,
                 prompt_tokens: start.prompt_token_count,
                 computed_tokens: 0,
-                chunks: 0,
+                chunk_count: 0,
+                chunks: Vec::new(),
                 device_nanos: 0,
             };
             self.prompts.insert(start.sequence_id, prompt);
@@ -181,10 +196,19 @@ impl Device {
                 continue;
             }
             self.exports.advance(slice.sequence_id, end);
-            prompt.began.get_or_insert(began);
             prompt.computed_tokens += u64::from(slice.token_count);
-            prompt.chunks += 1;
+            prompt.chunk_count += 1;
             prompt.device_nanos += output.device_nanos;
+            if prompt.chunks.len() < CHUNK_SPANS_MAX {
+                prompt.chunks.push(Chunk {
+                    began,
+                    ended,
+                    start_position: slice.start_position,
+                    token_count: slice.token_count,
+                    step_tokens: output.prompt_tokens + output.decode_tokens,
+                    device_nanos: output.device_nanos,
+                });
+            }
             if end >= prompt.prompt_tokens
                 && let Some(prompt) = self.prompts.remove(&slice.sequence_id)
             {
@@ -194,19 +218,36 @@ impl Device {
         Ok(output)
     }
 
-    /// The span `sidecar.prefill`, from the first chunk's start to the last one's end.
+    /// The span `sidecar.prefill`, from the first chunk's start to the last one's end, with a `prefill.chunk` below it for each of them.
     fn record(&self, prompt: Prompt) {
+        let tracer = &self.telemetry.tracer;
         let attributes = vec![
             KeyValue::new("kvasir.prompt_tokens", prompt.computed_tokens as i64),
-            KeyValue::new("kvasir.chunks", prompt.chunks),
+            KeyValue::new("kvasir.chunks", prompt.chunk_count),
             KeyValue::new("kvasir.device_ms", prompt.device_nanos as f64 / 1e6),
         ];
-        let began = prompt.began.unwrap_or_else(SystemTime::now);
+        let began = prompt.chunks.first().map_or_else(SystemTime::now, |chunk| chunk.began);
         let builder = SpanBuilder::from_name("sidecar.prefill")
             .with_start_time(began)
             .with_attributes(attributes);
-        let mut span = self.telemetry.tracer.build_with_context(builder, &prompt.context);
-        span.end();
+        let context = prompt
+            .context
+            .with_span(tracer.build_with_context(builder, &prompt.context));
+        for chunk in prompt.chunks {
+            let attributes = vec![
+                KeyValue::new("kvasir.start_position", i64::from(chunk.start_position)),
+                KeyValue::new("kvasir.tokens", i64::from(chunk.token_count)),
+                KeyValue::new("kvasir.step_tokens", chunk.step_tokens as i64),
+                KeyValue::new("kvasir.device_ms", chunk.device_nanos as f64 / 1e6),
+            ];
+            let builder = SpanBuilder::from_name("prefill.chunk")
+                .with_start_time(chunk.began)
+                .with_attributes(attributes);
+            tracer
+                .build_with_context(builder, &context)
+                .end_with_timestamp(chunk.ended);
+        }
+        context.span().end();
     }
 }
 

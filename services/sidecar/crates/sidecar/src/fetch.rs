@@ -103,6 +103,7 @@ pub async fn run(
         "kvasir.tokens",
         i64::from(receiving.next_token - fetch.request.token_begin),
     ));
+    span.set_attribute(KeyValue::new("kvasir.level", fetch.request.level().as_str_name()));
     span.set_attribute(KeyValue::new("kvasir.source", fetch.request.source_address.clone()));
     span.set_attribute(KeyValue::new("kvasir.transfer_ms", seconds * 1e3));
     span.set_attribute(KeyValue::new(

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use kvasir_engine::{Engine, EngineOptions, Footprint, Grammars};
 use kvasir_model::ModelSource;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -35,6 +36,8 @@ use crate::transfer_service::TransferService;
 pub type Fatal = Box<dyn std::error::Error + Send + Sync>;
 
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// What sending the last spans may take when the worker is gone. Larger: a slow collector gets them; smaller: memory is free sooner.
+const LAST_SPANS_MAX: Duration = Duration::from_secs(1);
 
 /// Loads the engine; `progress` gets bytes done and bytes in all.
 ///
@@ -65,7 +68,7 @@ pub fn engine_options(flags: &EngineFlags) -> EngineOptions {
 /// Whatever keeps it from starting.
 pub fn serve(flags: ServeFlags) -> Result<(), Fatal> {
     let key = read_ticket_key()?;
-    exit_with_stdin(flags.socket.clone());
+    let stdin_ended = exit_with_stdin(flags.socket.clone());
     let mut last = Instant::now();
     let mut engine = load_engine(&flags.engine, &mut |done_bytes, total_bytes| {
         if last.elapsed() > Duration::from_millis(200) || done_bytes == total_bytes {
@@ -81,10 +84,16 @@ pub fn serve(flags: ServeFlags) -> Result<(), Fatal> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(run(flags, key, engine, grammars))
+    runtime.block_on(run(flags, key, engine, grammars, stdin_ended))
 }
 
-async fn run(flags: ServeFlags, key: TicketKey, engine: Engine, grammars: Arc<Grammars>) -> Result<(), Fatal> {
+async fn run(
+    flags: ServeFlags,
+    key: TicketKey,
+    engine: Engine,
+    grammars: Arc<Grammars>,
+    stdin_ended: Arc<Notify>,
+) -> Result<(), Fatal> {
     let telemetry = Telemetry::start(&flags.worker_id);
     let (exports, stats) = (Arc::new(Exports::default()), Arc::new(Stats::default()));
     let sidecar = Arc::new(Sidecar {
@@ -151,10 +160,12 @@ async fn run(flags: ServeFlags, key: TicketKey, engine: Engine, grammars: Arc<Gr
         },
         () = device_thread.closed() => Err("the device thread ended; its message is above".into()),
         _ = terminate.recv() => Ok(()),
+        () = stdin_ended.notified() => Ok(()),
         // A terminal's Ctrl-C reaches the whole group; the worker says when to stop.
         () = ignore_interrupts() => Ok(()),
     };
     let _ = std::fs::remove_file(&flags.socket);
+    servers.shutdown().await;
     tokio::task::spawn_blocking(move || telemetry.shut_down()).await?;
     outcome
 }
@@ -191,15 +202,20 @@ fn read_ticket_key() -> Result<TicketKey, Fatal> {
         .ok_or_else(|| "the first line of stdin is not a ticket key; give 64 hex digits, then keep stdin open".into())
 }
 
-/// The worker holds stdin open as long as it lives.
-fn exit_with_stdin(socket: PathBuf) {
+/// The worker holds stdin open as long as it lives. At its end the servers stop, spans are sent, and whatever that takes, the process ends.
+fn exit_with_stdin(socket: PathBuf) -> Arc<Notify> {
+    let ended = Arc::new(Notify::new());
+    let told = Arc::clone(&ended);
     std::thread::spawn(move || {
         let mut buffer = [0; 256];
         let mut stdin = std::io::stdin().lock();
         while stdin.read(&mut buffer).is_ok_and(|count| count > 0) {}
         let _ = std::fs::remove_file(socket);
+        told.notify_one();
+        std::thread::sleep(LAST_SPANS_MAX);
         std::process::exit(0);
     });
+    ended
 }
 
 /// One JSON line to the worker. A worker that is gone ends us through stdin.

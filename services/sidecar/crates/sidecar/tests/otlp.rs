@@ -44,8 +44,8 @@ async fn prefilled(endpoint: &str) -> Sidecar {
     sidecar
 }
 
-#[tokio::test]
-async fn what_is_not_sent_yet_is_sent_at_the_end() {
+/// A collector, and what it got of one finished prompt when the sidecar had ended in the way of `end`.
+async fn exported(end: impl AsyncFnOnce(Sidecar)) -> ExportTraceServiceRequest {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
     let (sender, mut requests) = mpsc::unbounded_channel();
@@ -55,17 +55,38 @@ async fn what_is_not_sent_yet_is_sent_at_the_end() {
             .add_service(collector)
             .serve_with_incoming(TcpIncoming::from(listener)),
     );
-    prefilled(&endpoint).await.terminate().await;
+    end(prefilled(&endpoint).await).await;
     let request = soon(requests.recv()).await.expect("an export");
+    server.abort();
+    request
+}
+
+/// The spans `sidecar.prefill` and `prefill.chunk` of the caller's trace, one below the other.
+fn expect_prompt(request: &ExportTraceServiceRequest) {
     let of_resource = &request.resource_spans[0];
     let resource = of_resource.resource.as_ref().expect("a resource");
     assert!(resource.attributes.iter().any(|pair| pair.key == "service.name"));
-    let span = &of_resource.scope_spans[0].spans[0];
-    assert_eq!(
-        (span.name.as_str(), span.trace_id[0], span.parent_span_id[0]),
-        ("sidecar.prefill", 0x0a, 0xb7)
-    );
-    server.abort();
+    let spans = &of_resource.scope_spans[0].spans;
+    let named = |name: &str| spans.iter().find(|span| span.name == name).expect(name);
+    let (prompt, chunk) = (named("sidecar.prefill"), named("prefill.chunk"));
+    assert_eq!((prompt.trace_id[0], prompt.parent_span_id[0]), (0x0a, 0xb7));
+    assert_eq!((chunk.trace_id[0], &chunk.parent_span_id), (0x0a, &prompt.span_id));
+    assert!(prompt.start_time_unix_nano <= chunk.start_time_unix_nano);
+    assert!(chunk.end_time_unix_nano <= prompt.end_time_unix_nano);
+}
+
+#[tokio::test]
+async fn what_is_not_sent_yet_is_sent_at_the_end() {
+    expect_prompt(&exported(async |mut sidecar| sidecar.terminate().await).await);
+}
+
+#[tokio::test]
+async fn it_is_sent_as_well_when_the_worker_is_gone() {
+    let request = exported(async |mut sidecar| {
+        drop(sidecar.process.stdin.take());
+        assert!(soon(sidecar.process.wait()).await.expect("it ends").success());
+    });
+    expect_prompt(&request.await);
 }
 
 #[tokio::test]

@@ -223,7 +223,7 @@ async fn a_bad_step_ends_the_stream_and_the_next_stream_begins_empty() {
 }
 
 #[tokio::test]
-async fn a_prompt_leaves_one_span_of_the_request_s_trace() {
+async fn a_prompt_leaves_a_span_in_the_request_s_trace_and_one_below_it_for_each_chunk() {
     let model = model();
     let sidecar = Sidecar::start(model.path()).await;
     let mut stream = sidecar.execute().await;
@@ -250,7 +250,9 @@ async fn a_prompt_leaves_one_span_of_the_request_s_trace() {
         .expect("spans")
         .into_inner()
         .spans;
-    let [span] = spans.as_slice() else { panic!("{spans:?}") };
+    let [first, second, span] = spans.as_slice() else {
+        panic!("{spans:?}")
+    };
     assert_eq!(
         (span.name.as_str(), span.parent_span_id.as_str()),
         ("sidecar.prefill", "b7ad6b7169203331")
@@ -263,4 +265,16 @@ async fn a_prompt_leaves_one_span_of_the_request_s_trace() {
         ("20", "2")
     );
     assert!(span.end_unix_nanos > span.start_unix_nanos);
+    for (chunk, start, tokens) in [(first, "0", "8"), (second, "8", "12")] {
+        assert_eq!(
+            (chunk.name.as_str(), &chunk.parent_span_id),
+            ("prefill.chunk", &span.span_id)
+        );
+        let attribute = |key: &str| chunk.attributes[key].as_str();
+        assert_eq!(
+            (attribute("kvasir.start_position"), attribute("kvasir.tokens")),
+            (start, tokens)
+        );
+        assert!(span.start_unix_nanos <= chunk.start_unix_nanos && chunk.end_unix_nanos <= span.end_unix_nanos);
+    }
 }
