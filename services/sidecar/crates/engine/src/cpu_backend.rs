@@ -5,9 +5,8 @@ use crate::bench::WeightMacs;
 use crate::error::{EngineError, StepError};
 use crate::weights::{LayerWeights, Weights};
 use kvasir_kernels::{
-    Activations, AlignedF32, Batch, Cpu, Gate, KernelError, KvPool, PackedMatrix, Product, Projections, QuantisedRows,
-    Relocation, RopeTable, Span, add_bias, attention, gated_linear, gather_rows, linear, place, rmsnorm,
-    rotate_and_store,
+    Activations, AlignedF32, Batch, Cpu, Gate, KernelError, KvPool, PackedMatrix, Product, Projections, Relocation,
+    RopeTable, Span, add_bias, attention, gated_linear, gather_rows, linear, place, rmsnorm, rotate_and_store,
 };
 use kvasir_model::{Activation, ModelConfig};
 use std::sync::Arc;
@@ -40,7 +39,7 @@ struct Scratch {
     /// Queries or keys while they are normed by head.
     normed_heads: AlignedF32,
     gated: AlignedF32,
-    quantised: QuantisedRows,
+    activations: Activations,
     rope: RopeTable,
 }
 
@@ -119,7 +118,7 @@ impl CpuBackend {
             config.rms_norm_eps,
         )?;
         let head = weights.head();
-        let x = prepare(cpu, &scratch.normed, &mut scratch.quantised, rows, &[head])?;
+        let x = prepare(cpu, &mut scratch.activations, &scratch.normed, rows, &[head])?;
         linear(
             cpu,
             x,
@@ -151,7 +150,7 @@ fn attend(
         config.rms_norm_eps,
     )?;
     let weights = [&layer.query, &layer.key, &layer.value];
-    let x = prepare(cpu, &scratch.normed, &mut scratch.quantised, rows, &weights)?;
+    let x = prepare(cpu, &mut scratch.activations, &scratch.normed, rows, &weights)?;
     let outs: [&mut [f32]; 3] = [&mut scratch.query, &mut scratch.key, &mut scratch.value];
     linear(cpu, x, &mut pair(weights, outs))?;
     if let Some(biases) = &layer.extras.qkv_bias {
@@ -176,8 +175,8 @@ fn attend(
     attention(cpu, pool, index, batch, &scratch.query, &mut scratch.attended)?;
     let x = prepare(
         cpu,
+        &mut scratch.activations,
         &scratch.attended,
-        &mut scratch.quantised,
         rows,
         &[&layer.attention_output],
     )?;
@@ -213,8 +212,8 @@ fn feed_forward(
     )?;
     let x = prepare(
         cpu,
+        &mut scratch.activations,
         &scratch.normed,
-        &mut scratch.quantised,
         rows,
         &[&layer.gate, &layer.up],
     )?;
@@ -223,7 +222,7 @@ fn feed_forward(
         Activation::GeluTanh => Gate::GeluTanh,
     };
     gated_linear(cpu, x, act, &layer.gate, &layer.up, &mut scratch.gated)?;
-    let x = prepare(cpu, &scratch.gated, &mut scratch.quantised, rows, &[&layer.down])?;
+    let x = prepare(cpu, &mut scratch.activations, &scratch.gated, rows, &[&layer.down])?;
     linear(
         cpu,
         x,
@@ -247,18 +246,16 @@ fn pair<'a, const N: usize>(weights: [&'a PackedMatrix; N], outs: [&'a mut [f32]
         .collect()
 }
 
-/// Quantises the rows if one of the weights needs it.
+/// The rows in the forms that the weights multiply.
 fn prepare<'a>(
     cpu: &Cpu,
-    dense: &'a [f32],
-    quantised: &'a mut QuantisedRows,
+    activations: &'a mut Activations,
+    x: &[f32],
     rows: usize,
     weights: &[&PackedMatrix],
-) -> Result<Activations<'a>, KernelError> {
-    if weights.iter().any(|weights| weights.weight_type().is_quantised()) {
-        quantised.quantise(cpu, dense, rows, dense.len() / rows.max(1))?;
-    }
-    Ok(Activations { dense, quantised, rows })
+) -> Result<&'a Activations, KernelError> {
+    activations.prepare(cpu, x, rows, weights)?;
+    Ok(activations)
 }
 
 impl Backend for CpuBackend {

@@ -10,8 +10,6 @@ use crate::load::kept_type;
 
 /// Sequences whose logits one pass is counted with: batches beyond it are rare on a CPU, and each costs one row of the vocabulary.
 const LOGIT_ROWS: usize = 64;
-/// Output rows of a packed panel: matrices are padded to whole ones.
-const PANEL_ROWS: usize = 16;
 
 /// Bytes of memory by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,11 +34,11 @@ impl Footprint {
         for id in TensorId::all(source.config()) {
             let (tensor_type, rows, cols) = source.stored_as(id)?;
             if rows == 1 {
-                weights += bytes(WeightType::F32, 1, cols);
+                weights += 4 * cols as u64;
                 continue;
             }
             let kept = kept_type(tensor_type, cols, options.weights);
-            weights += bytes(kept, rows.next_multiple_of(PANEL_ROWS), cols);
+            weights += bytes(kept, rows, cols);
             conversion = conversion.max(bytes(kept, rows, cols) + bytes(WeightType::F32, rows, cols));
         }
         Ok(Self {
@@ -59,7 +57,7 @@ impl Footprint {
 }
 
 fn bytes(weight_type: WeightType, rows: usize, cols: usize) -> u64 {
-    rows as u64 * weight_type.row_bytes(cols) as u64
+    weight_type.packed_bytes(rows, cols) as u64
 }
 
 fn scratch(config: &ModelConfig) -> u64 {

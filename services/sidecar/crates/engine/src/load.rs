@@ -3,6 +3,7 @@
 use crate::engine::{Engine, EngineOptions, WeightFormat};
 use crate::error::EngineError;
 use crate::weights::{LayerExtras, LayerWeights, Weights};
+use half::bf16;
 use kvasir_kernels::{PackedMatrix, WeightType};
 use std::borrow::Cow;
 
@@ -128,6 +129,7 @@ pub(crate) fn kept_type(tensor_type: TensorType, cols: usize, format: WeightForm
     match format {
         WeightFormat::Stored => same.unwrap_or(WeightType::Q8_0),
         WeightFormat::F32 => WeightType::F32,
+        WeightFormat::Bf16 => WeightType::Bf16Pairs,
         WeightFormat::Q8_0 if cols.is_multiple_of(TensorType::Q8_0.block_len()) => WeightType::Q8_0,
         WeightFormat::Q8_0 => same.unwrap_or(WeightType::F32),
     }
@@ -135,15 +137,22 @@ pub(crate) fn kept_type(tensor_type: TensorType, cols: usize, format: WeightForm
 
 /// A matrix in the format asked for; the file's own bytes where that is what they are in.
 fn converted<'t>(tensor: &'t Tensor<'_>, format: WeightFormat) -> (WeightType, Cow<'t, [u8]>) {
-    let same = kept_as(tensor.tensor_type);
     let target = kept_type(tensor.tensor_type, tensor.cols, format);
-    if same == Some(target) {
+    let same_bits = match target {
+        WeightType::Bf16Pairs => tensor.tensor_type == TensorType::Bf16,
+        _ => kept_as(tensor.tensor_type) == Some(target),
+    };
+    if same_bits {
         return (target, Cow::Borrowed(tensor.bytes.as_ref()));
     }
     let mut values = vec![0.0; tensor.rows * tensor.cols];
     dequantize(tensor.tensor_type, &tensor.bytes, &mut values);
     let bytes = match target {
         WeightType::Q8_0 => quantize_q8_0(&values),
+        WeightType::Bf16Pairs => values
+            .iter()
+            .flat_map(|value| bf16::from_f32(*value).to_le_bytes())
+            .collect(),
         _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
     };
     (target, Cow::Owned(bytes))

@@ -8,20 +8,21 @@ use kvasir_kernels::{PackedMatrix, WeightType};
 use kvasir_model::{LayerOptions, ModelConfig, RopeConfig, RopeScaling};
 
 /// An engine over random weights; `name` is `SHAPE:TYPE` with the shapes `smollm2` (135 M) and `llama-1b` (Llama 3.2 1B) and the types `f32`,
-/// `bf16`, `q8_0`, `q5_0`, `q4_1`, `q4_k` (with a head of `q6_k`, as files have it).
+/// `bf16`, `bf16-pairs`, `q8_0`, `q5_0`, `q4_1`, `q4_k` (with a head of `q6_k`, as files have it).
 ///
 /// # Errors
 /// [`EngineError::Configuration`] for another name; what keeps any model from being made.
 pub fn engine(name: &str, options: EngineOptions) -> Result<Engine, EngineError> {
     let unknown = || {
         EngineError::Configuration(format!(
-            "random model is {name:?}; use smollm2 or llama-1b, a colon, and f32, bf16, q8_0, q5_0, q4_1 or q4_k"
+            "random model is {name:?}; use smollm2 or llama-1b, a colon, and f32, bf16, bf16-pairs, q8_0, q5_0, q4_1 or q4_k"
         ))
     };
     let (shape, weight_type) = name.split_once(':').ok_or_else(unknown)?;
     let weight_type = match weight_type {
         "f32" => WeightType::F32,
         "bf16" => WeightType::Bf16,
+        "bf16-pairs" => WeightType::Bf16Pairs,
         "q8_0" => WeightType::Q8_0,
         "q5_0" => WeightType::Q5_0,
         "q4_1" => WeightType::Q4_1,
@@ -117,7 +118,7 @@ fn random_matrix(weight_type: WeightType, rows: usize, cols: usize) -> Result<Pa
     // Scales and minima that keep activations near one: 0.00098 and -0.0039 in f16, the K-quants' before their integer scales.
     let (scale, minimum, fine) = (0x1400_u16, 0x9c00_u16, 0x0100_u16);
     let fields: &[(usize, u16)] = match weight_type {
-        WeightType::F32 | WeightType::F16 | WeightType::Bf16 => &[],
+        WeightType::F32 | WeightType::F16 | WeightType::Bf16 | WeightType::Bf16Pairs => &[],
         WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q5_0 => &[(0, scale)],
         WeightType::Q4_1 => &[(0, scale), (2, minimum)],
         WeightType::Q4_K | WeightType::Q5_K => &[(0, fine), (2, fine)],
@@ -132,7 +133,7 @@ fn random_matrix(weight_type: WeightType, rows: usize, cols: usize) -> Result<Pa
         match weight_type {
             WeightType::F32 => unit[3] = unit[3] & 0x80 | 0x3c,
             WeightType::F16 => unit[1] = unit[1] & 0x83 | 0x20,
-            WeightType::Bf16 => unit[1] = unit[1] & 0x80 | 0x3c,
+            WeightType::Bf16 | WeightType::Bf16Pairs => unit[1] = unit[1] & 0x80 | 0x3c,
             _ => {}
         }
     }

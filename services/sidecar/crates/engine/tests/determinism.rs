@@ -6,9 +6,10 @@ use common::{engine, generate, options, plan, prompt, slice, start};
 use kvasir_engine::{KvDtype, SamplingParams, SliceOutcome, StepPlan, WeightType};
 use proptest::prelude::*;
 
-const KINDS: [(WeightType, KvDtype); 6] = [
+const KINDS: [(WeightType, KvDtype); 7] = [
     (WeightType::F32, KvDtype::F32),
     (WeightType::Bf16, KvDtype::Bf16),
+    (WeightType::Bf16Pairs, KvDtype::Bf16),
     (WeightType::Q4_1, KvDtype::Bf16),
     (WeightType::Q4_1, KvDtype::F32),
     (WeightType::F32, KvDtype::Bf16),

@@ -15,6 +15,8 @@ enum Level {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 impl Isa {
@@ -28,7 +30,10 @@ impl Isa {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            if Avx512::is_available() {
+            if Avx512::<true>::is_available() {
+                all.push(Self(Level::Avx512Bf16));
+            }
+            if Avx512::<false>::is_available() {
                 all.push(Self(Level::Avx512));
             }
             if Avx2::is_available() {
@@ -39,7 +44,7 @@ impl Isa {
         all
     }
 
-    /// For people: `avx512-vnni`, `avx2` or `portable`.
+    /// For people: `avx512-bf16`, `avx512-vnni`, `avx2` or `portable`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Portable => "portable",
@@ -47,6 +52,8 @@ impl Isa {
             Level::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => "avx512-bf16",
         }
     }
 
@@ -59,7 +66,18 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { run_avx2(kernel, Avx2::assume_available()) },
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { run_avx512(kernel, Avx512::assume_available()) },
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { run_avx512(kernel, Avx512::assume_available()) },
+        }
+    }
+
+    /// The same for a kernel of bf16 products, which is compiled for the processors that have them too.
+    #[inline]
+    pub(crate) fn run_bf16<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            // SAFETY: as in `run`.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => unsafe { run_avx512_bf16(kernel, Avx512::assume_available()) },
+            _ => self.run(kernel),
         }
     }
 }
@@ -79,6 +97,12 @@ fn run_avx2<K: Kernel>(kernel: K, simd: Avx2) -> K::Output {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn run_avx512<K: Kernel>(kernel: K, simd: Avx512) -> K::Output {
+fn run_avx512<K: Kernel>(kernel: K, simd: Avx512<false>) -> K::Output {
+    kernel.run(simd)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+fn run_avx512_bf16<K: Kernel>(kernel: K, simd: Avx512<true>) -> K::Output {
     kernel.run(simd)
 }

@@ -33,7 +33,7 @@ pub use bias::add_bias;
 pub use cpu::Cpu;
 pub use embedding::gather_rows;
 pub use error::KernelError;
-pub use gemm::{Activations, Gate, PackedMatrix, Product, QuantisedRows, WeightType, gated_linear, linear};
+pub use gemm::{Activations, Gate, PackedMatrix, Product, WeightType, gated_linear, linear};
 pub use isa::Isa;
 pub use kv_pool::{KvDtype, KvPool, KvShape, PoolError};
 pub use logits::{argmax, exp_weights};

@@ -74,6 +74,8 @@ pub enum WeightFlag {
     Stored,
     /// Expanded to f32: exact, and several times the memory
     F32,
+    /// Rounded to bf16, and so are activations; sums in f32
+    Bf16,
     /// Rounded to 8 bits, one scale for 32 weights
     #[value(name = "q8_0")]
     Q8_0,
@@ -84,6 +86,7 @@ impl From<WeightFlag> for kvasir_engine::WeightFormat {
         match flag {
             WeightFlag::Stored => Self::Stored,
             WeightFlag::F32 => Self::F32,
+            WeightFlag::Bf16 => Self::Bf16,
             WeightFlag::Q8_0 => Self::Q8_0,
         }
     }

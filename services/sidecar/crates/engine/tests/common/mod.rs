@@ -44,7 +44,7 @@ pub fn weights(weight_type: WeightType) -> Weights {
             WeightType::F16 => (0..rows * cols)
                 .flat_map(|i| half::f16::from_f32(value(i)).to_le_bytes())
                 .collect(),
-            WeightType::Bf16 => (0..rows * cols)
+            WeightType::Bf16 | WeightType::Bf16Pairs => (0..rows * cols)
                 .flat_map(|i| half::bf16::from_f32(value(i)).to_le_bytes())
                 .collect(),
             _ => (0..rows * cols / 32)

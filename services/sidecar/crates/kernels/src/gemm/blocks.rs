@@ -152,6 +152,6 @@ pub(super) fn value(weight_type: WeightType, panel: (&[u8], &[u8]), block: usize
             let byte = weights[block * 512 + offset / 4 * 64 + lane * 4 + offset % 4];
             half(block * 32 + lane * 2) * (f32::from(byte) - 128.0)
         }
-        WeightType::F32 | WeightType::F16 | WeightType::Bf16 => f32::NAN, // Not of blocks.
+        WeightType::F32 | WeightType::F16 | WeightType::Bf16 | WeightType::Bf16Pairs => f32::NAN, // Not of blocks.
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! f32, f16, bf16   panel = [cols][16 rows], elements in their own width
+//! bf16 pairs       panel = [cols / 2][16 rows][2 columns]
 //! q8_0             panel = [cols / 32 blocks][8 groups of 4 columns][16 rows][4 columns], bytes of weight + 128, then scales
 //! q4_0, q4_1       panel = [cols / 32 blocks][4][16 rows][4 columns], low nibble columns 4i.., high nibble columns 16 + 4i.., then scales
 //! scales           [cols / 32 blocks][16 rows] of f16; for q4_1 the 16 minima follow each block's 16 scales
@@ -27,8 +28,10 @@ pub enum WeightType {
     F32,
     /// IEEE 754 binary16.
     F16,
-    /// bfloat16.
+    /// bfloat16, multiplied in f32.
     Bf16,
+    /// bfloat16, multiplied with activations rounded to bfloat16, summed in f32.
+    Bf16Pairs,
     /// Blocks of 32: f16 scale d, 32 signed bytes q; `w = d q`.
     Q8_0,
     /// Blocks of 32: f16 scale d, 32 nibbles q; `w = d (q - 8)`.
@@ -48,13 +51,22 @@ pub enum WeightType {
 impl WeightType {
     /// Whether it is multiplied with activations quantised to 8 bits.
     pub fn is_quantised(self) -> bool {
-        self.block_len() > 1
+        self.form() == Form::Quantised
+    }
+
+    /// What the activations must be.
+    pub(super) fn form(self) -> Form {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => Form::Single,
+            Self::Bf16Pairs => Form::Pairs,
+            _ => Form::Quantised,
+        }
     }
 
     /// Consecutive columns that share a unit of storage.
     pub fn block_len(self) -> usize {
         match self {
-            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::F32 | Self::F16 | Self::Bf16 | Self::Bf16Pairs => 1,
             Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 => BLOCK,
             Self::Q4_K | Self::Q5_K | Self::Q6_K => SUPER_BLOCK,
         }
@@ -64,7 +76,7 @@ impl WeightType {
     pub fn row_bytes(self, cols: usize) -> usize {
         match self {
             Self::F32 => cols * 4,
-            Self::F16 | Self::Bf16 => cols * 2,
+            Self::F16 | Self::Bf16 | Self::Bf16Pairs => cols * 2,
             Self::Q8_0 => cols / BLOCK * 34,
             Self::Q4_0 => cols / BLOCK * 18,
             Self::Q4_1 => cols / BLOCK * 20,
@@ -75,12 +87,23 @@ impl WeightType {
         }
     }
 
+    /// Bytes of a packed matrix.
+    pub fn packed_bytes(self, rows: usize, cols: usize) -> usize {
+        rows.div_ceil(LANES) * self.panel_stride(cols)
+    }
+
+    fn panel_stride(self, cols: usize) -> usize {
+        let (weights, scales) = self.panel_bytes(cols);
+        (weights + scales).next_multiple_of(64)
+    }
+
     /// Bytes of a panel's weights and of its scales.
     fn panel_bytes(self, cols: usize) -> (usize, usize) {
         let blocks = cols / BLOCK;
         match self {
             Self::F32 => (cols * LANES * 4, 0),
             Self::F16 | Self::Bf16 => (cols * LANES * 2, 0),
+            Self::Bf16Pairs => (cols.next_multiple_of(2) * LANES * 2, 0),
             Self::Q8_0 => (blocks * 512, blocks * 32),
             Self::Q4_0 => (blocks * 256, blocks * 32),
             Self::Q4_1 => (blocks * 256, blocks * 64),
@@ -90,6 +113,17 @@ impl WeightType {
             Self::Q6_K => (blocks * 384, blocks / SUPER_BLOCKS * SIGNED_BYTES),
         }
     }
+}
+
+/// What weights are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// f32.
+    Single,
+    /// Pairs of bf16.
+    Pairs,
+    /// Blocks of 8-bit integers.
+    Quantised,
 }
 
 /// A weight matrix `[rows out][cols in]`, packed.
@@ -125,8 +159,8 @@ impl PackedMatrix {
         let row_bytes = weight_type.row_bytes(cols);
         expect_len("weight bytes", rows * row_bytes, source.len())?;
         let (weight_bytes, scale_bytes) = weight_type.panel_bytes(cols);
-        let panel_stride = (weight_bytes + scale_bytes).next_multiple_of(64);
-        let mut data = AlignedBytes::zeroed(rows.div_ceil(LANES) * panel_stride);
+        let panel_stride = weight_type.panel_stride(cols);
+        let mut data = AlignedBytes::zeroed(weight_type.packed_bytes(rows, cols));
         for (row, from) in source.chunks_exact(row_bytes).enumerate() {
             let start = row / LANES * panel_stride;
             let panel = &mut data.bytes_mut()[start..start + weight_bytes + scale_bytes];
@@ -199,6 +233,9 @@ impl PackedMatrix {
                 WeightType::F32 => f32::from_le_bytes(std::array::from_fn(|i| panel.weights[4 * at + i])),
                 WeightType::F16 => f16::from_bits(u16_at(panel.weights, at)).to_f32(),
                 WeightType::Bf16 => half::bf16::from_bits(u16_at(panel.weights, at)).to_f32(),
+                WeightType::Bf16Pairs => {
+                    half::bf16::from_bits(u16_at(panel.weights, (col / 2 * LANES + lane) * 2 + col % 2)).to_f32()
+                }
                 blocks => value(blocks, (panel.weights, panel.scales), col / BLOCK, col % BLOCK, lane),
             };
         }
@@ -211,6 +248,11 @@ fn pack_row(weight_type: WeightType, lane: usize, from: &[u8], weights: &mut [u8
     match weight_type {
         WeightType::F32 => spread::<4>(lane, from, weights),
         WeightType::F16 | WeightType::Bf16 => spread::<2>(lane, from, weights),
+        WeightType::Bf16Pairs => {
+            for (col, element) in from.as_chunks::<2>().0.iter().enumerate() {
+                weights[(col / 2 * LANES + lane) * 4 + col % 2 * 2..][..2].copy_from_slice(element);
+            }
+        }
         WeightType::Q8_0 => {
             for (block, bytes) in from.chunks_exact(34).enumerate() {
                 scales[block * 32 + lane * 2..][..2].copy_from_slice(&bytes[..2]);

@@ -1,4 +1,4 @@
-//! Activations on their way into a multiplication: f32 rows and, for quantised weights, the same rows in blocks of 8-bit integers.
+//! Activations for quantised weights: rows in blocks of 8-bit integers.
 
 use crate::aligned::SharedMut;
 use crate::cpu::Cpu;
@@ -33,7 +33,7 @@ impl QuantisedRows {
     /// # Errors
     /// [`KernelError::PartialBlock`], or [`KernelError::ShapeMismatch`] when `x` is not `rows` rows.
     pub fn quantise(&mut self, cpu: &Cpu, x: &[f32], rows: usize, cols: usize) -> Result<(), KernelError> {
-        if !cols.is_multiple_of(BLOCK) {
+        if rows > 0 && !cols.is_multiple_of(BLOCK) {
             return Err(KernelError::PartialBlock { block_len: BLOCK, cols });
         }
         expect_len("activations", rows * cols, x.len())?;
@@ -64,7 +64,15 @@ impl QuantisedRows {
         expect_len("rows of the quantised activations", rows, self.rows)
     }
 
+    /// Blocks of one row.
     #[inline(always)]
+    pub(super) fn blocks(&self, row: usize, blocks: std::ops::Range<usize>) -> (&[[i8; BLOCK]], &[BlockScale]) {
+        let start = row * self.cols / BLOCK + blocks.start;
+        let values = self.values.as_chunks().0;
+        (&values[start..][..blocks.len()], &self.scales[start..][..blocks.len()])
+    }
+
+    #[cfg(test)]
     pub(crate) fn block(&self, row: usize, block: usize) -> (&[i8; BLOCK], &BlockScale) {
         let at = row * self.cols + block * BLOCK;
         let values = self.values[at..].first_chunk();

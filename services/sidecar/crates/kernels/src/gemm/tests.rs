@@ -8,10 +8,11 @@ use half::{bf16, f16};
 use kvasir_model::TensorType;
 use kvasir_model::quant::dequantize;
 
-const TYPES: [(WeightType, TensorType); 10] = [
+const TYPES: [(WeightType, TensorType); 11] = [
     (WeightType::F32, TensorType::F32),
     (WeightType::F16, TensorType::F16),
     (WeightType::Bf16, TensorType::Bf16),
+    (WeightType::Bf16Pairs, TensorType::Bf16),
     (WeightType::Q8_0, TensorType::Q8_0),
     (WeightType::Q4_0, TensorType::Q4_0),
     (WeightType::Q4_1, TensorType::Q4_1),
@@ -38,7 +39,9 @@ fn random_matrix(weight_type: WeightType, rows: usize, cols: usize, noise: &mut 
         match weight_type {
             WeightType::F32 => unit.copy_from_slice(&noise.unit().to_le_bytes()),
             WeightType::F16 => put(0, noise.unit()),
-            WeightType::Bf16 => unit.copy_from_slice(&bf16::from_f32(noise.unit()).to_le_bytes()),
+            WeightType::Bf16 | WeightType::Bf16Pairs => {
+                unit.copy_from_slice(&bf16::from_f32(noise.unit()).to_le_bytes())
+            }
             WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q5_0 => put(0, scale),
             WeightType::Q4_1 => {
                 put(0, scale);
@@ -59,19 +62,12 @@ fn random_matrix(weight_type: WeightType, rows: usize, cols: usize, noise: &mut 
 
 fn multiply(cpu: &Cpu, weights: &PackedMatrix, x: &[f32]) -> Vec<f32> {
     let rows = x.len() / weights.cols();
-    let mut quantised = QuantisedRows::default();
-    if weights.weight_type().is_quantised() {
-        quantised.quantise(cpu, x, rows, weights.cols()).unwrap();
-    }
+    let mut activations = Activations::default();
+    activations.prepare(cpu, x, rows, &[weights]).unwrap();
     let mut out = vec![0.0; rows * weights.rows()];
-    let x = Activations {
-        dense: x,
-        quantised: &quantised,
-        rows,
-    };
     linear(
         cpu,
-        x,
+        &activations,
         &mut [Product {
             weights,
             out: &mut out,
@@ -95,7 +91,10 @@ fn products_stay_within_the_bound_that_quantising_the_activations_gives() {
                 let products = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
                 let expected: f64 = products.clone().sum();
                 // An activation is off by at most half a step of its block, largest / 127, and each of the additions in f32 rounds once.
-                let quantised: f64 = if weight_type.is_quantised() {
+                let quantised: f64 = if weight_type == WeightType::Bf16Pairs {
+                    // Eight bits of mantissa: off by at most 2^-9 of itself.
+                    products.clone().map(f64::abs).sum::<f64>() / 512.0
+                } else if weight_type.is_quantised() {
                     let blocks = x.chunks(BLOCK).zip(w.chunks(BLOCK)).map(|(x, w)| {
                         let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
                         let magnitude: f64 = w.iter().map(|w| f64::from(w.abs())).sum();
@@ -123,7 +122,7 @@ fn bits_depend_on_the_row_only_not_on_batch_threads_or_instructions() {
     let cols = 256;
     for (weight_type, _) in TYPES {
         let (weights, _) = random_matrix(weight_type, 83, cols, &mut noise);
-        let x = noise.units(23 * cols);
+        let x = noise.units(83 * cols);
         let alone = Cpu::with_isa(Isa::available().pop().unwrap(), 1).unwrap();
         let expected: Vec<u32> = x
             .chunks(cols)
@@ -133,7 +132,7 @@ fn bits_depend_on_the_row_only_not_on_batch_threads_or_instructions() {
         for isa in Isa::available() {
             for threads in [1, 3] {
                 let cpu = Cpu::with_isa(isa, threads).unwrap();
-                for height in [1, 2, 3, 7, 12, 23] {
+                for height in [1, 2, 3, 7, 12, 23, 83] {
                     let bits = x
                         .chunks(height * cols)
                         .flat_map(|rows| multiply(&cpu, &weights, rows))
@@ -156,14 +155,9 @@ fn several_products_share_a_region_and_may_accumulate() {
     let (first, _) = random_matrix(WeightType::Q4_1, 20, 32, &mut noise);
     let (second, _) = random_matrix(WeightType::Bf16, 48, 32, &mut noise);
     let x = noise.units(9 * 32);
-    let mut quantised = QuantisedRows::default();
-    quantised.quantise(&cpu, &x, 9, 32).unwrap();
     let (mut a, mut b) = (vec![1.5; 9 * 20], vec![0.0; 9 * 48]);
-    let activations = Activations {
-        dense: &x,
-        quantised: &quantised,
-        rows: 9,
-    };
+    let mut activations = Activations::default();
+    activations.prepare(&cpu, &x, 9, &[&first, &second]).unwrap();
     let products = &mut [
         Product {
             weights: &first,
@@ -176,7 +170,7 @@ fn several_products_share_a_region_and_may_accumulate() {
             accumulate: false,
         },
     ];
-    linear(&cpu, activations, products).unwrap();
+    linear(&cpu, &activations, products).unwrap();
     let expected: Vec<f32> = multiply(&cpu, &first, &x).iter().map(|y| 1.5 + y).collect();
     assert_eq!(a, expected);
     assert_eq!(b, multiply(&cpu, &second, &x));
@@ -197,15 +191,10 @@ fn the_gated_product_is_the_activation_of_the_gate_times_the_other() {
         let mut first = None;
         for isa in Isa::available() {
             let cpu = Cpu::with_isa(isa, 2).unwrap();
-            let mut quantised = QuantisedRows::default();
-            quantised.quantise(&cpu, &x, 11, 32).unwrap();
+            let mut input = Activations::default();
+            input.prepare(&cpu, &x, 11, &[&gate, &up]).unwrap();
             let mut out = vec![0.0; 11 * 21];
-            let input = Activations {
-                dense: &x,
-                quantised: &quantised,
-                rows: 11,
-            };
-            gated_linear(&cpu, input, act, &gate, &up, &mut out).unwrap();
+            gated_linear(&cpu, &input, act, &gate, &up, &mut out).unwrap();
             let (g, u) = (multiply(&cpu, &gate, &x), multiply(&cpu, &up, &x));
             for ((out, g), u) in out.iter().zip(&g).zip(&u) {
                 let expected = definition(act, f64::from(*g)) * f64::from(*u);
@@ -242,7 +231,7 @@ fn zero_and_tiny_blocks_quantise_to_zero() {
     let cpu = Cpu::new(1).unwrap();
     let mut x = vec![0.0; 64];
     x[40] = 1e-38;
-    let mut rows = QuantisedRows::default();
+    let mut rows = rows::QuantisedRows::default();
     rows.quantise(&cpu, &x, 1, 64).unwrap();
     for block in 0..2 {
         let (values, scale) = rows.block(0, block);
@@ -272,20 +261,9 @@ fn wrong_shapes_are_refused() {
         })
     );
     let weights = PackedMatrix::pack(WeightType::F32, 2, 3, &[0; 24]).unwrap();
-    let x = Activations {
-        dense: &[0.0; 4],
-        quantised: &QuantisedRows::default(),
-        rows: 1,
-    };
-    let error = linear(
-        &Cpu::new(1).unwrap(),
-        x,
-        &mut [Product {
-            weights: &weights,
-            out: &mut [0.0; 2],
-            accumulate: false,
-        }],
-    );
+    let cpu = Cpu::new(1).unwrap();
+    let mut x = Activations::default();
+    let error = x.prepare(&cpu, &[0.0; 4], 1, &[&weights]);
     assert_eq!(
         error,
         Err(KernelError::ShapeMismatch {
@@ -294,4 +272,18 @@ fn wrong_shapes_are_refused() {
             actual: 4
         })
     );
+    x.prepare(&cpu, &[0.0; 3], 1, &[&weights]).unwrap();
+    let multiply = |weights: &PackedMatrix| {
+        let out = &mut [0.0; 2];
+        let product = Product {
+            weights,
+            out,
+            accumulate: false,
+        };
+        linear(&cpu, &x, &mut [product])
+    };
+    assert_eq!(multiply(&weights), Ok(()));
+    // Prepared for f32 weights only: of other forms there is nothing.
+    let other = PackedMatrix::pack(WeightType::Bf16Pairs, 2, 3, &[0; 12]).unwrap();
+    assert!(matches!(multiply(&other), Err(KernelError::ShapeMismatch { .. })));
 }

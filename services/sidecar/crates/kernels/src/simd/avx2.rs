@@ -45,6 +45,12 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn prefetch_ahead(self, bytes: &[u8], ahead: usize) {
+        for line in bytes.chunks(64) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(ahead).cast()) };
+        }
+    }
+    #[inline(always)]
     fn splat(self, value: f32) -> F {
         unsafe { [_mm256_set1_ps(value); 2] }
     }
@@ -196,6 +202,25 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn zero_i32(self) -> Self::I {
         unsafe { [_mm256_setzero_si256(); 2] }
+    }
+    #[inline(always)]
+    fn load_pairs(self, from: &[u16; 2 * LANES]) -> Self::I {
+        unsafe {
+            [
+                _mm256_loadu_si256(from.as_ptr().cast()),
+                _mm256_loadu_si256(from.as_ptr().add(16).cast()),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn dot_bf16(self, acc: F, w: Self::I, x: u32) -> F {
+        unsafe {
+            let top = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let odd = w.map(|pairs| _mm256_castsi256_ps(_mm256_and_si256(pairs, top)));
+            let even = w.map(|pairs| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)));
+            let acc = self.fma(odd, self.splat(f32::from_bits(x & 0xffff_0000)), acc);
+            self.fma(even, self.splat(f32::from_bits(x << 16)), acc)
+        }
     }
     #[inline(always)]
     fn unpack_u4(self, from: &[u8; 256]) -> [Self::B; 8] {

@@ -1,15 +1,16 @@
 //! AVX-512 with VNNI: one register holds the 16 lanes.
 
-use super::{BLOCK, LANES, Simd, nibbles_of, quad};
+use super::{BLOCK, LANES, Numbers, Simd, nibbles_of, quad, unroll};
 use std::arch::x86_64::*;
 
-/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI (with AVX2, FMA and F16C).
+/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI (with AVX2, FMA and F16C), and `BF16` if it says so.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool>(());
 
-impl Avx512 {
+impl<const BF16: bool> Avx512<BF16> {
     pub(crate) fn is_available() -> bool {
-        is_x86_feature_detected!("avx512f")
+        (!BF16 || is_x86_feature_detected!("avx512bf16"))
+            && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
@@ -29,7 +30,7 @@ impl Avx512 {
 
 // SAFETY of every unsafe block below: `self` proves that the instructions exist; loads and stores go through references to arrays of
 // exactly the size accessed, with unaligned forms.
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
@@ -39,6 +40,12 @@ impl Simd for Avx512 {
     fn prefetch(self, bytes: &[u8]) {
         for line in bytes.chunks(64) {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+    }
+    #[inline(always)]
+    fn prefetch_ahead(self, bytes: &[u8], ahead: usize) {
+        for line in bytes.chunks(64) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(ahead).cast()) };
         }
     }
     #[inline(always)]
@@ -184,6 +191,24 @@ impl Simd for Avx512 {
         unsafe { _mm512_setzero_si512() }
     }
     #[inline(always)]
+    fn load_pairs(self, from: &[u16; 2 * LANES]) -> __m512i {
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn dot_bf16(self, acc: __m512, w: __m512i, x: u32) -> __m512 {
+        unsafe {
+            if BF16 {
+                // The same bits under the type that the instruction's factors have.
+                let pairs = |bits| std::mem::transmute::<__m512i, __m512bh>(bits);
+                return _mm512_dpbf16_ps(acc, pairs(w), pairs(_mm512_set1_epi32(x as i32)));
+            }
+            let odd = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(0xffff_0000_u32 as i32)));
+            let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w));
+            let acc = self.fma(odd, self.splat(f32::from_bits(x & 0xffff_0000)), acc);
+            self.fma(even, self.splat(f32::from_bits(x << 16)), acc)
+        }
+    }
+    #[inline(always)]
     fn unpack_u4(self, from: &[u8; 256]) -> [__m512i; 8] {
         unsafe {
             let mask = _mm512_set1_epi8(15);
@@ -205,6 +230,27 @@ impl Simd for Avx512 {
             }
             sum
         }
+    }
+    #[inline(always)]
+    fn dot_rows<const N: usize>(
+        self,
+        numbers: Numbers,
+        w: &[__m512i; 8],
+        a: [&[i8; BLOCK]; N],
+        starts: [i32; N],
+    ) -> [__m512i; N] {
+        let scale = if let Numbers::S8 = numbers { -128 } else { 1 };
+        let mut sums = [self.zero_i32(); N];
+        for i in 0..N {
+            sums[i] = unsafe { _mm512_set1_epi32(scale * starts[i]) };
+        }
+        // The rows in turn: each sum waits for its last product, and one row's wait is the others' time.
+        unroll!(group < 8, {
+            unroll!(i < N, {
+                sums[i] = self.dot_quad(sums[i], w[group], quad(a[i], group));
+            });
+        });
+        sums
     }
     #[inline(always)]
     fn load_u8(self, from: &[u8; LANES]) -> __m512 {

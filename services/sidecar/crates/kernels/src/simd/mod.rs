@@ -16,6 +16,17 @@ pub const LANES: usize = 16;
 /// Weights and activations share a scale over this many consecutive columns.
 pub const BLOCK: usize = 32;
 
+/// What unpacked weights are, for [`Simd::dot_rows`]; a constant where it is called.
+#[derive(Clone, Copy)]
+pub(crate) enum Numbers {
+    /// As of [`Simd::dot_u4`]; `starts` are its starts.
+    U4,
+    /// As of [`Simd::dot_u6`]; `starts` are its starts.
+    U6,
+    /// As of [`Simd::dot_s8`]; `starts` are its sums.
+    S8,
+}
+
 /// Operations on 16 lanes. `F`: f32 lanes. `I`: i32 lanes. `B`: for each lane four consecutive quantised weights.
 pub(crate) trait Simd: Copy {
     type F: Copy;
@@ -26,6 +37,8 @@ pub(crate) trait Simd: Copy {
 
     /// A hint that these bytes will be read soon.
     fn prefetch(self, bytes: &[u8]);
+    /// The same for as many bytes `ahead` of these, which may lie anywhere: a hint reads nothing.
+    fn prefetch_ahead(self, bytes: &[u8], ahead: usize);
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
     fn store(self, value: Self::F, to: &mut [f32; LANES]);
@@ -59,6 +72,11 @@ pub(crate) trait Simd: Copy {
     fn f32_from_i32(self, value: Self::I) -> Self::F;
     /// `sum + Σ w · a` per lane over four columns, `a` as four bytes; exact for `w` in 0..=15. How fast it runs is the bound of `dot_*`.
     fn dot_quad(self, sum: Self::I, w: Self::B, a: i32) -> Self::I;
+    /// Sixteen pairs of bf16, the first of each in the low half of its lane.
+    fn load_pairs(self, from: &[u16; 2 * LANES]) -> Self::I;
+    /// `acc + w · x` per lane over a pair of bf16 each, the second first, rounded after each: `fma(w0, x0, fma(w1, x1, acc))`. Numbers below
+    /// 2^-126 may count as zero.
+    fn dot_bf16(self, acc: Self::F, w: Self::I, x: u32) -> Self::F;
     /// Zero in every lane.
     fn zero_i32(self) -> Self::I;
     /// Eight vectors of unsigned 4-bit weights from their packed form: the low nibbles of 64-byte line `i` are columns `4i..4i + 4` of
@@ -79,6 +97,25 @@ pub(crate) trait Simd: Copy {
     fn dot_u6(self, w: &[Self::B; 8], a: &[i8; BLOCK], start: i32) -> Self::I;
     /// The same for the first and the second 16 columns apart.
     fn dot_u6_halves(self, w: &[Self::B; 8], a: &[i8; BLOCK], starts: [i32; 2]) -> [Self::I; 2];
+    /// The dot products of several rows with one block.
+    #[inline(always)]
+    fn dot_rows<const N: usize>(
+        self,
+        numbers: Numbers,
+        w: &[Self::B; 8],
+        a: [&[i8; BLOCK]; N],
+        starts: [i32; N],
+    ) -> [Self::I; N] {
+        let mut sums = [self.zero_i32(); N];
+        for i in 0..N {
+            sums[i] = match numbers {
+                Numbers::U4 => self.dot_u4(w, a[i], starts[i]),
+                Numbers::U6 => self.dot_u6(w, a[i], starts[i]),
+                Numbers::S8 => self.dot_s8(w, a[i], starts[i]),
+            };
+        }
+        sums
+    }
     /// Eight vectors of signed 8-bit weights, stored plus 128.
     fn unpack_s8(self, from: &[u8; 512]) -> [Self::B; 8];
     /// `Σ w · a` per lane over one block, exact; `a_sum` is `Σ a`. `a` in -127..=127.
@@ -99,11 +136,11 @@ pub(crate) fn quad(a: &[i8; BLOCK], group: usize) -> i32 {
     i32::from_le_bytes([a[at] as u8, a[at + 1] as u8, a[at + 2] as u8, a[at + 3] as u8])
 }
 
-/// Repeats a block for `$i` in `0..$n`, `$n <= 8` known at compile time. The optimiser leaves a plain loop over a long body rolled, and
+/// Repeats a block for `$i` in `0..$n`, `$n <= 16` known at compile time. The optimiser leaves a plain loop over a long body rolled, and
 /// then keeps the accumulators that it indexes in memory; written out, they live in registers.
 macro_rules! unroll {
     ($i:ident < $n:expr, $body:block) => {
-        $crate::simd::unroll!(@ $i, $n, $body, 0 1 2 3 4 5 6 7)
+        $crate::simd::unroll!(@ $i, $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
     };
     (@ $i:ident, $n:expr, $body:block, $($index:literal)*) => {
         $(if $index < $n {

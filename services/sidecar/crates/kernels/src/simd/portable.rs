@@ -27,6 +27,8 @@ impl Simd for Portable {
     #[inline(always)]
     fn prefetch(self, _bytes: &[u8]) {}
     #[inline(always)]
+    fn prefetch_ahead(self, _bytes: &[u8], _ahead: usize) {}
+    #[inline(always)]
     fn splat(self, value: f32) -> F {
         [value; LANES]
     }
@@ -149,6 +151,20 @@ impl Simd for Portable {
     #[inline(always)]
     fn zero_i32(self) -> Self::I {
         [0; LANES]
+    }
+    #[inline(always)]
+    fn load_pairs(self, from: &[u16; 2 * LANES]) -> Self::I {
+        std::array::from_fn(|lane| (u32::from(from[2 * lane]) | u32::from(from[2 * lane + 1]) << 16) as i32)
+    }
+    #[inline(always)]
+    fn dot_bf16(self, acc: F, w: Self::I, x: u32) -> F {
+        let odd = self.fma(
+            w.map(|pair| f32::from_bits(pair as u32 & 0xffff_0000)),
+            self.splat(f32::from_bits(x & 0xffff_0000)),
+            acc,
+        );
+        let even = w.map(|pair| f32::from_bits((pair as u32) << 16));
+        self.fma(even, self.splat(f32::from_bits(x << 16)), odd)
     }
     #[inline(always)]
     fn unpack_u4(self, from: &[u8; 256]) -> [Self::B; 8] {
