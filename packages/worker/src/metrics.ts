@@ -3,6 +3,8 @@ import type { StatsResponse } from "@kvasir/proto";
 import { Counter, Gauge, Histogram, type Registry } from "prom-client";
 import type { StepTimes } from "./engine/step-meter.ts";
 import type { Incarnation } from "./incarnation.ts";
+import { type RequestMeter, requestMeter } from "./request-meter.ts";
+import { registerVllmMetrics } from "./vllm-metrics.ts";
 
 /** One scrape reads the sidecar's counters once: answers are shared for this long. */
 const STATS_FRESH_MS = 100;
@@ -30,6 +32,7 @@ const STEP_SECONDS = [1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 
 export interface WorkerMetrics {
   readonly stepAnswered: (times: StepTimes) => void;
   readonly localPrefill: (cause: LocalPrefillCause) => void;
+  readonly requests: RequestMeter;
 }
 
 /** Why a decode worker computed what a prefill worker should have. */
@@ -38,6 +41,7 @@ export type LocalPrefillCause = "no_prefill_worker" | "prefill_lost";
 /** Registers the worker's metrics. Everything but the step histogram is read when it is scraped. */
 export function registerMetrics(
   registry: Registry,
+  modelName: string,
   current: () => Incarnation | undefined,
   restartCount: () => number,
 ): WorkerMetrics {
@@ -53,6 +57,18 @@ export function registerMetrics(
       const audit = current()?.audit();
       for (const state of ["total", "free", "used", "reserved", "leased", "pinned", "orphaned"] as const) {
         this.set({ state }, audit?.[state] ?? 0);
+      }
+    },
+  });
+  new Gauge({
+    name: "kvasir_leases",
+    help: "Leases that hold blocks: reservations on a decode worker, pins on a prefill worker",
+    labelNames: ["purpose"],
+    registers,
+    collect() {
+      const leases = [...(current()?.leases.leases() ?? [])];
+      for (const purpose of ["reservation", "pin"]) {
+        this.set({ purpose }, leases.filter((lease) => lease.purpose === purpose).length);
       }
     },
   });
@@ -122,7 +138,11 @@ export function registerMetrics(
     buckets: STEP_SECONDS,
     registers,
   });
+  const vllm = registerVllmMetrics(registry, modelName, current, async () =>
+    Number((await stats())?.promptTokensComputed ?? 0n),
+  );
   return {
+    requests: requestMeter(registry, vllm),
     localPrefill: (cause) => localPrefills.inc({ cause }),
     stepAnswered({ wallNanos, deviceNanos, idleNanos }) {
       steps.observe({ part: "wall" }, wallNanos / 1e9);

@@ -56,6 +56,7 @@ test("metrics tell blocks by state, the sidecar's own counters, and the parts of
   const { prefill, decode } = workers;
   const registered = registerMetrics(
     telemetry.registry,
+    "tiny",
     () => decode.worker.supervisor.current,
     () => 0,
   );
@@ -88,4 +89,55 @@ test("metrics tell blocks by state, the sidecar's own counters, and the parts of
   expect(await value("kvasir_sidecar_prompt_tokens_computed_total")).toBe(0);
   expect(await value('kvasir_step_seconds_count{part="wall"}')).toBe(1);
   expect(await value('kvasir_step_seconds_count{part="idle"}')).toBeNaN();
+});
+
+test("requests are metered under vLLM's names and our own, on the side where they happen", async () => {
+  telemetry.registry.clear();
+  let decode: TestWorker | undefined;
+  const current = () => decode?.worker.supervisor.current;
+  const { requests } = registerMetrics(telemetry.registry, "tiny", current, () => 0);
+  const prefill = await startTestWorker("prefill", "prefill", { requests: { ...requests, queued: () => undefined } });
+  decode = await startTestWorker("decode", "decode", { requests });
+  running.push(prefill, decode);
+  const samples = async () => {
+    const lines = (await telemetry.registry.metrics()).split("\n").filter((line) => !line.startsWith("#"));
+    return new Map(lines.map((line) => [line.slice(0, line.lastIndexOf(" ")), Number(line.split(" ").at(-1))]));
+  };
+  const { tokenIds } = await generate({ prefill, decode }).result;
+  expect(tokenIds).toHaveLength(12);
+  await generate({ prefill, decode, maxTokens: 1 }).result;
+  const resumed = [{ choiceIndex: 0, tokenIds: [1, 2, 3] }];
+  await generate({ prefill, decode, change: { resumed } }).result;
+  decode.faults.stallFetchAfter = 16;
+  const cancelled = generate({ prefill, decode });
+  await cancelled.firstToken;
+  cancelled.cancel();
+  await cancelled.result;
+  await expectQuiet(prefill, decode);
+
+  const found = await samples();
+  const expected: Record<string, number> = {
+    'vllm:request_success_total{model_name="tiny",finished_reason="length"}': 3,
+    'vllm:request_success_total{model_name="tiny",finished_reason="abort"}': 1,
+    'vllm:generation_tokens_total{model_name="tiny"}': 12 + 1 + 9 + 1,
+    'vllm:time_to_first_token_seconds_count{model_name="tiny"}': 3,
+    'vllm:inter_token_latency_seconds_count{model_name="tiny"}': 11 + 9,
+    'vllm:e2e_request_latency_seconds_count{model_name="tiny"}': 3,
+    'vllm:request_prefill_time_seconds_count{model_name="tiny"}': 4,
+    'vllm:num_requests_running{model_name="tiny"}': 0,
+    'vllm:kv_cache_usage_perc{model_name="tiny"}': 0,
+    'kvasir_handovers_total{side="decode",outcome="joined"}': 2,
+    'kvasir_handovers_total{side="decode",outcome="finished"}': 1,
+    'kvasir_handovers_total{side="decode",outcome="cancelled"}': 1,
+    'kvasir_handovers_total{side="prefill",outcome="received"}': 2,
+    'kvasir_transfers_total{outcome="joined"}': 2,
+    'kvasir_transfers_total{outcome="cancelled"}': 1,
+    kvasir_handover_seconds_count: 2,
+    kvasir_reprefills_total: 1,
+    kvasir_reprefilled_tokens_total: 43,
+    'kvasir_leases{purpose="reservation"}': 0,
+    'kvasir_leases{purpose="pin"}': 0,
+  };
+  expect(Object.fromEntries(Object.keys(expected).map((name) => [name, found.get(name)]))).toEqual(expected);
+  expect(found.get("kvasir_transfer_bytes_total")).toBeGreaterThan(2 * 2560);
 });

@@ -36,7 +36,7 @@ async function serve(service: string, values: Values): Promise<void> {
   if (address === undefined) process.exit(0);
   const reachable = advertised(address, values.advertiseHost);
   const adminAddress = advertised(admin.address, values.advertiseHost);
-  const model = values.servedModelName ?? basename(resolve(values.model));
+  const model = modelNameOf(values);
   const facts = { workerId, role, address: reachable, adminAddress, model };
 
   const attach = new AttachClient(() => worker.current && attachState(worker.current, facts), telemetry.logger);
@@ -93,6 +93,7 @@ async function start(
   );
   const metrics = registerMetrics(
     telemetry.registry,
+    modelNameOf(values),
     () => worker.supervisor.current,
     () => worker.supervisor.restartCount,
   );
@@ -114,6 +115,7 @@ async function start(
     log: telemetry.logger,
     onStep: metrics.stepAnswered,
     onLocalPrefill: metrics.localPrefill,
+    requests: metrics.requests,
   });
   const admin = await startAdminServer({
     listen: values.adminListen,
@@ -125,6 +127,10 @@ async function start(
     },
   });
   return { worker, admin };
+}
+
+function modelNameOf(values: Values): string {
+  return values.servedModelName ?? basename(resolve(values.model));
 }
 
 function recordOf(

@@ -9,6 +9,7 @@ import type { EngineLimits, Incarnation } from "./incarnation.ts";
 import type { Log } from "./log.ts";
 import type { LocalPrefillCause } from "./metrics.ts";
 import { prefillService } from "./prefill/prefill-service.ts";
+import type { RequestMeter } from "./request-meter.ts";
 import type { LaunchSidecar } from "./sidecar/sidecar-process.ts";
 import { Supervisor } from "./sidecar/supervisor.ts";
 
@@ -29,6 +30,7 @@ export interface WorkerOptions {
   readonly log: Log;
   readonly onStep: (times: StepTimes) => void;
   readonly onLocalPrefill: (cause: LocalPrefillCause) => void;
+  readonly requests: RequestMeter;
 }
 
 /** One worker: a supervised sidecar and the gRPC services of its role. Knows nothing of Redis, routers or flags. */
@@ -84,8 +86,8 @@ export class Worker {
   }
 
   #addServices(): void {
-    const { workerId, role, tracer, leaseMs, admissionWaitMs } = this.#options;
-    const shared = { workerId, tracer, leaseMs, admissionWaitMs, current: () => this.current };
+    const { workerId, role, tracer, leaseMs, admissionWaitMs, requests } = this.#options;
+    const shared = { workerId, tracer, leaseMs, admissionWaitMs, requests, current: () => this.current };
     if (role !== "prefill") {
       const onGeneration = (change: number) => {
         this.#generationCount += change;

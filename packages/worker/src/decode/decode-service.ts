@@ -7,6 +7,7 @@ import type { Incarnation } from "../incarnation.ts";
 import { invalid } from "../invalid.ts";
 import type { LocalPrefillCause } from "../metrics.ts";
 import { checkEpoch, checkQueue, checkRequest, openChoices, tooLarge } from "../request-check.ts";
+import type { RequestMeter } from "../request-meter.ts";
 import { endSpan, startSpan, type Traced } from "../tracing.ts";
 import { generateLocally } from "./local-generation.ts";
 import type { PrefillPeers } from "./peers.ts";
@@ -23,6 +24,7 @@ export interface DecodeServiceOptions {
   /** Tells of each generation's start and end. */
   readonly onGeneration: (change: 1 | -1) => void;
   /** A prompt, or the rest of one, is computed here that a prefill worker should have computed. */
+  readonly requests: RequestMeter;
   readonly onLocalPrefill: (cause: LocalPrefillCause) => void;
 }
 
@@ -69,7 +71,10 @@ async function generate(
   const { vocabSize } = incarnation.description;
   const choices = openChoices(request, checked.sampling.maxTokens, vocabSize);
   const resumedTokenCount = choices.reduce((sum, choice) => sum + choice.outputTokenIds.length, 0);
-  if (resumedTokenCount > 0) traced.span.setAttribute("kvasir.resumed_tokens", resumedTokenCount);
+  if (resumedTokenCount > 0) {
+    traced.span.setAttribute("kvasir.resumed_tokens", resumedTokenCount);
+    options.requests.recomputed(promptTokenCount + resumedTokenCount);
+  }
   const own = worstCaseBlockCount("decode", promptTokenCount, checked.sampling.maxTokens, blockSize);
   const blockCount = own + (choices.length - 1) * (own - sharedBlockCount(promptTokenCount, blockSize));
   if (blockCount > incarnation.description.blockCount) throw tooLarge(incarnation);
@@ -78,7 +83,7 @@ async function generate(
     throw invalid("choice_count", `choice_count is ${choices.length}; this worker runs ${sequenceCountMax} sequences`);
   }
   if (checked.sampling.constraint) await incarnation.kernel.prepareConstraint(checked.sampling.constraint);
-  const { workerId, tracer, admissionWaitMs, leaseMs, peers } = options;
+  const { workerId, tracer, admissionWaitMs, leaseMs, peers, requests } = options;
   const facts = {
     call,
     incarnation,
@@ -93,6 +98,7 @@ async function generate(
     leaseMs,
     tracer,
     traced,
+    requests,
   };
   switch (placement.mode) {
     case PlacementMode.AGGREGATED: {

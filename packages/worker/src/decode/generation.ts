@@ -6,6 +6,7 @@ import { now } from "../clock.ts";
 import type { BranchRequest } from "../engine/engine.ts";
 import type { Incarnation } from "../incarnation.ts";
 import type { CheckedRequest, OpenChoice } from "../request-check.ts";
+import type { GenerationOutcome, RequestMeter } from "../request-meter.ts";
 import { endSpan, startSpan, type Traced } from "../tracing.ts";
 import { type GenerateCall, TokenStream } from "./token-stream.ts";
 
@@ -27,6 +28,7 @@ export interface GenerationFacts {
   readonly tracer: Tracer;
   /** `decode.generate`; ended by the service. */
   readonly traced: Traced;
+  readonly requests: RequestMeter;
 }
 
 type Timings = { -readonly [K in Exclude<keyof MessageInitShape<typeof GenerateTimingsSchema>, "$typeName">]?: number };
@@ -47,6 +49,8 @@ export class Generation {
   kvBytesMoved = 0n;
   #firstTokenAt: Instant | undefined;
   #lastTokenAt: Instant | undefined;
+  /** The last token of each answer. */
+  readonly #tokenAt = new Map<number, Instant>();
   #tokenCount = 0;
   #openChoiceCount: number;
   /** How the first answer ended; told last. */
@@ -78,6 +82,7 @@ export class Generation {
   accepted(): void {
     const reserveMs = msFromNanos(now() - this.facts.arrivedAt);
     endSpan(this.#reserveSpan.span);
+    this.facts.requests.queued(reserveMs / 1_000);
     this.#stream.accepted(reserveMs);
   }
 
@@ -86,6 +91,7 @@ export class Generation {
     if (this.#ended) return;
     const instant = now();
     if (this.#stepsSpan) this.#sampleStep(this.#stepsSpan, instant);
+    this.#meter(choice, instant);
     this.#lastTokenAt = instant;
     if (this.#firstTokenAt === undefined) {
       this.#firstTokenAt = this.#lastTokenAt;
@@ -130,9 +136,20 @@ export class Generation {
     });
   }
 
+  /** Gaps are between tokens of one answer; the first one of a resumed answer follows one that another worker sent. */
+  #meter(choice: number, instant: Instant): void {
+    const { requests, arrivedAt, choices } = this.facts;
+    const before = this.#tokenAt.get(choice);
+    this.#tokenAt.set(choice, instant);
+    const isFirst = before === undefined && choices[0].outputTokenIds.length === 0;
+    if (isFirst) requests.firstToken((instant - arrivedAt) / 1e9);
+    else requests.nextToken((instant - (before ?? arrivedAt)) / 1e9);
+  }
+
   fail(error: KvasirError): void {
     if (this.#ended) return;
     this.#close(error);
+    this.#tellEnd(error.reason === "cancelled" ? "abort" : "error");
     this.#done.reject(error);
   }
 
@@ -146,7 +163,13 @@ export class Generation {
       kvBytesMoved: this.kvBytesMoved,
     });
     this.#close(undefined);
+    this.#tellEnd(end);
     this.#done.resolve();
+  }
+
+  #tellEnd(outcome: GenerationOutcome): void {
+    const seconds = (now() - this.facts.arrivedAt) / 1e9;
+    this.facts.requests.generated(outcome, { seconds, decodeSeconds: (this.timings.decodeMs ?? 0) / 1_000 });
   }
 
   #close(error: KvasirError | undefined): void {

@@ -37,6 +37,7 @@ export function generateLocally(facts: GenerationFacts): { readonly done: Promis
         if (tokenIndex === outputTokenIds.length) {
           const { timings } = generation;
           timings.prefillComputeMs = msFromNanos(now() - plannedAt);
+          facts.requests.prefilled(timings.prefillComputeMs / 1_000);
           prefill.span.setAttributes({
             "kvasir.queue_ms": timings.prefillQueueMs ?? 0,
             "kvasir.compute_ms": timings.prefillComputeMs,

@@ -105,9 +105,21 @@ export class SplitGeneration {
 
   #apply(event: DecodeHandoverEvent): void {
     const { next, effects } = advanceDecodeHandover(this.#state, event, now());
+    const isNowOver = isDecodeHandoverOver(next) && !isDecodeHandoverOver(this.#state);
     this.#state = next;
+    if (isNowOver) this.#meterEnd(effects);
     for (const effect of effects) this.#perform(effect);
     this.#armTimer();
+  }
+
+  #meterEnd(effects: readonly DecodeHandoverEffect[]): void {
+    const { requests } = this.#facts;
+    const failure = effects.find((effect) => effect.kind === "EndStream")?.error;
+    const outcome = failure?.reason ?? (this.#state.kind === "finished" ? "finished" : "joined");
+    requests.handoverEnded("decode", outcome);
+    if (this.#fetch === undefined) return;
+    const { kvBytesMoved, timings } = this.#generation;
+    requests.transferEnded(outcome, { bytes: Number(kvBytesMoved), seconds: (timings.kvTransferMs ?? 0) / 1_000 });
   }
 
   #perform(effect: DecodeHandoverEffect): void {
@@ -264,7 +276,9 @@ export class SplitGeneration {
 
   /** Its first own step is on its way. */
   #joined(): void {
-    this.#generation.timings.handoverMs = msFromNanos(now() - (this.#firstTokenAt ?? now()));
+    const handoverMs = msFromNanos(now() - (this.#firstTokenAt ?? now()));
+    this.#generation.timings.handoverMs = handoverMs;
+    this.#facts.requests.handedOver(handoverMs / 1_000);
     if (this.#handover) endSpan(this.#handover.span);
     this.#handover = undefined;
     this.#generation.stepsBegin();

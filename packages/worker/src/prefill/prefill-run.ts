@@ -24,6 +24,7 @@ import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
 import type { Incarnation } from "../incarnation.ts";
 import type { CheckedRequest } from "../request-check.ts";
+import type { RequestMeter } from "../request-meter.ts";
 import { signTicket } from "../ticket.ts";
 import { endSpan, metadataOf, startQueueSpan, type Traced, traceparentOf } from "../tracing.ts";
 import { wireToken } from "../wire-token.ts";
@@ -40,6 +41,7 @@ export interface PrefillRunFacts {
   readonly admissionWaitMs: number;
   readonly leaseMs: number;
   readonly tracer: Tracer;
+  readonly requests: RequestMeter;
   /** `prefill.run`; ended here. */
   readonly traced: Traced;
 }
@@ -210,6 +212,8 @@ export class PrefillRun {
     const plannedAt = this.#plannedAt ?? sampledAt;
     const queueMs = msFromNanos(plannedAt - this.#arrivedAt);
     const computeMs = msFromNanos(sampledAt - plannedAt);
+    this.#facts.requests.queued(queueMs / 1_000);
+    this.#facts.requests.prefilled(computeMs / 1_000);
     this.#facts.traced.span.setAttributes({ "kvasir.queue_ms": queueMs, "kvasir.compute_ms": computeMs });
     this.#say({ kind: { case: "firstToken", value: { token: wireToken(token), stopped, queueMs, computeMs } } });
   }
@@ -236,6 +240,8 @@ export class PrefillRun {
     clearTimeout(this.#timer);
     const { span } = this.#facts.traced;
     const thrown = error && (error instanceof KvasirError ? error : new KvasirError(error));
+    const end = this.#state.kind === "received" ? "received" : "closed";
+    this.#facts.requests.handoverEnded("prefill", thrown?.reason ?? end);
     if (this.#queue.span.isRecording()) endSpan(this.#queue.span, thrown);
     span.setAttribute("kvasir.handover_end", this.#state.kind);
     endSpan(span, thrown);

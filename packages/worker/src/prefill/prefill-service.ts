@@ -6,6 +6,7 @@ import { now } from "../clock.ts";
 import type { Incarnation } from "../incarnation.ts";
 import { invalid } from "../invalid.ts";
 import { checkEpoch, checkQueue, checkRequest, tooLarge } from "../request-check.ts";
+import type { RequestMeter } from "../request-meter.ts";
 import { endSpan, startSpan } from "../tracing.ts";
 import { PrefillRun, type RunCall } from "./prefill-run.ts";
 
@@ -17,6 +18,7 @@ export interface PrefillServiceOptions {
   readonly tracer: Tracer;
   readonly leaseMs: number;
   readonly admissionWaitMs: number;
+  readonly requests: RequestMeter;
   /** Tells of each hand-over's start and end. */
   readonly onRun: (change: 1 | -1) => void;
 }
@@ -52,9 +54,19 @@ export function prefillService(options: PrefillServiceOptions): Implementation<t
       checkQueue(incarnation);
       const checked = checkRequest(request, incarnation);
       if (!fits(checked.promptTokenIds, incarnation)) throw tooLarge(incarnation);
-      const { tracer, workerId, admissionWaitMs, leaseMs } = options;
+      const { tracer, requests, workerId, admissionWaitMs, leaseMs } = options;
       const { transferId } = request;
-      const facts = { incarnation, workerId, transferId, request: checked, admissionWaitMs, leaseMs, tracer, traced };
+      const facts = {
+        incarnation,
+        workerId,
+        transferId,
+        request: checked,
+        admissionWaitMs,
+        leaseMs,
+        tracer,
+        traced,
+        requests,
+      };
       run = new PrefillRun(facts);
     } catch (error) {
       endSpan(traced.span, error instanceof Error ? error : undefined);

@@ -15,6 +15,7 @@ import { FakeKernel, type FakeKernelOptions, type Faults, noFaults } from "@kvas
 import { ROOT_CONTEXT, type Span, type Tracer, trace } from "@opentelemetry/api";
 import { SILENT } from "../log.ts";
 import type { LocalPrefillCause } from "../metrics.ts";
+import { DEAF_METER, type RequestMeter } from "../request-meter.ts";
 import type { LaunchSidecar } from "../sidecar/sidecar-process.ts";
 import { type Role, Worker } from "../worker.ts";
 
@@ -39,6 +40,7 @@ export interface TestWorkerOptions extends Partial<Omit<FakeKernelOptions, "epoc
   readonly stepStallMs?: number;
   readonly waitingCountMax?: number;
   readonly tracer?: Tracer;
+  readonly requests?: RequestMeter;
   readonly onLocalPrefill?: (cause: LocalPrefillCause) => void;
 }
 
@@ -77,6 +79,7 @@ export async function startTestWorker(
     log: SILENT,
     onStep: () => undefined,
     onLocalPrefill: options.onLocalPrefill ?? (() => undefined),
+    requests: options.requests ?? DEAF_METER,
   });
   const address = await worker.start("127.0.0.1:0");
   return {

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { trace } from "@opentelemetry/api";
 import { SILENT } from "../log.ts";
+import { DEAF_METER } from "../request-meter.ts";
 import { sidecarLauncher } from "../sidecar/sidecar-process.ts";
 import { socketPath } from "../socket-path.ts";
 import { type Role, Worker } from "../worker.ts";
@@ -61,6 +62,7 @@ export async function startRealWorker(
     log: SILENT,
     onStep: () => undefined,
     onLocalPrefill: () => undefined,
+    requests: DEAF_METER,
   });
   const address = await worker.start("127.0.0.1:0");
   return { worker, address, stop: () => worker.stop(0) };

@@ -1,0 +1,110 @@
+import type { ErrorReason } from "@kvasir/core";
+import { Counter, Histogram, type Registry } from "prom-client";
+
+/** How a generation ended on this worker. */
+export type GenerationOutcome = "stop" | "length" | "abort" | "error";
+
+/**
+ * How a hand-over ended. Decode: `joined`, `finished` when its first token was its last. Prefill: `received`, `closed` when decode wanted no
+ * more of it. Else why it failed.
+ */
+export type HandoverOutcome = "joined" | "finished" | "received" | "closed" | ErrorReason;
+
+/** What requests tell as they go. Called on hot paths; must be cheap and never throw. */
+export interface RequestMeter {
+  /** The first token of a request that begins here, after its arrival at this worker. */
+  firstToken(seconds: number): void;
+  /** A later token, after the one before it. */
+  nextToken(gapSeconds: number): void;
+  /** The request got its blocks here, and a place in the device's queue. */
+  queued(seconds: number): void;
+  /** A prompt was computed here, from its first chunk to its last. */
+  prefilled(seconds: number): void;
+  generated(outcome: GenerationOutcome, facts: { readonly seconds: number; readonly decodeSeconds: number }): void;
+  /** A hand-over's first own step after its first token: what the client may notice of it. */
+  handedOver(seconds: number): void;
+  handoverEnded(side: "prefill" | "decode", outcome: HandoverOutcome): void;
+  /** A pull of KV into this worker ended; `seconds` without waiting for the source to compute. */
+  transferEnded(outcome: HandoverOutcome, facts: { readonly bytes: number; readonly seconds: number }): void;
+  /** Tokens whose KV is computed again, because the worker that had it is lost to the request. */
+  recomputed(tokenCount: number): void;
+}
+
+const HANDOVER_SECONDS = [5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
+const TRANSFER_SECONDS = [1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
+
+/** `RequestMeter` under our own names; `vllm` is told what its names cover. */
+export function requestMeter(registry: Registry, vllm: VllmMeter): RequestMeter {
+  const registers = [registry];
+  const handovers = new Counter({
+    name: "kvasir_handovers_total",
+    help: "Hand-overs that ended, as this side saw it: joined or received, finished or closed (no more was wanted), or why it failed",
+    labelNames: ["side", "outcome"],
+    registers,
+  });
+  const handover = new Histogram({
+    name: "kvasir_handover_seconds",
+    help: "From the first token to the request's first own step on the decode worker",
+    buckets: HANDOVER_SECONDS,
+    registers,
+  });
+  const transfers = new Counter({
+    name: "kvasir_transfers_total",
+    help: "Pulls of KV into this worker that ended, by outcome as in kvasir_handovers_total",
+    labelNames: ["outcome"],
+    registers,
+  });
+  for (const outcome of ["joined", "finished", "unavailable", "lease_expired", "digest_mismatch", "cancelled"])
+    transfers.inc({ outcome }, 0);
+  const transferBytes = new Counter({
+    name: "kvasir_transfer_bytes_total",
+    help: "KV bytes of pulls that ended, whatever their outcome",
+    registers,
+  });
+  const transfer = new Histogram({
+    name: "kvasir_transfer_seconds",
+    help: "Time on the wire of pulls that went well, without waiting for the source to compute",
+    buckets: TRANSFER_SECONDS,
+    registers,
+  });
+  const reprefills = new Counter({
+    name: "kvasir_reprefills_total",
+    help: "Requests whose KV is computed again because the worker that had it was lost to them",
+    registers,
+  });
+  const reprefilledTokens = new Counter({
+    name: "kvasir_reprefilled_tokens_total",
+    help: "Tokens of prompts and of output so far in kvasir_reprefills_total",
+    registers,
+  });
+  return {
+    ...vllm,
+    handedOver: (seconds) => handover.observe(seconds),
+    handoverEnded: (side, outcome) => handovers.inc({ side, outcome }),
+    transferEnded(outcome, { bytes, seconds }) {
+      transfers.inc({ outcome });
+      transferBytes.inc(bytes);
+      if (outcome === "joined") transfer.observe(seconds);
+    },
+    recomputed(tokenCount) {
+      reprefills.inc();
+      reprefilledTokens.inc(tokenCount);
+    },
+  };
+}
+
+/** The part of a meter that has a name in vLLM. */
+export type VllmMeter = Pick<RequestMeter, "firstToken" | "nextToken" | "queued" | "prefilled" | "generated">;
+
+/** For workers whose metrics nobody reads. */
+export const DEAF_METER: RequestMeter = {
+  firstToken: () => undefined,
+  nextToken: () => undefined,
+  queued: () => undefined,
+  prefilled: () => undefined,
+  generated: () => undefined,
+  handedOver: () => undefined,
+  handoverEnded: () => undefined,
+  transferEnded: () => undefined,
+  recomputed: () => undefined,
+};
