@@ -4,12 +4,15 @@ import { NOTHING, plus, runCargoTests, runVitest, summaryLine } from "./lib/test
 
 // `npm test`: everything, Rust and TypeScript. `npm test -- PATTERN`: the TypeScript test files whose path has PATTERN in it.
 // The last line is always `N passed, N failed, N skipped`; exit code 0 only if something ran and nothing failed.
-const JAEGER_TEST = "e2e/src/jaeger.test.ts";
+/** Parts that take long to get, and the only test that needs each. */
+const PARTS_OF_TESTS = { jaeger: "e2e/src/jaeger.test.ts", prometheus: "e2e/src/prometheus.test.ts" };
 const patterns = process.argv.slice(2);
 let total = NOTHING;
 try {
   const need = ["deps", "sidecar", "redis-server", "model:tiny", "model:smollm2"];
-  if (patterns.length === 0 || patterns.some((pattern) => JAEGER_TEST.includes(pattern))) need.push("jaeger?");
+  for (const [part, file] of Object.entries(PARTS_OF_TESTS)) {
+    if (patterns.length === 0 || patterns.some((pattern) => file.includes(pattern))) need.push(`${part}?`);
+  }
   const tools = await bootstrap({ need });
   total = await runVitest(tools, patterns);
   if (patterns.length === 0) total = plus(total, await runCargoTests(tools));

@@ -6,6 +6,7 @@ import { withLock } from "./lock.mjs";
 import { ensureNode } from "./node-runtime.mjs";
 import { CACHE, ROOT, SIDECAR_BINARY } from "./paths.mjs";
 import { findProgram, handOver, run } from "./processes.mjs";
+import { ensurePrometheus } from "./prometheus.mjs";
 import { ensurePip, installDebianPackages } from "./python.mjs";
 import { ensurePythonEnvironment } from "./python-environment.mjs";
 import { ensureRedisServer, findRunningRedis } from "./redis.mjs";
@@ -18,8 +19,8 @@ import { StopError } from "./stop-error.mjs";
  *
  * `need`: any of `node`, `deps`, `rust`, `sidecar`, `redis` (a running one, or a program to start), `redis-server` (a program, for whoever
  * must not touch a running one), `pip`, `model:tiny`, `model:smollm2`, `python:oracle|engines|gateways` (an environment with packages),
- * `iperf3`, `jaeger` (its program), `jaeger?` (the same, but whoever needs it is told why it is missing). What a part stands on comes with
- * it. Answers with a `Toolbox`.
+ * `iperf3`, `jaeger` and `prometheus` (their programs), `jaeger?` and `prometheus?` (the same, but what needs them later is told why they are
+ * missing). What a part stands on comes with it. Answers with a `Toolbox`.
  * Throws StopError with one line when a person has to do something.
  */
 export async function bootstrap({ need }) {
@@ -72,15 +73,18 @@ export async function bootstrap({ need }) {
         (await installDebianPackages(["iperf3"], progress)) ? undefined : "not there; its figures will be missing",
       );
     }
-    if (wanted.has("jaeger")) {
-      await step("jaeger", async (progress) => toolbox.useJaeger(await ensureJaeger(progress)));
-    } else if (wanted.has("jaeger?")) {
-      await step("jaeger", (progress) =>
-        ensureJaeger(progress).then(
-          (path) => toolbox.useJaeger(path),
-          (error) => toolbox.lackJaeger(error),
-        ),
-      );
+    const others = { jaeger: ["KVASIR_JAEGER", ensureJaeger], prometheus: ["KVASIR_PROMETHEUS", ensurePrometheus] };
+    for (const [name, [variable, ensure]] of Object.entries(others)) {
+      if (wanted.has(name)) {
+        await step(name, async (progress) => toolbox.useProgram(variable, await ensure(progress)));
+      } else if (wanted.has(`${name}?`)) {
+        await step(name, (progress) =>
+          ensure(progress).then(
+            (path) => toolbox.useProgram(variable, path),
+            (error) => toolbox.lackProgram(variable, error),
+          ),
+        );
+      }
     }
     for (const model of models) await step(`model ${model}`, (progress) => ensureModel(toolbox, model, progress));
   });
@@ -111,14 +115,14 @@ class Toolbox {
     return path;
   }
 
-  useJaeger(path) {
-    this.env.KVASIR_JAEGER = path;
+  useProgram(variable, path) {
+    this.env[variable] = path;
     return path;
   }
 
   /** The tests that need it fail with this line. */
-  lackJaeger(error) {
-    this.env.KVASIR_JAEGER_MISSING = error.message;
+  lackProgram(variable, error) {
+    this.env[`${variable}_MISSING`] = error.message;
     return `missing: ${error.message}`;
   }
 

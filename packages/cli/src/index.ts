@@ -5,3 +5,4 @@ export { type LocalCluster, startLocalCluster } from "./local-cluster/local-clus
 export { childrenOf, isRunning } from "./local-cluster/process-tree.ts";
 export { freePort } from "./local-cluster/redis-process.ts";
 export type { ProcessHandle, ProcessKind } from "./local-cluster/service-process.ts";
+export { type Prometheus, startPrometheus } from "./prometheus/prometheus-process.ts";

@@ -1,10 +1,11 @@
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { defineOptions, runMain } from "@kvasir/config";
-import { connectState, type State, withoutPassword } from "@kvasir/state";
+import { connectState, withoutPassword } from "@kvasir/state";
 import { renderTimeline } from "@kvasir/telemetry";
-import { collectTrace, type TraceSource, traceIdFromText } from "./collect-trace.ts";
+import { collectTrace, traceIdFromText } from "./collect-trace.ts";
+import { membersOf, runningCluster } from "./running-cluster.ts";
 
+const CACHE = process.env.KVASIR_CACHE || join(import.meta.dirname, "../../../.cache");
 const ANSWER_MAX_MS = 5_000;
 const CONNECT_MAX_MS = 3_000;
 const LOCAL = { redisUrl: "redis://127.0.0.1:6379", cluster: "local" };
@@ -35,12 +36,12 @@ await runMain(options, async (values) => {
   if (traceId === undefined) {
     throw new Error(`${JSON.stringify(values.traceId)} is no trace id; use the 32 hex digits of x-kvasir-trace-id`);
   }
-  const running = await runningCluster();
+  const running = await runningCluster(CACHE);
   const redisUrl = values.redisUrl ?? running?.redisUrl ?? LOCAL.redisUrl;
   const cluster = values.cluster ?? running?.cluster ?? LOCAL.cluster;
   const state = await connectState(redisUrl, cluster, { connectMaxMs: CONNECT_MAX_MS });
   try {
-    const sources = await findSources(state);
+    const sources = await membersOf(state);
     const { spans, missing } = await collectTrace(sources, traceId, fetchJson);
     for (const { name, why } of missing)
       process.stderr.write(`${name} did not answer, its spans are missing: ${why}\n`);
@@ -59,37 +60,8 @@ await runMain(options, async (values) => {
   }
 });
 
-async function findSources(state: State): Promise<readonly TraceSource[]> {
-  const [gateways, routers, workers] = await Promise.all([
-    state.list("gateway"),
-    state.list("router"),
-    state.list("worker"),
-  ]);
-  return [
-    ...gateways.map(({ gatewayId, adminAddress }) => ({ name: gatewayId, adminAddress })),
-    ...routers.map(({ routerId, adminAddress }) => ({ name: routerId, adminAddress })),
-    ...workers.map(({ workerId, adminAddress }) => ({ name: workerId, adminAddress })),
-  ];
-}
-
 async function fetchJson(url: string): Promise<unknown> {
   const response = await fetch(url, { signal: AbortSignal.timeout(ANSWER_MAX_MS) });
   if (!response.ok) throw new Error(`HTTP ${response.status}`);
   return response.json();
-}
-
-/** What `npm run up` wrote down of the cluster it runs; undefined when it runs none. */
-async function runningCluster(): Promise<{ readonly redisUrl?: string; readonly cluster?: string } | undefined> {
-  const cache = process.env.KVASIR_CACHE || join(import.meta.dirname, "../../../.cache");
-  try {
-    const value: unknown = JSON.parse(await readFile(join(cache, "run/cluster.json"), "utf8"));
-    if (typeof value !== "object" || value === null) return undefined;
-    const { redisUrl, cluster } = value as Readonly<Record<string, unknown>>;
-    return {
-      ...(typeof redisUrl === "string" ? { redisUrl } : {}),
-      ...(typeof cluster === "string" ? { cluster } : {}),
-    };
-  } catch {
-    return undefined;
-  }
 }
