@@ -10,14 +10,15 @@ use kvasir_kernels::KvShape;
 use opentelemetry::Context;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tonic::transport::server::TcpIncoming;
+use tonic::service::interceptor::InterceptedService;
 
-use crate::cli::BenchPull;
+use crate::cli::{BenchPull, TlsFlags};
 use crate::connections::Connections;
 use crate::exports::{ExportTerms, Exports};
 use crate::fetch;
 use crate::fetches::Fetches;
 use crate::http2;
+use crate::identity::{Identity, PeerRole};
 use crate::proto::kernel::{FetchRequest, FetchResponse};
 use crate::proto::transfer::kv_transfer_service_server::KvTransferServiceServer;
 use crate::proto::transfer::{CodecLevel, Ticket, TicketClaims};
@@ -26,6 +27,8 @@ use crate::state::Sidecar;
 use crate::stats::Stats;
 use crate::telemetry::{Telemetry, unix_ms};
 use crate::ticket::TicketKey;
+use crate::tls::{Tls, TlsFiles};
+use crate::transfer_listener::{admit_puller, connections};
 use crate::transfer_service::TransferService;
 
 /// SmolLM2-135M's shape in bf16: 22.5 KiB a token, 720 KiB a block.
@@ -38,6 +41,8 @@ const SHAPE: KvShape = KvShape {
 };
 const LEASE: [u8; 16] = [1; 16];
 const SCOPE: [u8; 16] = [2; 16];
+const SOURCE_ID: &str = "bench-source";
+const SINK_ID: &str = "bench-sink";
 const LIFETIME_MS: u64 = 3_600_000;
 
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -58,13 +63,30 @@ pub fn run(what: BenchPull) -> Result<(), Fatal> {
         .enable_all()
         .build()?;
     match what {
-        BenchPull::Serve { bytes, listen } => runtime.block_on(serve(bytes, listen)),
+        BenchPull::Serve { bytes, listen, tls } => {
+            runtime.block_on(serve(bytes, listen, load_tls(&tls, PeerRole::Prefill)?))
+        }
         BenchPull::Fetch {
             offer,
             sizes,
             repetitions,
-        } => runtime.block_on(fetch_sizes(serde_json::from_str(&offer)?, &sizes, repetitions)),
+            tls,
+        } => {
+            let connections = Connections::new(load_tls(&tls, PeerRole::Decode)?);
+            runtime.block_on(fetch_sizes(
+                serde_json::from_str(&offer)?,
+                &sizes,
+                repetitions,
+                &connections,
+            ))
+        }
     }
+}
+
+fn load_tls(flags: &TlsFlags, role: PeerRole) -> Result<Option<Arc<Tls>>, Fatal> {
+    let id = if role == PeerRole::Prefill { SOURCE_ID } else { SINK_ID }.to_owned();
+    let load = |files| Tls::load(files, Identity { role, id }).map(Arc::new);
+    TlsFiles::from_flags(flags)?.map(load).transpose()
 }
 
 fn sidecar(name: &str, bytes: u64) -> Result<Sidecar, Fatal> {
@@ -92,8 +114,8 @@ fn sidecar(name: &str, bytes: u64) -> Result<Sidecar, Fatal> {
     })
 }
 
-async fn serve(bytes: u64, listen: SocketAddr) -> Result<(), Fatal> {
-    let sidecar = Arc::new(sidecar("bench-source", bytes)?);
+async fn serve(bytes: u64, listen: SocketAddr, tls: Option<Arc<Tls>>) -> Result<(), Fatal> {
+    let sidecar = Arc::new(sidecar(SOURCE_ID, bytes)?);
     let block_count = sidecar.pool.block_count();
     let block_tokens = 0..SHAPE.block_size as u32;
     let mut noise = 1u64;
@@ -145,17 +167,15 @@ async fn serve(bytes: u64, listen: SocketAddr) -> Result<(), Fatal> {
     });
     let service =
         KvTransferServiceServer::new(TransferService(sidecar)).max_encoding_message_size(http2::MESSAGE_BYTES_MAX);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Ok(http2::server()
-        .add_service(service)
-        .serve_with_incoming(incoming)
+        .add_service(InterceptedService::new(service, admit_puller))
+        .serve_with_incoming(connections(listener, tls))
         .await?)
 }
 
-async fn fetch_sizes(offer: Offer, sizes: &[u64], repetitions: usize) -> Result<(), Fatal> {
+async fn fetch_sizes(offer: Offer, sizes: &[u64], repetitions: usize, connections: &Connections) -> Result<(), Fatal> {
     let largest = sizes.iter().copied().max().unwrap_or(0);
-    let sidecar = sidecar("bench-sink", largest)?;
-    let connections = Connections::default();
+    let sidecar = sidecar(SINK_ID, largest)?;
     let mut lines = Vec::new();
     let mut lease = 0u128;
     for size in sizes {
@@ -190,7 +210,7 @@ async fn fetch_sizes(offer: Offer, sizes: &[u64], repetitions: usize) -> Result<
                 }
                 last.map(|report| (report, first))
             };
-            let ((), outcome) = tokio::join!(fetch::run(&sidecar, &connections, prepared, sender), reports);
+            let ((), outcome) = tokio::join!(fetch::run(&sidecar, connections, prepared, sender), reports);
             let (report, first) = outcome?;
             if repetition > 0 {
                 rates.push(report.data_bytes as f64 / began.elapsed().as_secs_f64() / 1e9);

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::identity::{Identity, PeerRole};
+
 /// Holds a model and its KV on one device: runs steps for a worker and moves KV between sidecars.
 #[derive(Debug, Parser)]
 #[command(name = "kvasir-sidecar", version)]
@@ -30,9 +32,42 @@ pub enum Command {
     BenchEngine(BenchEngineFlags),
     /// Measure what answers lose when KV is reused; prints JSON lines
     Quality(QualityFlags),
+    /// Make certificates for mutual TLS, with a small authority of their own
+    Certificates(CertificateFlags),
     /// Measure KV pulls between two processes
     #[command(subcommand)]
     BenchPull(BenchPull),
+}
+
+/// Mutual TLS on the KV plane: all three, or none for plain.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TlsFlags {
+    /// Certificates of the authorities that are trusted, as PEM
+    #[arg(long, env = "KVASIR_TLS_CA")]
+    pub tls_ca: Option<PathBuf>,
+    /// This process's certificate and chain, as PEM
+    #[arg(long, env = "KVASIR_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, as PEM
+    #[arg(long, env = "KVASIR_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
+}
+
+/// What certificates to make.
+#[derive(Debug, Clone, Args)]
+pub struct CertificateFlags {
+    /// Directory for ca.pem, ca.key, ID.pem and ID.key; an authority that is there is used
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// For whom, as ROLE/ID; several times for several
+    #[arg(long, required = true)]
+    pub identity: Vec<Identity>,
+    /// Names and addresses that clients which check host names may use
+    #[arg(long, default_values = ["127.0.0.1", "::1", "localhost"])]
+    pub host: Vec<String>,
+    /// Hours until they expire
+    #[arg(long, default_value_t = 720)]
+    pub hours: u64,
 }
 
 /// What a sidecar is for; told to people, the same engine serves all.
@@ -44,6 +79,16 @@ pub enum Role {
     Decode,
     /// Both
     Mixed,
+}
+
+impl From<Role> for PeerRole {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Prefill => Self::Prefill,
+            Role::Decode => Self::Decode,
+            Role::Mixed => Self::Mixed,
+        }
+    }
 }
 
 /// Element type of the KV pool.
@@ -152,6 +197,9 @@ pub struct ServeFlags {
     /// The worker's incarnation
     #[arg(long)]
     pub epoch: u64,
+    /// Certificates, the worker's own.
+    #[command(flatten)]
+    pub tls: TlsFlags,
 }
 
 /// What to generate.
@@ -228,6 +276,9 @@ pub enum BenchPull {
         /// Address to listen on
         #[arg(long, default_value = "127.0.0.1:0")]
         listen: SocketAddr,
+        /// Certificates of prefill/bench-source
+        #[command(flatten)]
+        tls: TlsFlags,
     },
     /// Pull from it and print JSON
     Fetch {
@@ -240,6 +291,9 @@ pub enum BenchPull {
         /// Pulls of each size after one that warms up
         #[arg(long, default_value_t = 5)]
         repetitions: usize,
+        /// Certificates of decode/bench-sink
+        #[command(flatten)]
+        tls: TlsFlags,
     },
 }
 

@@ -39,6 +39,9 @@ pub enum CallError {
     /// The time given is over.
     #[error("{0}")]
     DeadlineExceeded(String),
+    /// The caller's certificate does not let it in here.
+    #[error("{0}")]
+    PermissionDenied(String),
     /// The caller stopped it.
     #[error("{0}")]
     Cancelled(String),
@@ -60,6 +63,7 @@ impl CallError {
             Self::DigestMismatch(_) => (Code::DataLoss, ErrorReason::DigestMismatch),
             Self::Unavailable(_) => (Code::Unavailable, ErrorReason::Unavailable),
             Self::DeadlineExceeded(_) => (Code::DeadlineExceeded, ErrorReason::DeadlineExceeded),
+            Self::PermissionDenied(_) => (Code::PermissionDenied, ErrorReason::PermissionDenied),
             Self::Cancelled(_) => (Code::Cancelled, ErrorReason::Cancelled),
             Self::Busy(_) => (Code::FailedPrecondition, ErrorReason::Unavailable),
             Self::Internal(_) => (Code::Internal, ErrorReason::Internal),
@@ -75,7 +79,8 @@ impl CallError {
             .and_then(|bytes| ErrorDetail::decode(bytes).ok());
         let message = match &detail {
             Some(detail) if !detail.message.is_empty() => detail.message.clone(),
-            _ => status.message().to_owned(),
+            // The cause of a broken connection is behind the status: an alert of TLS, for one.
+            _ => std::error::Error::source(status).map_or_else(|| status.message().to_owned(), causes),
         };
         match detail.as_ref().map(ErrorDetail::reason) {
             Some(ErrorReason::LeaseExpired) => Self::LeaseExpired(message),
@@ -95,6 +100,7 @@ impl CallError {
             Some(ErrorReason::LayoutMismatch) => Self::LayoutMismatch(message),
             Some(ErrorReason::DigestMismatch) => Self::DigestMismatch(message),
             Some(ErrorReason::DeadlineExceeded) => Self::DeadlineExceeded(message),
+            Some(ErrorReason::PermissionDenied) => Self::PermissionDenied(message),
             Some(ErrorReason::Internal) => Self::Internal(message),
             _ => Self::Unavailable(format!("the peer is lost: {message}")),
         }
@@ -121,6 +127,20 @@ impl From<CallError> for Status {
     }
 }
 
+/// An error with what is behind it: tonic's own says only `transport error`.
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +158,7 @@ mod tests {
             CallError::LayoutMismatch(text()),
             CallError::DigestMismatch(text()),
             CallError::DeadlineExceeded(text()),
+            CallError::PermissionDenied(text()),
             CallError::Internal(text()),
         ] {
             assert_eq!(CallError::from_status(&Status::from(error.clone())), error);

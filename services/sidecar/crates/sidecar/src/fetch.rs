@@ -114,7 +114,7 @@ pub async fn run(
         span.set_attribute(KeyValue::new("kvasir.gb_per_s", receiving.bytes as f64 / 1e9 / seconds));
     }
     if let Err(error) = outcome {
-        if matches!(error, CallError::Unavailable(_)) {
+        if matches!(error, CallError::Unavailable(_) | CallError::PermissionDenied(_)) {
             connections.forget(&fetch.request.source_address);
         }
         span.set_status(SpanStatus::error(error.to_string()));

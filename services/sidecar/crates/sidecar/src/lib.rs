@@ -6,6 +6,7 @@
 
 pub mod bench_engine;
 pub mod bench_pull;
+pub mod certificates;
 pub mod cli;
 pub mod codec;
 pub mod connections;
@@ -17,6 +18,7 @@ pub mod fetches;
 pub mod frames;
 pub mod generate;
 pub mod http2;
+pub mod identity;
 pub mod inspect;
 pub mod kernel_service;
 pub mod memory;
@@ -29,4 +31,6 @@ pub mod state;
 pub mod stats;
 pub mod telemetry;
 pub mod ticket;
+pub mod tls;
+pub mod transfer_listener;
 pub mod transfer_service;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use kvasir_sidecar::cli::{Cli, Command};
-use kvasir_sidecar::{bench_engine, bench_pull, generate, inspect, quality, serve};
+use kvasir_sidecar::{bench_engine, bench_pull, certificates, generate, inspect, quality, serve};
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Generate(flags) => generate::generate(&flags),
         Command::BenchEngine(flags) => bench_engine::bench_engine(&flags),
         Command::Quality(flags) => quality::quality(&flags),
+        Command::Certificates(flags) => certificates::certificates(&flags),
         Command::BenchPull(what) => bench_pull::run(what),
     };
     match outcome {

@@ -13,8 +13,8 @@ use kvasir_model::ModelSource;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::cli::{EngineFlags, ServeFlags};
 use crate::connections::Connections;
@@ -22,6 +22,7 @@ use crate::device::start_device;
 use crate::exports::Exports;
 use crate::fetches::Fetches;
 use crate::http2;
+use crate::identity::Identity;
 use crate::kernel_service::{Description, WorkerFacing};
 use crate::memory::check_memory;
 use crate::proto::kernel::kernel_service_server::KernelServiceServer;
@@ -30,6 +31,8 @@ use crate::state::Sidecar;
 use crate::stats::Stats;
 use crate::telemetry::{Telemetry, unix_ms};
 use crate::ticket::TicketKey;
+use crate::tls::{Tls, TlsFiles};
+use crate::transfer_listener::{admit_puller, connections};
 use crate::transfer_service::TransferService;
 
 /// Anything that ends the process; shown as one line.
@@ -69,6 +72,7 @@ pub fn engine_options(flags: &EngineFlags) -> EngineOptions {
 pub fn serve(flags: ServeFlags) -> Result<(), Fatal> {
     let key = read_ticket_key()?;
     let stdin_ended = exit_with_stdin(flags.socket.clone());
+    let tls = load_tls(&flags)?;
     let mut last = Instant::now();
     let mut engine = load_engine(&flags.engine, &mut |done_bytes, total_bytes| {
         if last.elapsed() > Duration::from_millis(200) || done_bytes == total_bytes {
@@ -84,12 +88,25 @@ pub fn serve(flags: ServeFlags) -> Result<(), Fatal> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(run(flags, key, engine, grammars, stdin_ended))
+    runtime.block_on(run(flags, key, tls, engine, grammars, stdin_ended))
+}
+
+/// The certificates of the worker whose sidecar this is.
+fn load_tls(flags: &ServeFlags) -> Result<Option<Arc<Tls>>, Fatal> {
+    let Some(files) = TlsFiles::from_flags(&flags.tls)? else {
+        return Ok(None);
+    };
+    let own = Identity {
+        role: flags.role.into(),
+        id: flags.worker_id.clone(),
+    };
+    Ok(Some(Arc::new(Tls::load(files, own)?)))
 }
 
 async fn run(
     flags: ServeFlags,
     key: TicketKey,
+    tls: Option<Arc<Tls>>,
     engine: Engine,
     grammars: Arc<Grammars>,
     stdin_ended: Arc<Notify>,
@@ -125,7 +142,7 @@ async fn run(
         device,
         grammars,
         description,
-        connections: Arc::new(Connections::default()),
+        connections: Arc::new(Connections::new(tls.clone())),
         executing: Arc::new(AtomicBool::new(false)),
         born: Instant::now(),
     };
@@ -141,7 +158,8 @@ async fn run(
             .add_service(kernel)
             .serve_with_incoming(UnixListenerStream::new(socket)),
     );
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let transfer = InterceptedService::new(transfer, admit_puller);
+    let incoming = connections(listener, tls);
     servers.spawn(http2::server().add_service(transfer).serve_with_incoming(incoming));
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(SWEEP_INTERVAL);

@@ -4,8 +4,10 @@ mod common;
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use common::*;
+use kvasir_sidecar::certificates::Authority;
 use tokio::process::Command;
 
 async fn failed(mut command: Command, stdin: &str) -> String {
@@ -81,6 +83,41 @@ async fn what_keeps_it_from_starting_is_one_line() {
             .await
             .contains("absent")
     );
+
+    assert!(failed(serve(&["--tls-ca", "ca.pem"]), &key).await.contains("together"));
+    let tls = directory.path().join("tls");
+    let authority = Authority::open(&tls).expect("an authority");
+    for identity in ["decode/w", "mixed/other"] {
+        let identity = identity.parse().expect("an identity");
+        authority
+            .issue(&identity, &[], Duration::from_secs(60))
+            .expect("a certificate");
+    }
+    let path = |name: &str| tls.join(name).display().to_string();
+    let files = |cert: &str, key: &str| {
+        [
+            "--tls-ca",
+            &path("ca.pem"),
+            "--tls-cert",
+            &path(cert),
+            "--tls-key",
+            &path(key),
+        ]
+        .map(str::to_owned)
+    };
+    for (cert, key_file, words) in [
+        ("w.pem", "w.key", "is the certificate of decode/w, this is mixed/w"),
+        ("absent.pem", "w.key", "absent.pem"),
+        ("w.key", "w.key", "holds no certificate"),
+        ("ca.pem", "w.key", "no URI name"),
+    ] {
+        let flags = files(cert, key_file);
+        let told = failed(serve(&flags.each_ref().map(String::as_str)), &key).await;
+        assert!(told.contains(words), "{told}");
+    }
+    let flags = files("w.pem", "other.key");
+    let as_decode = [&["--role", "decode"], &flags.each_ref().map(String::as_str)[..]].concat();
+    assert!(failed(serve(&as_decode), &key).await.contains("do not fit each other"));
 
     let weights = model.path().join("model.safetensors");
     let whole = std::fs::read(&weights).expect("weights");

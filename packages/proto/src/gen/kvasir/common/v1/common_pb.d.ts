@@ -675,6 +675,13 @@ export enum ErrorReason {
    * @generated from enum value: ERROR_REASON_INTERNAL = 10;
    */
   INTERNAL = 10,
+
+  /**
+   * The caller's certificate does not let it in here. Not retryable.
+   *
+   * @generated from enum value: ERROR_REASON_PERMISSION_DENIED = 11;
+   */
+  PERMISSION_DENIED = 11,
 }
 
 /**
