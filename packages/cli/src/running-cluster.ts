@@ -1,11 +1,19 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { State } from "@kvasir/state";
+import type { IssuedFiles } from "./local-cluster/certificates.ts";
 
 /** What `npm run up` wrote down of the cluster it runs. */
 export interface RunningCluster {
   readonly redisUrl?: string;
   readonly cluster?: string;
+  /** The operator's certificates, when the cluster speaks TLS. */
+  readonly tls?: IssuedFiles;
+}
+
+function isFiles(value: unknown): value is IssuedFiles {
+  const files = (value ?? {}) as Readonly<Record<string, unknown>>;
+  return ["ca", "cert", "key"].every((name) => typeof files[name] === "string");
 }
 
 /** Undefined when `npm run up` runs none. */
@@ -13,10 +21,11 @@ export async function runningCluster(cache: string): Promise<RunningCluster | un
   try {
     const value: unknown = JSON.parse(await readFile(join(cache, "run/cluster.json"), "utf8"));
     if (typeof value !== "object" || value === null) return undefined;
-    const { redisUrl, cluster } = value as Readonly<Record<string, unknown>>;
+    const { redisUrl, cluster, tls } = value as Readonly<Record<string, unknown>>;
     return {
       ...(typeof redisUrl === "string" ? { redisUrl } : {}),
       ...(typeof cluster === "string" ? { cluster } : {}),
+      ...(isFiles(tls) ? { tls } : {}),
     };
   } catch {
     return undefined;

@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { defineOptions, runMain } from "@kvasir/config";
+import { defineOptions, runMain, TLS_OPTIONS, tlsFilesFrom } from "@kvasir/config";
 import { connectState, withoutPassword } from "@kvasir/state";
 import { renderTimeline } from "@kvasir/telemetry";
 import { collectTrace, traceIdFromText } from "./collect-trace.ts";
@@ -28,6 +28,7 @@ const options = defineOptions("kvasir-trace", "prints the timeline of one reques
     env: "KVASIR_CLUSTER",
     help: `Cluster to ask. Default: that of the running "npm run up", else ${LOCAL.cluster}.`,
   },
+  ...TLS_OPTIONS,
   json: { type: "boolean", env: "KVASIR_JSON", help: "Print the spans as JSON instead." },
 });
 
@@ -39,7 +40,9 @@ await runMain(options, async (values) => {
   const running = await runningCluster(CACHE);
   const redisUrl = values.redisUrl ?? running?.redisUrl ?? LOCAL.redisUrl;
   const cluster = values.cluster ?? running?.cluster ?? LOCAL.cluster;
-  const state = await connectState(redisUrl, cluster, { connectMaxMs: CONNECT_MAX_MS });
+  const given = tlsFilesFrom(values);
+  const tls = given.ca === undefined ? (running?.tls ?? given) : given;
+  const state = await connectState(redisUrl, cluster, { connectMaxMs: CONNECT_MAX_MS, tls });
   try {
     const sources = await membersOf(state);
     const { spans, missing } = await collectTrace(sources, traceId, fetchJson);

@@ -4,3 +4,4 @@ export { defineOptions, type Options, type ParseOutcome } from "./options.ts";
 export { bytesFromText } from "./parse-value.ts";
 export { announceReady, type EndReason, waitForEnd } from "./process-end.ts";
 export { runMain } from "./run-main.ts";
+export { TLS_OPTIONS, tlsFilesFrom } from "./tls-options.ts";

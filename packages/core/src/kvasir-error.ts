@@ -1,4 +1,4 @@
-/** Why a call between two parts of the cluster failed: the closed set of DESIGN §3. */
+/** Why a call between two parts of the cluster failed: a closed set. */
 export type ErrorReason =
   | "overloaded"
   | "unavailable"
@@ -7,6 +7,7 @@ export type ErrorReason =
   | "layout_mismatch"
   | "digest_mismatch"
   | "invalid_request"
+  | "permission_denied"
   | "deadline_exceeded"
   | "cancelled"
   | "internal";
@@ -52,6 +53,7 @@ export function isRetryable(reason: ErrorReason): boolean {
     case "digest_mismatch":
       return true;
     case "invalid_request":
+    case "permission_denied":
     case "deadline_exceeded":
     case "cancelled":
     case "internal":

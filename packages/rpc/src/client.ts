@@ -1,9 +1,10 @@
 import type { DescService, MessageInitShape, MessageShape } from "@bufbuild/protobuf";
-import { type CallOptions, type ChannelCredentials, Client, credentials, type Metadata } from "@grpc/grpc-js";
+import { type CallOptions, Client, type Metadata } from "@grpc/grpc-js";
 import { type Duplex, deserializer, methodPath, type Readable, serializer } from "./binding.ts";
 import { CHANNEL_OPTIONS } from "./channel-options.ts";
 import { errorFromService } from "./errors.ts";
 import { metadataFromContext } from "./trace-context.ts";
+import { PLAIN, type Transport } from "./transport.ts";
 
 export interface CallSettings {
   /** Relative deadline of the whole call; absent: none. */
@@ -36,9 +37,9 @@ export type RpcClient<S extends DescService> = UnaryClient<S> & { readonly chann
 export function createClient<S extends DescService>(
   service: S,
   address: string,
-  channelCredentials: ChannelCredentials = credentials.createInsecure(),
+  transport: Transport = PLAIN,
 ): RpcClient<S> {
-  const channel = new Client(address, channelCredentials, CHANNEL_OPTIONS);
+  const channel = new Client(address, transport.credentialsTo(service.typeName, address), CHANNEL_OPTIONS);
   const methods: Record<string, unknown> = { channel };
   for (const method of service.methods) {
     const path = methodPath(method);

@@ -14,6 +14,7 @@ const TABLE: Readonly<Record<ErrorReason, { readonly code: status; readonly wire
   layout_mismatch: { code: status.FAILED_PRECONDITION, wire: WireReason.LAYOUT_MISMATCH },
   digest_mismatch: { code: status.DATA_LOSS, wire: WireReason.DIGEST_MISMATCH },
   invalid_request: { code: status.INVALID_ARGUMENT, wire: WireReason.INVALID_REQUEST },
+  permission_denied: { code: status.PERMISSION_DENIED, wire: WireReason.PERMISSION_DENIED },
   deadline_exceeded: { code: status.DEADLINE_EXCEEDED, wire: WireReason.DEADLINE_EXCEEDED },
   cancelled: { code: status.CANCELLED, wire: WireReason.CANCELLED },
   internal: { code: status.INTERNAL, wire: WireReason.INTERNAL },
@@ -24,7 +25,7 @@ const REASON_OF_WIRE = new Map<WireReason, ErrorReason>(
 );
 
 /** Anything thrown becomes the status that a server sends; what is not a `KvasirError` is `internal`. */
-export function statusFromError(error: unknown): Partial<StatusObject> {
+export function statusFromError(error: unknown): StatusObject {
   const known = asKvasirError(error);
   const metadata = new Metadata();
   const detail = create(ErrorDetailSchema, {
@@ -74,6 +75,9 @@ function reasonFromCode(code: status): ErrorReason {
     case status.OUT_OF_RANGE:
     case status.NOT_FOUND:
       return "invalid_request";
+    case status.PERMISSION_DENIED:
+    case status.UNAUTHENTICATED:
+      return "permission_denied";
     case status.DEADLINE_EXCEEDED:
       return "deadline_exceeded";
     case status.RESOURCE_EXHAUSTED:

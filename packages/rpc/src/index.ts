@@ -5,4 +5,7 @@ export { type CallSettings, createClient, type RpcClient } from "./client.ts";
 export { ERROR_METADATA_KEY, errorFromService, isTyped, statusFromError } from "./errors.ts";
 export { messages } from "./messages.ts";
 export { createServer, type RpcServer } from "./server.ts";
+export type { CertificateFiles, TlsLog } from "./tls/certificates.ts";
+export { callerOf } from "./tls/guard.ts";
 export { contextFromMetadata, metadataFromContext } from "./trace-context.ts";
+export { PLAIN, type Transport, transportFrom } from "./transport.ts";

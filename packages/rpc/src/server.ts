@@ -1,3 +1,4 @@
+import type { Socket } from "node:net";
 import type { DescService } from "@bufbuild/protobuf";
 import {
   Server,
@@ -12,6 +13,9 @@ import {
 import { type Implementation, serviceDefinition } from "./binding.ts";
 import { CHANNEL_OPTIONS } from "./channel-options.ts";
 import { statusFromError } from "./errors.ts";
+import { refuseStrangers } from "./tls/guard.ts";
+import { listenSecurely, type SecureListener } from "./tls/secure-listener.ts";
+import { PLAIN, type Transport } from "./transport.ts";
 
 export interface RpcServer {
   /** Offers a service. A handler that throws ends its call with the thrown reason; one that returns ends its stream well. */
@@ -22,8 +26,10 @@ export interface RpcServer {
   close(graceMs?: number): Promise<void>;
 }
 
-export function createServer(serverCredentials: ServerCredentials = ServerCredentials.createInsecure()): RpcServer {
-  const server = new Server(CHANNEL_OPTIONS);
+/** With mutual TLS, callers are let in by role (`tls/planes.ts`), and plain ones are refused with a reason. */
+export function createServer({ certificates }: Transport = PLAIN): RpcServer {
+  const server = new Server(certificates ? { ...CHANNEL_OPTIONS, interceptors: [refuseStrangers] } : CHANNEL_OPTIONS);
+  let secureListener: SecureListener | undefined;
   return {
     add(service, implementation) {
       const handlers: Record<string, UntypedHandleCall> = {};
@@ -55,17 +61,34 @@ export function createServer(serverCredentials: ServerCredentials = ServerCreden
       }
       server.addService(serviceDefinition(service), handlers);
     },
-    listen(address) {
+    async listen(address) {
+      const colon = address.lastIndexOf(":");
+      if (certificates && !address.startsWith("unix:")) {
+        // Connections arrive here decrypted, or refused; grpc-js asks the sockets who is behind them.
+        const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
+        const host = address.slice(0, colon).replace(/^\[|\]$/g, "");
+        const take = (connection: Socket) => injector.injectConnection(connection);
+        const listening = listenSecurely(host, Number(address.slice(colon + 1)), certificates, take);
+        secureListener = await listening.catch((error: Error) => {
+          throw new Error(`cannot listen on ${address}: ${error.message}`);
+        });
+        return `${address.slice(0, colon)}:${secureListener.port}`;
+      }
       return new Promise((resolve, reject) => {
-        server.bindAsync(address, serverCredentials, (error, port) => {
+        server.bindAsync(address, ServerCredentials.createInsecure(), (error, port) => {
           if (error) reject(new Error(`cannot listen on ${address}: ${error.message}`));
-          else resolve(address.startsWith("unix:") ? address : `${address.slice(0, address.lastIndexOf(":"))}:${port}`);
+          else resolve(address.startsWith("unix:") ? address : `${address.slice(0, colon)}:${port}`);
         });
       });
     },
     close(graceMs = 2_000) {
+      secureListener?.close();
       return new Promise((resolve) => {
-        const cut = setTimeout(() => server.forceShutdown(), graceMs);
+        // A session that broke before it began is never reported closed: waiting ends here in any case.
+        const cut = setTimeout(() => {
+          server.forceShutdown();
+          resolve();
+        }, graceMs);
         server.tryShutdown(() => {
           clearTimeout(cut);
           resolve();

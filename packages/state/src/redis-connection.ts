@@ -1,9 +1,18 @@
+import { readFileSync } from "node:fs";
+import { type ConnectionOptions, rootCertificates } from "node:tls";
 import { Redis } from "ioredis";
 
 /** Where this package says what happens to it; pino fits. */
 export interface StateLog {
   info(fields: object, message: string): void;
   warn(fields: object, message: string): void;
+}
+
+/** Paths of PEM files. */
+export interface RedisTlsFiles {
+  readonly ca: string | undefined;
+  readonly cert: string | undefined;
+  readonly key: string | undefined;
 }
 
 export const SILENT_LOG: StateLog = { info: () => undefined, warn: () => undefined };
@@ -16,7 +25,12 @@ const RECONNECT_MAX_MS = 1_000;
  * A connection that fails fast while Redis is away and comes back by itself. Nothing is queued over an outage: whoever called
  * decides whether to try again, with what is true then. One log line says that Redis went away, one that it came back.
  */
-export async function connectRedis(redisUrl: string, log: StateLog, connectMaxMs: number): Promise<Redis> {
+export async function connectRedis(
+  redisUrl: string,
+  log: StateLog,
+  connectMaxMs: number,
+  tls?: RedisTlsFiles,
+): Promise<Redis> {
   const shown = withoutPassword(redisUrl);
   const redis = new Redis(redisUrl, {
     lazyConnect: true,
@@ -25,6 +39,7 @@ export async function connectRedis(redisUrl: string, log: StateLog, connectMaxMs
     maxRetriesPerRequest: 0,
     commandTimeout: COMMAND_MAX_MS,
     connectTimeout: COMMAND_MAX_MS,
+    ...(redisUrl.startsWith("rediss:") ? { tls: tlsOptions(tls) } : {}),
     retryStrategy: (attempt) => Math.min(50 * attempt, RECONNECT_MAX_MS),
   });
   let lastError = "no answer";
@@ -56,6 +71,13 @@ export async function connectRedis(redisUrl: string, log: StateLog, connectMaxMs
     });
   });
   return redis;
+}
+
+/** Redis is checked by its host name, as it is everywhere. */
+function tlsOptions(files: RedisTlsFiles | undefined): ConnectionOptions {
+  const read = (path: string | undefined) => (path === undefined ? undefined : readFileSync(path));
+  const [ca, cert, key] = [read(files?.ca), read(files?.cert), read(files?.key)];
+  return { ...(ca ? { ca: [...rootCertificates, ca] } : {}), ...(cert && key ? { cert, key } : {}) };
 }
 
 export function withoutPassword(redisUrl: string): string {

@@ -3,7 +3,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { KvasirError } from "@kvasir/core";
 import type { Redis } from "ioredis";
 import { type RecordByKind, type RecordKind, type RegisteredRecord, recordFromText } from "./records.ts";
-import { connectRedis, SILENT_LOG, type StateLog } from "./redis-connection.ts";
+import { connectRedis, type RedisTlsFiles, SILENT_LOG, type StateLog } from "./redis-connection.ts";
 
 export interface StateOptions {
   readonly log?: StateLog;
@@ -11,6 +11,8 @@ export interface StateOptions {
   readonly recordTtlMs?: number;
   readonly refreshMs?: number;
   readonly pollMs?: number;
+  /** Beside the system's authorities, and what is shown, when the URL is `rediss://`. Read at the start. */
+  readonly tls?: RedisTlsFiles;
   /** How long `connectState` and `nextEpoch` try before they give up. */
   readonly connectMaxMs?: number;
 }
@@ -62,7 +64,7 @@ export async function connectState(redisUrl: string, cluster: string, options: S
   if (!/^[A-Za-z0-9._-]{1,64}$/.test(cluster)) {
     throw new Error(`cluster is ${JSON.stringify(cluster)}; use 1 to 64 letters, digits, dots, dashes or underscores`);
   }
-  const redis = await connectRedis(redisUrl, options.log ?? SILENT_LOG, options.connectMaxMs ?? 10_000);
+  const redis = await connectRedis(redisUrl, options.log ?? SILENT_LOG, options.connectMaxMs ?? 10_000, options.tls);
   return new RedisState(redis, `kvasir:{${cluster}}:`, options);
 }
 

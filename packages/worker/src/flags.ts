@@ -1,7 +1,7 @@
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { defineOptions } from "@kvasir/config";
+import { defineOptions, TLS_OPTIONS } from "@kvasir/config";
 import type { Role } from "./worker.ts";
 
 const BUILT_SIDECAR = fileURLToPath(
@@ -156,6 +156,7 @@ export function workerFlags(service: string, summary: string, roles: readonly [R
       default: join(tmpdir(), "kvasir"),
       help: "Directory for the socket between worker and sidecar.",
     },
+    ...TLS_OPTIONS,
     parentWatch: { type: "boolean", env: "KVASIR_PARENT_WATCH", help: "End when stdin reaches its end." },
   });
 }

@@ -1,6 +1,7 @@
 import { hostname } from "node:os";
 import { basename, resolve } from "node:path";
-import { announceReady, runMain, waitForEnd } from "@kvasir/config";
+import { announceReady, runMain, tlsFilesFrom, waitForEnd } from "@kvasir/config";
+import { type Transport, transportFrom } from "@kvasir/rpc";
 import { connectState, type RegisteredRecord, type State } from "@kvasir/state";
 import { type AdminServer, startAdminServer, startTelemetry, type Telemetry } from "@kvasir/telemetry";
 import { AttachClient } from "./attach/attach-client.ts";
@@ -29,8 +30,12 @@ async function serve(service: string, values: Values): Promise<void> {
   const workerId = values.id ?? `${role}-${hostname()}-${process.pid}`;
   const end = waitForEnd(values.parentWatch);
   const telemetry = startTelemetry({ service, instanceId: workerId });
-  const state = await connectState(values.redisUrl, values.cluster, { log: telemetry.logger });
-  const { worker, admin } = await start(values, role, workerId, telemetry, state);
+  const transport = transportFrom(tlsFilesFrom(values), { role, id: workerId }, telemetry.logger);
+  const state = await connectState(values.redisUrl, values.cluster, {
+    log: telemetry.logger,
+    tls: tlsFilesFrom(values),
+  });
+  const { worker, admin } = await start(values, role, workerId, telemetry, state, transport);
   const address = await Promise.race([worker.start(values.listen), end.then(() => undefined)]);
   // Asked to end while the model loads: our own end closes the sidecar's stdin, which ends it.
   if (address === undefined) process.exit(0);
@@ -39,7 +44,11 @@ async function serve(service: string, values: Values): Promise<void> {
   const model = modelNameOf(values);
   const facts = { workerId, role, address: reachable, adminAddress, model };
 
-  const attach = new AttachClient(() => worker.current && attachState(worker.current, facts), telemetry.logger);
+  const attach = new AttachClient(
+    () => worker.current && attachState(worker.current, facts),
+    telemetry.logger,
+    transport,
+  );
   const unwatch = state.watch("router", (routers) => attach.setRouters(routers));
   worker.onLoad(() => attach.loadChanged());
   const first = worker.current;
@@ -71,6 +80,7 @@ async function start(
   workerId: string,
   telemetry: Telemetry,
   state: State,
+  transport: Transport,
 ): Promise<{ worker: Worker; admin: AdminServer }> {
   const launch = sidecarLauncher(
     {
@@ -87,6 +97,7 @@ async function start(
       weights: values.weights,
       threads: values.threads,
       cpus: values.cpus,
+      tls: tlsFilesFrom(values),
       stepTokenMax: Math.max(STEP_TOKENS_SIDECAR_MIN, values.stepTokens),
     },
     telemetry.logger,
@@ -100,6 +111,7 @@ async function start(
   const worker: Worker = new Worker({
     workerId,
     role,
+    transport,
     launch,
     nextEpoch: () => state.nextEpoch(),
     limits: {

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { DecodeService, PrefillService } from "@kvasir/proto";
-import { createServer, type RpcServer } from "@kvasir/rpc";
+import { createServer, PLAIN, type RpcServer, type Transport } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
 import { decodeService } from "./decode/decode-service.ts";
 import { PrefillPeers } from "./decode/peers.ts";
@@ -18,6 +18,8 @@ export type Role = "prefill" | "decode" | "mixed";
 export interface WorkerOptions {
   readonly workerId: string;
   readonly role: Role;
+  /** Of the gRPC connections with others; absent: plain. */
+  readonly transport?: Transport;
   readonly launch: LaunchSidecar;
   readonly nextEpoch: () => Promise<number>;
   readonly limits: EngineLimits;
@@ -40,7 +42,7 @@ export class Worker {
   readonly supervisor: Supervisor;
   readonly #options: WorkerOptions;
   readonly #server: RpcServer;
-  readonly #peers = new PrefillPeers();
+  readonly #peers: PrefillPeers;
   readonly #loadWatchers = new Set<() => void>();
   #generationCount = 0;
   #runCount = 0;
@@ -50,12 +52,13 @@ export class Worker {
     this.#options = options;
     this.workerId = options.workerId;
     this.role = options.role;
-    const { launch, nextEpoch, limits, stepStallMs, log, onStep } = options;
+    const { launch, nextEpoch, limits, stepStallMs, log, onStep, transport = PLAIN } = options;
     const onLoad = () => {
       for (const watcher of this.#loadWatchers) watcher();
     };
     this.supervisor = new Supervisor({ launch, nextEpoch, limits, stepStallMs, log, onStep, onLoad });
-    this.#server = createServer();
+    this.#server = createServer(transport);
+    this.#peers = new PrefillPeers(transport);
     this.#addServices();
   }
 

@@ -1,7 +1,16 @@
 import { createHmac } from "node:crypto";
 import { hostname } from "node:os";
 import { basename, resolve } from "node:path";
-import { announceReady, defineOptions, type OptionValues, runMain, waitForEnd } from "@kvasir/config";
+import {
+  announceReady,
+  defineOptions,
+  type OptionValues,
+  runMain,
+  TLS_OPTIONS,
+  tlsFilesFrom,
+  waitForEnd,
+} from "@kvasir/config";
+import { transportFrom } from "@kvasir/rpc";
 import { connectState } from "@kvasir/state";
 import { startAdminServer, startTelemetry } from "@kvasir/telemetry";
 import { loadModelFacts, loadTokenizer } from "@kvasir/tokenizer";
@@ -64,6 +73,7 @@ const SPECS = {
     min: 0,
     help: "time for running requests to end after SIGTERM",
   },
+  ...TLS_OPTIONS,
   parentWatch: { type: "boolean", env: "KVASIR_PARENT_WATCH", help: "end when stdin ends" },
 } as const;
 
@@ -77,6 +87,7 @@ async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
   const end = waitForEnd(values.parentWatch);
   const id = values.id ?? `gateway-${hostname()}-${process.pid}`;
   const telemetry = startTelemetry({ service: "gateway", instanceId: id });
+  const transport = transportFrom(tlsFilesFrom(values), { role: "gateway", id }, telemetry.logger);
   const tokenizer = await loadTokenizer(values.model);
   const model: ServedModel = {
     name: values.servedModelName ?? basename(resolve(values.model)),
@@ -85,9 +96,12 @@ async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
     facts: await loadModelFacts(values.model),
     createdAtUnixS: Math.floor(Date.now() / 1000),
   };
-  const state = await connectState(values.redisUrl, values.cluster, { log: telemetry.logger });
-  const router = new RouterLink(state);
-  const decode = new DecodeClients();
+  const state = await connectState(values.redisUrl, values.cluster, {
+    log: telemetry.logger,
+    tls: tlsFilesFrom(values),
+  });
+  const router = new RouterLink(state, transport);
+  const decode = new DecodeClients(transport);
   const running = new RunningRequests();
   let stopping = false;
   const isReady = () => {

@@ -1,4 +1,4 @@
-import { defineOptions } from "@kvasir/config";
+import { defineOptions, TLS_OPTIONS } from "@kvasir/config";
 
 export const ROUTER_FLAGS = defineOptions("kvasir-router", "places requests on workers", {
   id: {
@@ -67,5 +67,6 @@ export const ROUTER_FLAGS = defineOptions("kvasir-router", "places requests on w
     min: 1,
     help: "KV bandwidth between two workers, for predictions. Larger: split placements look cheaper.",
   },
+  ...TLS_OPTIONS,
   parentWatch: { type: "boolean", env: "KVASIR_PARENT_WATCH", help: "End when stdin reaches its end." },
 });

@@ -1,6 +1,15 @@
-import { KvasirError, placementReadiness, type RequestKey, type RequestShape, type StreamId } from "@kvasir/core";
+import {
+  type Identity,
+  identityText,
+  KvasirError,
+  placementReadiness,
+  type RequestKey,
+  type RequestShape,
+  type StreamId,
+  type WorkerFacts,
+} from "@kvasir/core";
 import type { RouterService, WorkerHello } from "@kvasir/proto";
-import { contextFromMetadata, type Implementation, messages } from "@kvasir/rpc";
+import { callerOf, contextFromMetadata, type Implementation, messages } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
 import { PlaceSpan } from "./place-span.ts";
 import type { Router } from "./router.ts";
@@ -125,6 +134,7 @@ async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: 
       switch (kind.case) {
         case "hello": {
           const facts = factsFromHello(kind.value);
+          checkIsItself(facts, callerOf(call));
           workerId = facts.workerId;
           hellos.set(streamId, kind.value);
           router.apply({ kind: "WorkerAttached", streamId, epoch, sequence, facts });
@@ -152,6 +162,13 @@ async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: 
     hellos.delete(streamId);
     router.log.info({ workerId, farewell }, "a worker left");
   }
+}
+
+/** With mutual TLS nobody attaches under another's name. */
+function checkIsItself(facts: WorkerFacts, caller: Identity | undefined): void {
+  if (caller === undefined || (caller.id === facts.workerId && caller.role === facts.role)) return;
+  const message = `hello is of ${facts.role}/${facts.workerId}, the certificate of ${identityText(caller)}; a worker attaches as itself`;
+  throw new KvasirError({ reason: "permission_denied", message });
 }
 
 /** The end that does not come by reading: the peer's cancel (a clean end, nobody listens any more), or a failure of ours. */

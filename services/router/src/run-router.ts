@@ -1,8 +1,8 @@
 import { hostname } from "node:os";
-import { announceReady, waitForEnd } from "@kvasir/config";
+import { announceReady, tlsFilesFrom, waitForEnd } from "@kvasir/config";
 import { nanosFromMs, PREDICTION_DEFAULTS } from "@kvasir/core";
 import { RouterService } from "@kvasir/proto";
-import { createServer } from "@kvasir/rpc";
+import { createServer, transportFrom } from "@kvasir/rpc";
 import { connectState } from "@kvasir/state";
 import { startAdminServer, startTelemetry } from "@kvasir/telemetry";
 import type { ROUTER_FLAGS } from "./flags.ts";
@@ -24,7 +24,8 @@ export async function runRouter(values: RouterValues): Promise<void> {
   void end.then(() => isReady || process.exit(0));
   const telemetry = startTelemetry({ service: "router", instanceId: routerId });
   const { logger } = telemetry;
-  const state = await connectState(values.redisUrl, values.cluster, { log: logger });
+  const transport = transportFrom(tlsFilesFrom(values), { role: "router", id: routerId }, logger);
+  const state = await connectState(values.redisUrl, values.cluster, { log: logger, tls: tlsFilesFrom(values) });
   const router = new Router(
     {
       queueMax: values.queueMax,
@@ -38,7 +39,7 @@ export async function runRouter(values: RouterValues): Promise<void> {
     telemetry.registry,
     logger,
   );
-  const server = createServer();
+  const server = createServer(transport);
   server.add(RouterService, routerService(router, telemetry.tracer));
   const address = await server.listen(values.listen);
   const admin = await startAdminServer({ listen: values.adminListen, telemetry, isReady: () => ({ ready: true }) });

@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { issuedFiles, tlsFlags } from "./certificates.ts";
 
 /** The repository's root. */
 const ROOT = join(import.meta.dirname, "../../../..");
@@ -26,6 +27,11 @@ export interface LocalClusterOptions {
   readonly stepTokens?: number;
   readonly threadsPerSidecar?: number;
   readonly leaseMs?: number;
+  /**
+   * Mutual TLS between all processes, Redis included if it is our own: certificates are made in this directory, which keeps its authority.
+   * Absent: plain.
+   */
+  readonly tlsDirectory?: string;
   /** More flags, by kind of process. */
   readonly extraFlags?: Partial<Record<"router" | "gateway" | "worker", readonly string[]>>;
   /** Where services and sidecars send their spans: OTLP over gRPC. Absent: OTEL_EXPORTER_OTLP_ENDPOINT of this process, if set. */
@@ -54,7 +60,9 @@ export function serviceArgs(
     readonly stateDir: string;
   },
 ): string[] {
-  const common = ["--id", id, "--redis-url", shared.redisUrl, "--cluster", shared.cluster, "--parent-watch"];
+  const { tlsDirectory } = options;
+  const tls = tlsDirectory === undefined ? [] : tlsFlags(issuedFiles(tlsDirectory, id));
+  const common = ["--id", id, "--redis-url", shared.redisUrl, "--cluster", shared.cluster, "--parent-watch", ...tls];
   const model = ["--model", options.model, ...flag("--served-model-name", options.servedModelName)];
   const main = (service: string) => join(ROOT, "services", service, "src/main.ts");
   switch (kind) {

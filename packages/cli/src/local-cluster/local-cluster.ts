@@ -2,16 +2,18 @@ import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import type { Identity } from "@kvasir/core";
 import { RouterService } from "@kvasir/proto";
-import { createClient } from "@kvasir/rpc";
+import { createClient, PLAIN, type Transport, transportFrom } from "@kvasir/rpc";
 import type { SpanRecord } from "@kvasir/telemetry";
 import { collectTrace } from "../collect-trace.ts";
+import { issueCertificates, issuedFiles } from "./certificates.ts";
 import type { Exit } from "./child.ts";
 import { type LocalClusterOptions, serviceArgs } from "./cluster-options.ts";
 import { OwnRedis } from "./own-redis.ts";
 import { samplesFromText } from "./prometheus-text.ts";
 import { freePort } from "./redis-process.ts";
-import { type ProcessHandle, type ProcessKind, ServiceProcess } from "./service-process.ts";
+import { type ProcessHandle, ServiceProcess } from "./service-process.ts";
 
 const SERVICE_READY_MAX_MS = 60_000;
 /** A worker loads its model first. */
@@ -22,6 +24,11 @@ const RESTART_FIRST_MS = 250;
 const RESTART_MAX_MS = 10_000;
 const SCRAPE_MAX_MS = 5_000;
 const SPANS_DELAY_MS = "500";
+
+/** Who asks on behalf of the person at the terminal. */
+export const OPERATOR: Identity = { role: "operator", id: "operator" };
+const REDIS: Identity = { role: "redis", id: "redis" };
+const SILENT = { info: () => undefined, warn: () => undefined };
 
 /** A whole cluster on this machine: the same processes as anywhere, with addresses on loopback. */
 export interface LocalCluster {
@@ -68,6 +75,7 @@ class RunningCluster implements LocalCluster {
   readonly #stateDir: string;
   readonly #services: ServiceProcess[] = [];
   readonly #restartDelayMs = new Map<string, number>();
+  #transport: Transport = PLAIN;
   #redis: OwnRedis | undefined;
   #redisUrl = "";
   #isStopping = false;
@@ -95,10 +103,26 @@ class RunningCluster implements LocalCluster {
   }
 
   async start(): Promise<void> {
-    const { prefill = 1, decode = 1, mixed = 0, port = 0, logDir } = this.#options;
+    const { prefill = 1, decode = 1, mixed = 0, port = 0, logDir, tlsDirectory } = this.#options;
+    const counts = { router: 1, gateway: 1, prefill, decode, mixed } as const;
+    const kinds = Object.keys(counts) as (keyof typeof counts)[];
+    const services = kinds.flatMap((kind) =>
+      Array.from({ length: counts[kind] }, (_, index) => ({ kind, name: `${kind}-${index}` })),
+    );
+    if (tlsDirectory !== undefined) {
+      const start = performance.now();
+      await issueCertificates({
+        directory: tlsDirectory,
+        identities: [...services.map(({ kind, name }): Identity => ({ role: kind, id: name })), OPERATOR, REDIS],
+      });
+      this.#transport = transportFrom(issuedFiles(tlsDirectory, OPERATOR.id), OPERATOR, SILENT);
+      this.#say("certificates", start);
+    }
     if (this.#options.redisUrl === undefined) {
       const start = performance.now();
-      this.#redis = new OwnRedis(join(logDir, "redis.log"), (exit, errors) => this.#lost(this.#redis, exit, errors));
+      const onExit = (exit: Exit, errors: string) => this.#lost(this.#redis, exit, errors);
+      const tls = tlsDirectory === undefined ? undefined : issuedFiles(tlsDirectory, REDIS.id);
+      this.#redis = new OwnRedis(join(logDir, "redis.log"), tls, onExit);
       await this.#redis.start();
       this.#say("redis", start);
     }
@@ -107,21 +131,13 @@ class RunningCluster implements LocalCluster {
     const shared = { redisUrl: this.#redisUrl, cluster: this.cluster, gatewayPort, stateDir: this.#stateDir };
     const { otlpEndpoint } = this.#options;
     const env = otlpEndpoint === undefined ? process.env : exportingTo(otlpEndpoint);
-    const add = (kind: Exclude<ProcessKind, "redis">, count: number) => {
-      for (let index = 0; index < count; index++) {
-        const name = `${kind}-${index}`;
-        const readyMaxMs = kind === "router" || kind === "gateway" ? SERVICE_READY_MAX_MS : WORKER_READY_MAX_MS;
-        const args = serviceArgs(kind, name, this.#options, shared);
-        const logFile = join(logDir, `${name}.log`);
-        const command = { name, kind, node: process.execPath, args, env, logFile, readyMaxMs };
-        this.#services.push(new ServiceProcess(command, (handle, exit, errors) => this.#lost(handle, exit, errors)));
-      }
-    };
-    add("router", 1);
-    add("gateway", 1);
-    add("prefill", prefill);
-    add("decode", decode);
-    add("mixed", mixed);
+    for (const { kind, name } of services) {
+      const readyMaxMs = kind === "router" || kind === "gateway" ? SERVICE_READY_MAX_MS : WORKER_READY_MAX_MS;
+      const args = serviceArgs(kind, name, this.#options, shared);
+      const logFile = join(logDir, `${name}.log`);
+      const command = { name, kind, node: process.execPath, args, env, logFile, readyMaxMs };
+      this.#services.push(new ServiceProcess(command, (handle, exit, errors) => this.#lost(handle, exit, errors)));
+    }
     if (this.#isStopping) return;
     const starts = this.#services.map(async (service) => {
       const start = performance.now();
@@ -144,7 +160,7 @@ class RunningCluster implements LocalCluster {
 
   /** Why not every worker can be placed on yet; undefined when all can. */
   async #whatIsMissing(): Promise<string | undefined> {
-    const router = createClient(RouterService, this.process("router-0").grpcAddress ?? "");
+    const router = createClient(RouterService, this.process("router-0").grpcAddress ?? "", this.#transport);
     try {
       const { workers } = await router.describeCluster({}, { deadlineMs: 2_000 });
       const attached = new Set(workers.map((worker) => worker.hello?.workerId));

@@ -1,3 +1,4 @@
+import type { IssuedFiles } from "./certificates.ts";
 import type { Exit } from "./child.ts";
 import { freePort, type RedisProcess, startRedis } from "./redis-process.ts";
 import type { ProcessHandle } from "./service-process.ts";
@@ -11,12 +12,15 @@ export class OwnRedis implements ProcessHandle {
   readonly httpAddress = undefined;
   readonly sidecarPid = undefined;
   readonly #logFile: string;
+  readonly #tls: IssuedFiles | undefined;
   readonly #onExit: (exit: Exit, errors: string) => void;
   #redis: RedisProcess | undefined;
   #isEndExpected = false;
 
-  constructor(logFile: string, onExit: (exit: Exit, errors: string) => void) {
+  /** With `tls` it takes mutual TLS only. */
+  constructor(logFile: string, tls: IssuedFiles | undefined, onExit: (exit: Exit, errors: string) => void) {
     this.#logFile = logFile;
+    this.#tls = tls;
     this.#onExit = onExit;
   }
 
@@ -33,7 +37,7 @@ export class OwnRedis implements ProcessHandle {
   async start(): Promise<void> {
     this.#isEndExpected = false;
     const port = this.#redis?.port ?? (await freePort());
-    const redis = await startRedis(process.env.KVASIR_REDIS_SERVER || "redis-server", port, this.#logFile);
+    const redis = await startRedis(process.env.KVASIR_REDIS_SERVER || "redis-server", port, this.#logFile, this.#tls);
     this.#redis = redis;
     void redis.child.exited.then((exit) => {
       if (!this.#isEndExpected) this.#onExit(exit, redis.child.errorLines());

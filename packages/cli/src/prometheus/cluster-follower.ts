@@ -47,7 +47,8 @@ export class ClusterFollower {
     this.#state = undefined;
     await old?.close();
     if (running?.redisUrl === undefined || running.cluster === undefined) return;
-    this.#state = await connectState(running.redisUrl, running.cluster, { connectMaxMs: CONNECT_MAX_MS });
+    const { redisUrl, cluster, tls } = running;
+    this.#state = await connectState(redisUrl, cluster, { connectMaxMs: CONNECT_MAX_MS, ...(tls ? { tls } : {}) });
     this.#followed = running;
   }
 

@@ -38,6 +38,11 @@ export const UP_FLAGS = defineOptions("npm run up --", "a whole cluster on this 
     min: 1,
     help: "KV pool of each worker; memory is taken as it is used.",
   },
+  tls: {
+    type: "boolean",
+    env: "KVASIR_UP_TLS",
+    help: "Mutual TLS between all processes, KV included, with certificates made for the purpose.",
+  },
   once: { type: "boolean", env: "KVASIR_UP_ONCE", help: "End after the question instead of waiting for Ctrl-C." },
 });
 

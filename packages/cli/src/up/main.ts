@@ -5,8 +5,9 @@ import { runMain } from "@kvasir/config";
 import { resolveModel } from "@kvasir/models";
 import { renderTimeline, type SpanRecord } from "@kvasir/telemetry";
 import { findTraceBackend, type TraceBackend } from "../jaeger/running-jaeger.ts";
+import { issuedFiles } from "../local-cluster/certificates.ts";
 import type { ClusterEvent } from "../local-cluster/cluster-options.ts";
-import { type LocalCluster, startLocalCluster } from "../local-cluster/local-cluster.ts";
+import { type LocalCluster, OPERATOR, startLocalCluster } from "../local-cluster/local-cluster.ts";
 import { ask } from "./ask.ts";
 import { checkPortIsFree } from "./check-port.ts";
 import { UP_FLAGS, type UpValues } from "./flags.ts";
@@ -16,6 +17,7 @@ import { watchForStop } from "./stop-request.ts";
 
 const CACHE = process.env.KVASIR_CACHE || join(import.meta.dirname, "../../../../.cache");
 const RUN_DIR = join(CACHE, "run");
+const TLS_DIR = join(CACHE, "run/tls");
 /** Spans reach the services' memory when they end, which may be just after the client has its answer. */
 const SPANS_WAIT_MAX_MS = 2_000;
 const CLUSTER = "local";
@@ -48,7 +50,8 @@ async function up(values: UpValues): Promise<void> {
   }
   const clusterFile = join(RUN_DIR, "cluster.json");
   const { redisUrl, gatewayUrl } = cluster;
-  writeFileSync(clusterFile, `${JSON.stringify({ redisUrl, cluster: cluster.cluster, gatewayUrl }, null, 2)}\n`);
+  const tls = values.tls ? issuedFiles(TLS_DIR, OPERATOR.id) : undefined;
+  writeFileSync(clusterFile, `${JSON.stringify({ redisUrl, cluster: cluster.cluster, gatewayUrl, tls }, null, 2)}\n`);
   print(`${model.servedName} is served at ${gatewayUrl} after ${((performance.now() - begin) / 1000).toFixed(1)} s\n`);
 
   let exitCode = 0;
@@ -92,6 +95,7 @@ async function start(
     weights: values.weights,
     ...(values.threads === undefined ? {} : { threadsPerSidecar: values.threads }),
     ...(traces === undefined ? {} : { otlpEndpoint: traces.otlpEndpoint }),
+    ...(values.tls ? { tlsDirectory: TLS_DIR } : {}),
     restart: true,
     signal,
     onEvent: (event) => {

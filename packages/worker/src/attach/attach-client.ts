@@ -1,3 +1,4 @@
+import { PLAIN, type Transport } from "@kvasir/rpc";
 import type { Log } from "../log.ts";
 import { type AttachState, AttachStream } from "./attach-stream.ts";
 
@@ -10,11 +11,13 @@ export interface RouterRecord {
 export class AttachClient {
   readonly #state: () => AttachState | undefined;
   readonly #log: Log;
+  readonly #transport: Transport;
   readonly #streams = new Map<string, { readonly address: string; readonly stream: AttachStream }>();
 
-  constructor(state: () => AttachState | undefined, log: Log) {
+  constructor(state: () => AttachState | undefined, log: Log, transport: Transport = PLAIN) {
     this.#state = state;
     this.#log = log;
+    this.#transport = transport;
   }
 
   /** The routers there are now: new ones are attached to, those gone are left. */
@@ -27,7 +30,7 @@ export class AttachClient {
     }
     for (const [routerId, address] of addresses) {
       if (this.#streams.has(routerId)) continue;
-      const stream = new AttachStream(routerId, address, this.#state, this.#log);
+      const stream = new AttachStream(routerId, address, this.#state, this.#log, this.#transport);
       this.#streams.set(routerId, { address, stream });
     }
   }

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type AttachRequestSchema, RouterService, type WorkerHelloSchema, type WorkerLoadSchema } from "@kvasir/proto";
-import { createClient, errorFromService, type RpcClient } from "@kvasir/rpc";
+import { createClient, errorFromService, type RpcClient, type Transport } from "@kvasir/rpc";
 import type { Log } from "../log.ts";
 
 /** Load goes out at changes, but not more often than this. Larger: placement knows less; smaller: more messages. */
@@ -38,9 +38,9 @@ export class AttachStream {
   #closed = false;
   #wasAttached = false;
 
-  constructor(routerId: string, address: string, state: () => AttachState | undefined, log: Log) {
+  constructor(routerId: string, address: string, state: () => AttachState | undefined, log: Log, transport: Transport) {
     this.#routerId = routerId;
-    this.#client = createClient(RouterService, address);
+    this.#client = createClient(RouterService, address, transport);
     this.#state = state;
     this.#log = log;
     this.#connect();

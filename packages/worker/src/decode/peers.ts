@@ -1,20 +1,25 @@
 import { PrefillService } from "@kvasir/proto";
-import { createClient, type RpcClient } from "@kvasir/rpc";
+import { createClient, type RpcClient, type Transport } from "@kvasir/rpc";
 
 const IDLE_CLOSE_MS = 60_000;
 
 /** Channels to prefill workers, one for each address, closed when unused for a minute. */
 export class PrefillPeers {
+  readonly #transport: Transport;
   readonly #peers = new Map<
     string,
     { readonly client: RpcClient<typeof PrefillService>; calls: number; timer?: NodeJS.Timeout }
   >();
 
+  constructor(transport: Transport) {
+    this.#transport = transport;
+  }
+
   /** Opens a hand-over call. The channel lives at least as long as the call. */
   run(address: string, settings: Parameters<RpcClient<typeof PrefillService>["run"]>[0]) {
     let peer = this.#peers.get(address);
     if (!peer) {
-      peer = { client: createClient(PrefillService, address), calls: 0 };
+      peer = { client: createClient(PrefillService, address, this.#transport), calls: 0 };
       this.#peers.set(address, peer);
     }
     const used = peer;

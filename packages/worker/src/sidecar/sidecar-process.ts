@@ -39,6 +39,8 @@ export interface SidecarCommand {
   readonly threads: number | undefined;
   readonly cpus: string | undefined;
   readonly stepTokenMax: number;
+  /** Certificates, the worker's own; absent: KV travels plain. */
+  readonly tls?: { readonly [K in "ca" | "cert" | "key"]: string | undefined };
 }
 
 /**
@@ -85,6 +87,9 @@ function args(command: SidecarCommand, epoch: bigint, socketPath: string): strin
     threads: command.threads,
     cpus: command.cpus,
     "step-token-max": command.stepTokenMax,
+    "tls-ca": command.tls?.ca,
+    "tls-cert": command.tls?.cert,
+    "tls-key": command.tls?.key,
   };
   const given = Object.entries(flags).filter(([, value]) => value !== undefined);
   return ["serve", ...given.flatMap(([flag, value]) => [`--${flag}`, String(value)])];

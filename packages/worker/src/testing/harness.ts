@@ -1,5 +1,4 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import { credentials } from "@grpc/grpc-js";
 import type { KvasirError } from "@kvasir/core";
 import {
   type ChoiceSoFarSchema,
@@ -134,7 +133,7 @@ export interface RunningGeneration {
 /** One request as a gateway makes it. */
 export function generate(options: GenerateOptions): RunningGeneration {
   const { decode, prefill, promptTokenCount = 40, maxTokens = 12, seed = 5n, stopTokenIds = [] } = options;
-  const client = createClient(DecodeService, decode.address, credentials.createInsecure());
+  const client = createClient(DecodeService, decode.address);
   const request = {
     requestId: "request",
     promptTokenIds: Array.from({ length: promptTokenCount }, (_, index) => index % 100),

@@ -63,6 +63,7 @@ function httpFromReason(reason: ErrorReason): { status: number; type: string } {
       return { status: 504, type: "timeout_error" };
     case "cancelled":
       return { status: 499, type: "cancelled_error" };
+    case "permission_denied":
     case "internal":
       return { status: 500, type: "internal_error" };
     default:

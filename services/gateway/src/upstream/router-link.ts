@@ -1,6 +1,6 @@
 import { KvasirError } from "@kvasir/core";
 import { type DescribeClusterResponse, type Placement, RouterService } from "@kvasir/proto";
-import { createClient, metadataFromContext, type RpcClient } from "@kvasir/rpc";
+import { createClient, metadataFromContext, PLAIN, type RpcClient, type Transport } from "@kvasir/rpc";
 import type { State } from "@kvasir/state";
 import type { Context } from "@opentelemetry/api";
 import { peerError } from "./peer-error.ts";
@@ -34,6 +34,7 @@ export interface PlaceLine {
 
 /** Finds the router through the cluster's state and talks to it. */
 export class RouterLink {
+  readonly #transport: Transport;
   readonly #unwatch: () => void;
   readonly #poll: NodeJS.Timeout;
   #client: RpcClient<typeof RouterService> | undefined;
@@ -41,7 +42,8 @@ export class RouterLink {
   #known: readonly string[] = [];
   #cluster: DescribeClusterResponse | undefined;
 
-  constructor(state: Pick<State, "watch">) {
+  constructor(state: Pick<State, "watch">, transport: Transport = PLAIN) {
+    this.#transport = transport;
     this.#unwatch = state.watch("router", (routers) => this.#learn(routers.map((router) => router.address)));
     this.#poll = setInterval(() => void this.refresh(), POLL_MS);
   }
@@ -123,7 +125,7 @@ export class RouterLink {
     if (address === undefined || address === this.#address) return;
     this.#client?.channel.close();
     this.#address = address;
-    this.#client = createClient(RouterService, address);
+    this.#client = createClient(RouterService, address, this.#transport);
     void this.refresh();
   }
 }
