@@ -7,7 +7,12 @@ import { runScript, StopError } from "./lib/stop-error.mjs";
 const COMMON = ["deps", "sidecar", "redis", "model:tiny", "model:smollm2"];
 
 /** What a bench compares with, beyond what every bench needs. */
-const BASELINES = { engine: ["python:engines"], gateway: ["python:gateways"], "kv-pull": ["iperf3"] };
+const BASELINES = {
+  engine: ["python:engines"],
+  gateway: ["python:gateways"],
+  "kv-pull": ["iperf3"],
+  tracing: ["jaeger"],
+};
 
 // `npm run bench -- NAME [FLAGS]`: runs bench/src/NAME.ts.
 await runScript(async () => {

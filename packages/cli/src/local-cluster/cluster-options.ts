@@ -36,6 +36,8 @@ export interface LocalClusterOptions {
   readonly extraFlags?: Partial<Record<"router" | "gateway" | "worker", readonly string[]>>;
   /** Where services and sidecars send their spans: OTLP over gRPC. Absent: OTEL_EXPORTER_OTLP_ENDPOINT of this process, if set. */
   readonly otlpEndpoint?: string;
+  /** Environment variables of the services beyond this process's own. */
+  readonly env?: Readonly<Record<string, string>>;
   /** Start a process again when it ends unasked. */
   readonly restart?: boolean;
   /** Aborted: what was started so far is ended, and `startLocalCluster` rejects. */

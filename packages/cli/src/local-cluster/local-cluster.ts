@@ -130,7 +130,8 @@ class RunningCluster implements LocalCluster {
     const gatewayPort = port === 0 ? await freePort() : port;
     const shared = { redisUrl: this.#redisUrl, cluster: this.cluster, gatewayPort, stateDir: this.#stateDir };
     const { otlpEndpoint } = this.#options;
-    const env = otlpEndpoint === undefined ? process.env : exportingTo(otlpEndpoint);
+    const inherited = otlpEndpoint === undefined ? process.env : exportingTo(otlpEndpoint);
+    const env = { ...inherited, ...this.#options.env };
     for (const { kind, name } of services) {
       const readyMaxMs = kind === "router" || kind === "gateway" ? SERVICE_READY_MAX_MS : WORKER_READY_MAX_MS;
       const args = serviceArgs(kind, name, this.#options, shared);
