@@ -1,11 +1,15 @@
 //! Causal attention over block tables, for any mix of prompt chunks and decode rows.
 //!
-//! A task is (row tile, KV head): up to 16 consecutive rows of a sequence times the query heads that share the KV head. It walks the keys in
-//! absolute tiles of 16 from position 0 with the online softmax of FlashAttention (Dao et al., NeurIPS 2022). A key tile is loaded, widened
-//! and transposed once for all queries of the task. A query meets the same tiles with the same operations whatever tile of rows, chunk, batch
-//! or block size it came in: scores sum over the head's elements in order, weights over the keys in order.
+//! A task is (row tile, KV head): up to 16 consecutive rows of a sequence times the query heads that share the KV head. The keys are cut into
+//! absolute partitions of 512 from position 0. Within one it walks them in tiles of 16 with the online softmax of FlashAttention (Dao et al.,
+//! NeurIPS 2022): a key tile is loaded, widened and transposed once for all queries of the task. Partitions are joined in their order by the
+//! same rescaling, so where tasks are few and contexts long (decode) the partitions of one task run side by side, as in Flash-Decoding, and
+//! nobody can tell. A query meets the same tiles with the same operations whatever tile of rows, chunk, batch or block size it came in: scores
+//! sum over the head's elements in order, weights over the keys in order.
 
-use crate::aligned::SharedMut;
+mod running;
+
+use crate::aligned::{SharedMut, as_f32};
 use crate::batch::{Batch, RowTile};
 use crate::cpu::Cpu;
 use crate::error::{KernelError, expect_len};
@@ -14,6 +18,8 @@ use crate::kv_pool::{KEY_TILE, KvDtype, KvPool};
 use crate::math::exp;
 use crate::simd::element::{Brain, Element, Half, Single};
 use crate::simd::{LANES, Simd, unroll};
+use running::{Join, Running};
+use std::ops::Range;
 
 const _: () = assert!(KEY_TILE == LANES, "a lane holds a key");
 
@@ -51,26 +57,100 @@ pub fn attention(
             actual: layer + 1,
         });
     }
-    let out = SharedMut::new(out);
-    let kv_heads = shape.kv_head_count;
-    cpu.threads.run(batch.tiles.len() * kv_heads, &|task| {
-        let (tile, kv_head) = (batch.tiles[task / kv_heads], task % kv_heads);
-        let blocks = batch.spans()[tile.span].blocks;
-        cpu.isa.run(Attend {
-            pool,
-            layer,
-            kv_head,
-            group,
-            width,
-            tile,
-            blocks,
-            query,
-            out,
-        });
-    });
+    let call = Call {
+        cpu,
+        pool,
+        layer,
+        batch,
+        group,
+        width,
+        query,
+    };
+    call.run(SharedMut::new(out));
     Ok(())
 }
 
+/// Keys of a partition: enough that joining two costs nothing beside walking them, few enough to give many threads work on one sequence.
+const PARTITION: usize = 512;
+const _: () = assert!(PARTITION.is_multiple_of(KEY_TILE));
+/// Tasks for each thread from which a division by rows and heads alone is even enough.
+const TASKS_PER_THREAD: usize = 4;
+
+struct Call<'a, 'b> {
+    cpu: &'a Cpu,
+    pool: &'a KvPool,
+    layer: usize,
+    batch: &'a Batch<'b>,
+    /// Query heads per KV head.
+    group: usize,
+    width: usize,
+    query: &'a [f32],
+}
+
+impl Call<'_, '_> {
+    fn run(&self, out: SharedMut<'_, f32>) {
+        let kv_heads = self.pool.shape().kv_head_count;
+        let tasks = self.batch.tiles.len() * kv_heads;
+        let partitions = |task: usize| {
+            let tile = self.batch.tiles[task / kv_heads];
+            (tile.position + tile.rows).div_ceil(PARTITION)
+        };
+        let threads = &self.cpu.threads;
+        if threads.threads() == 1 || tasks >= threads.threads() * TASKS_PER_THREAD {
+            threads.run(tasks, &|task| {
+                let attend = self.attend(task / kv_heads, task % kv_heads);
+                let mut sum = self.partition(&attend, 0);
+                for index in 1..partitions(task) {
+                    self.cpu.isa.run(Join(&mut sum, &self.partition(&attend, index)));
+                }
+                self.cpu.isa.run(Finish { attend, sum: &sum, out });
+            });
+            return;
+        }
+        let parts: Vec<(usize, usize)> = (0..tasks)
+            .flat_map(|task| (0..partitions(task)).map(move |index| (task, index)))
+            .collect();
+        let mut sums: Vec<Option<Running>> = Vec::new();
+        sums.resize_with(parts.len(), || None);
+        threads.for_each(&mut sums, |part, sum| {
+            let (task, index) = parts[part];
+            *sum = Some(self.partition(&self.attend(task / kv_heads, task % kv_heads), index));
+        });
+        let mut sums = parts
+            .iter()
+            .map(|(task, _)| *task)
+            .zip(sums.into_iter().flatten())
+            .peekable();
+        while let Some((task, mut sum)) = sums.next() {
+            while let Some((_, next)) = sums.next_if(|(other, _)| *other == task) {
+                self.cpu.isa.run(Join(&mut sum, &next));
+            }
+            let attend = self.attend(task / kv_heads, task % kv_heads);
+            self.cpu.isa.run(Finish { attend, sum: &sum, out });
+        }
+    }
+
+    fn attend(&self, tile: usize, kv_head: usize) -> Attend<'_> {
+        let tile = self.batch.tiles[tile];
+        Attend {
+            pool: self.pool,
+            layer: self.layer,
+            kv_head,
+            group: self.group,
+            width: self.width,
+            tile,
+            blocks: self.batch.spans()[tile.span].blocks,
+            query: self.query,
+        }
+    }
+
+    fn partition(&self, attend: &Attend<'_>, index: usize) -> Running {
+        let keys = index * PARTITION..((index + 1) * PARTITION).min(attend.tile.position + attend.tile.rows);
+        self.cpu.isa.run(Walk { attend, keys })
+    }
+}
+
+#[derive(Clone, Copy)]
 struct Attend<'a> {
     pool: &'a KvPool,
     layer: usize,
@@ -81,56 +161,40 @@ struct Attend<'a> {
     tile: RowTile,
     blocks: &'a [u32],
     query: &'a [f32],
-    out: SharedMut<'a, f32>,
 }
 
-/// Running softmax of the task's queries; query `i` is row `i / group`, head `i % group` of the group.
-struct Running {
-    /// `[queries][padded head]`: sums of weighted values.
-    sums: Vec<f32>,
-    /// Largest score so far.
-    largest: Vec<f32>,
-    /// Sums of weights, a lane for each key of the tile.
-    totals: Vec<[f32; LANES]>,
-    /// This tile's weights.
-    weights: Vec<[f32; LANES]>,
-    /// This tile's correction of earlier sums.
-    corrections: Vec<f32>,
+/// One partition's keys for one task.
+struct Walk<'a, 'b> {
+    attend: &'a Attend<'b>,
+    keys: Range<usize>,
 }
 
-impl Kernel for Attend<'_> {
-    type Output = ();
+impl Kernel for Walk<'_, '_> {
+    type Output = Running;
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        match self.pool.shape().dtype {
-            KvDtype::F32 => self.attend::<S, Single>(s),
-            KvDtype::F16 => self.attend::<S, Half>(s),
-            KvDtype::Bf16 => self.attend::<S, Brain>(s),
+    fn run<S: Simd>(self, s: S) -> Running {
+        match self.attend.pool.shape().dtype {
+            KvDtype::F32 => self.attend.walk::<S, Single>(s, self.keys),
+            KvDtype::F16 => self.attend.walk::<S, Half>(s, self.keys),
+            KvDtype::Bf16 => self.attend.walk::<S, Brain>(s, self.keys),
         }
     }
 }
 
 impl Attend<'_> {
     #[inline(always)]
-    fn attend<S: Simd, E: Element>(&self, s: S) {
+    fn walk<S: Simd, E: Element>(&self, s: S, range: Range<usize>) -> Running {
         let head_size = self.pool.shape().head_size;
         let padded = head_size.next_multiple_of(LANES);
         let queries = self.tile.rows * self.group;
         let scaled = self.scaled_queries(head_size);
         let mut keys = vec![0.0; padded * LANES];
         let mut values = vec![0.0; LANES * padded];
-        let mut running = Running {
-            sums: vec![0.0; queries * padded],
-            largest: vec![f32::NEG_INFINITY; queries],
-            totals: vec![[0.0; LANES]; queries],
-            weights: vec![[0.0; LANES]; queries],
-            corrections: vec![0.0; queries],
-        };
-        let end = self.tile.position + self.tile.rows;
-        for first_key in (0..end).step_by(KEY_TILE) {
+        let mut running = Running::new(queries, padded);
+        for first_key in range.clone().step_by(KEY_TILE) {
             self.load_keys::<S, E>(s, first_key, &mut keys);
             self.load_values::<S, E>(s, first_key, padded, &mut values);
-            if first_key + KEY_TILE < end {
+            if first_key + KEY_TILE < range.end {
                 // Tiles of one head are pages apart, where the hardware's own prefetch does not follow.
                 s.prefetch(self.tile_bytes(first_key + KEY_TILE, false));
                 s.prefetch(self.tile_bytes(first_key + KEY_TILE, true));
@@ -154,7 +218,7 @@ impl Attend<'_> {
             }
             self.accumulate(s, first_row * self.group, first_key, padded, &values, &mut running);
         }
-        self.finish(s, head_size, padded, &running);
+        running
     }
 
     fn scaled_queries(&self, head_size: usize) -> Vec<f32> {
@@ -190,6 +254,9 @@ impl Attend<'_> {
         let tile = E::view(self.tile_bytes(first_key, false));
         let head_size = self.pool.shape().head_size;
         let (lines, whole) = (tile.as_chunks::<LANES>().0, head_size.is_multiple_of(LANES));
+        if E::PAIRS && head_size.is_multiple_of(2 * LANES) {
+            return load_key_pairs(s, self.tile_bytes(first_key, false), head_size, keys);
+        }
         for (chunk, keys) in keys.as_chunks_mut::<{ LANES * LANES }>().0.iter_mut().enumerate() {
             let mut rows = [s.splat(0.0); LANES];
             for key in 0..LANES {
@@ -301,18 +368,49 @@ impl Attend<'_> {
             }
         }
     }
+}
 
+/// Writes a task's result.
+struct Finish<'a, 'b> {
+    attend: Attend<'a>,
+    sum: &'a Running,
+    out: SharedMut<'b, f32>,
+}
+
+impl Kernel for Finish<'_, '_> {
+    type Output = ();
     #[inline(always)]
-    fn finish<S: Simd>(&self, s: S, head_size: usize, padded: usize, running: &Running) {
-        for (query, sums) in running.sums.chunks_exact(padded).enumerate() {
-            let factor = 1.0 / s.reduce_sum(s.load(&running.totals[query]));
-            let row = self.tile.row + query / self.group;
-            let head = self.kv_head * self.group + query % self.group;
+    fn run<S: Simd>(self, s: S) {
+        let Self { attend, sum, out } = self;
+        let head_size = attend.pool.shape().head_size;
+        for (query, sums) in sum.sums.chunks_exact(sum.padded).enumerate() {
+            let factor = 1.0 / s.reduce_sum(s.load(&sum.totals[query]));
+            let row = attend.tile.row + query / attend.group;
+            let head = attend.kv_head * attend.group + query % attend.group;
             // SAFETY: a task owns its rows' columns of its KV head's queries; tasks are disjoint in (row tile, KV head).
-            let out = unsafe { self.out.slice(row * self.width + head * head_size, head_size) };
+            let out = unsafe { out.slice(row * attend.width + head * head_size, head_size) };
             for (out, sum) in out.iter_mut().zip(sums) {
                 *out = sum * factor;
             }
+        }
+    }
+}
+
+/// Keys of bf16 two elements at a time: pairs are turned as they lie, and widen by a shift afterwards.
+#[inline(always)]
+fn load_key_pairs<S: Simd>(s: S, tile: &[u8], head_size: usize, keys: &mut [f32]) {
+    let pairs = as_f32(tile).as_chunks::<LANES>().0;
+    for (chunk, keys) in keys.as_chunks_mut::<{ 2 * LANES * LANES }>().0.iter_mut().enumerate() {
+        let mut lines = [s.splat(0.0); LANES];
+        for key in 0..LANES {
+            lines[key] = s.load(&pairs[key * (head_size / (2 * LANES)) + chunk]);
+        }
+        s.transpose(&mut lines);
+        let keys = keys.as_chunks_mut::<LANES>().0;
+        for pair in 0..LANES {
+            let (even, odd) = s.widen_pairs(lines[pair]);
+            s.store(even, &mut keys[2 * pair]);
+            s.store(odd, &mut keys[2 * pair + 1]);
         }
     }
 }

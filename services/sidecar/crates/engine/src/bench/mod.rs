@@ -6,7 +6,7 @@ pub use attention::AttentionMeasurement;
 
 use crate::engine::Engine;
 use crate::error::StepError;
-use crate::plan::{SamplingParams, SequenceStart, Slice, StepPlan};
+use crate::plan::{Placement, SamplingParams, SequenceStart, Slice, StepPlan};
 use kvasir_kernels::{KvShape, Roofline};
 use std::time::Instant;
 
@@ -221,35 +221,52 @@ impl Measurement {
     }
 }
 
-/// Prefills `batch` sequences of `length` made-up tokens each, one sequence after the other, with room for `max_tokens` more.
+/// Gives `batch` sequences a context of `length` made-up tokens each, with room for `max_tokens` more. The first computes it, the others copy
+/// its KV into blocks of their own and compute their last token.
 fn prefill(engine: &mut Engine, batch: usize, length: usize, max_tokens: usize) -> Result<(), StepError> {
     let vocab = engine.config().vocab_size as u32;
-    let blocks_each = (length + max_tokens).div_ceil(engine.layout().block_size);
+    let blocks_each = (length + max_tokens).div_ceil(engine.layout().block_size) as u32;
+    let blocks = |sequence: usize| {
+        let first = sequence as u32 * blocks_each;
+        (first..first + blocks_each).collect::<Vec<u32>>()
+    };
+    let token = |position: usize, sequence: usize| (position as u32 * 7919 + sequence as u32 * 104_729) % vocab;
+    let copied = (length - 1) as u32;
     for sequence in 0..batch {
-        let first_block = (sequence * blocks_each) as u32;
         let sampling = SamplingParams {
             max_tokens: max_tokens as u32 + 1,
             ..SamplingParams::default()
+        };
+        let computed = if sequence == 0 { 0..length } else { length - 1..length };
+        let placement = Placement {
+            source_block_ids: blocks(0),
+            source_start: 0,
+            target_block_ids: blocks(sequence),
+            target_start: 0,
+            token_count: copied,
+            position_shift: 0,
         };
         let start = SequenceStart {
             sequence_id: sequence as u64,
             prompt_token_count: length as u32,
             sampling,
-            block_ids: (first_block..first_block + blocks_each as u32).collect(),
+            block_ids: blocks(sequence),
             prompt_token_ids: Vec::new(),
         };
         let slice = Slice {
             sequence_id: sequence as u64,
-            start_position: 0,
-            token_count: length as u32,
-            token_ids: (0..length as u32)
-                .map(|i| (i * 7919 + sequence as u32 * 104_729) % vocab)
-                .collect(),
+            start_position: computed.start as u32,
+            token_count: computed.len() as u32,
+            token_ids: computed.map(|position| token(position, sequence)).collect(),
             appended_block_ids: Vec::new(),
             sample: true,
         };
         engine.step(&StepPlan {
-            placements: Vec::new(),
+            placements: if sequence == 0 || copied == 0 {
+                Vec::new()
+            } else {
+                vec![placement]
+            },
             starts: vec![start],
             slices: vec![slice],
             dropped: Vec::new(),

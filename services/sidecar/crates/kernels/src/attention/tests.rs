@@ -103,15 +103,21 @@ fn run(world: &World, cpu: &Cpu, chunks: &[usize]) -> Vec<f32> {
 
 #[test]
 fn agrees_with_f64_softmax_for_odd_heads_and_every_type() {
-    for (head_size, dtype) in [
-        (8, KvDtype::F32),
-        (16, KvDtype::Bf16),
-        (80, KvDtype::F16),
-        (128, KvDtype::F32),
+    let few: Vec<usize> = (0..45).collect();
+    // Around the ends of partitions, in prompts and one by one.
+    let long = vec![0, 510, 511, 512, 513, 1023, 1024, 1025];
+    for (head_size, dtype, rows) in [
+        (8, KvDtype::F32, &few),
+        (16, KvDtype::Bf16, &few),
+        (80, KvDtype::F16, &few),
+        (128, KvDtype::F32, &few),
+        (64, KvDtype::Bf16, &long),
     ] {
-        let world = world(head_size, 16, dtype, 45);
-        let out = run(&world, &Cpu::new(2).unwrap(), &[45]);
-        for row in 0..45 {
+        let tokens = rows[rows.len() - 1] + 1;
+        let world = world(head_size, 16, dtype, tokens);
+        let chunks: &[usize] = if tokens > 45 { &[511, 1, 1, 511, 1, 1] } else { &[45] };
+        let out = run(&world, &Cpu::new(2).unwrap(), chunks);
+        for &row in rows {
             for head in 0..HEADS {
                 let q = &world.query[(row * HEADS + head) * head_size..][..head_size];
                 let of = |source: &[f32], position: usize, i: usize| {
@@ -163,6 +169,19 @@ fn bits_do_not_depend_on_chunks_blocks_threads_or_instructions() {
                     );
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn partitions_side_by_side_give_the_bits_of_one_after_the_other() {
+    let world = world(32, 32, KvDtype::Bf16, 1100);
+    let one = run(&world, &Cpu::new(1).unwrap(), &[1100]);
+    for threads in [2, 5] {
+        let cpu = Cpu::new(threads).unwrap();
+        for chunks in [&[1100][..], &[511, 1, 1, 510, 1, 1, 75], &[1024, 76]] {
+            let bits = |out: &[f32]| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert!(bits(&run(&world, &cpu, chunks)) == bits(&one), "{threads} {chunks:?}");
         }
     }
 }

@@ -213,11 +213,20 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn dot_bf16(self, acc: F, w: Self::I, x: u32) -> F {
+    fn widen_pairs(self, pairs: F) -> (F, F) {
         unsafe {
             let top = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-            let odd = w.map(|pairs| _mm256_castsi256_ps(_mm256_and_si256(pairs, top)));
-            let even = w.map(|pairs| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)));
+            let bits = pairs.map(|pairs| _mm256_castps_si256(pairs));
+            (
+                bits.map(|pairs| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs))),
+                bits.map(|pairs| _mm256_castsi256_ps(_mm256_and_si256(pairs, top))),
+            )
+        }
+    }
+    #[inline(always)]
+    fn dot_bf16(self, acc: F, w: Self::I, x: u32) -> F {
+        unsafe {
+            let (even, odd) = self.widen_pairs(w.map(|pairs| _mm256_castsi256_ps(pairs)));
             let acc = self.fma(odd, self.splat(f32::from_bits(x & 0xffff_0000)), acc);
             self.fma(even, self.splat(f32::from_bits(x << 16)), acc)
         }

@@ -195,6 +195,17 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
     }
     #[inline(always)]
+    fn widen_pairs(self, pairs: __m512) -> (__m512, __m512) {
+        unsafe {
+            let bits = _mm512_castps_si512(pairs);
+            let odd = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            (
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)),
+                _mm512_castsi512_ps(odd),
+            )
+        }
+    }
+    #[inline(always)]
     fn dot_bf16(self, acc: __m512, w: __m512i, x: u32) -> __m512 {
         unsafe {
             if BF16 {
@@ -202,8 +213,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
                 let pairs = |bits| std::mem::transmute::<__m512i, __m512bh>(bits);
                 return _mm512_dpbf16_ps(acc, pairs(w), pairs(_mm512_set1_epi32(x as i32)));
             }
-            let odd = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(0xffff_0000_u32 as i32)));
-            let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w));
+            let (even, odd) = self.widen_pairs(_mm512_castsi512_ps(w));
             let acc = self.fma(odd, self.splat(f32::from_bits(x & 0xffff_0000)), acc);
             self.fma(even, self.splat(f32::from_bits(x << 16)), acc)
         }

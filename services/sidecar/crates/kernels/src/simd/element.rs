@@ -7,6 +7,8 @@ use crate::aligned::{as_f32, as_u16};
 pub(crate) trait Element {
     /// One element in memory.
     type Bits: Copy + Default;
+    /// Whether two of them lie in a word of 32 bits and widen by a shift.
+    const PAIRS: bool = false;
     /// The elements in some bytes.
     fn view(bytes: &[u8]) -> &[Self::Bits];
     /// Sixteen elements as f32.
@@ -46,6 +48,7 @@ impl Element for Half {
 
 impl Element for Brain {
     type Bits = u16;
+    const PAIRS: bool = true;
     #[inline(always)]
     fn view(bytes: &[u8]) -> &[u16] {
         as_u16(bytes)

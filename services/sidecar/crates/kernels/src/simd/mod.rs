@@ -74,6 +74,8 @@ pub(crate) trait Simd: Copy {
     fn dot_quad(self, sum: Self::I, w: Self::B, a: i32) -> Self::I;
     /// Sixteen pairs of bf16, the first of each in the low half of its lane.
     fn load_pairs(self, from: &[u16; 2 * LANES]) -> Self::I;
+    /// The low and the high halves of 16 words, each a bf16.
+    fn widen_pairs(self, pairs: Self::F) -> (Self::F, Self::F);
     /// `acc + w · x` per lane over a pair of bf16 each, the second first, rounded after each: `fma(w0, x0, fma(w1, x1, acc))`. Numbers below
     /// 2^-126 may count as zero.
     fn dot_bf16(self, acc: Self::F, w: Self::I, x: u32) -> Self::F;

@@ -157,6 +157,13 @@ impl Simd for Portable {
         std::array::from_fn(|lane| (u32::from(from[2 * lane]) | u32::from(from[2 * lane + 1]) << 16) as i32)
     }
     #[inline(always)]
+    fn widen_pairs(self, pairs: F) -> (F, F) {
+        (
+            pairs.map(|pair| f32::from_bits(pair.to_bits() << 16)),
+            pairs.map(|pair| f32::from_bits(pair.to_bits() & 0xffff_0000)),
+        )
+    }
+    #[inline(always)]
     fn dot_bf16(self, acc: F, w: Self::I, x: u32) -> F {
         let odd = self.fma(
             w.map(|pair| f32::from_bits(pair as u32 & 0xffff_0000)),
