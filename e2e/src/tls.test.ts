@@ -221,6 +221,11 @@ test("certificates are renewed under a running stream", async () => {
   for (let event = await stream.next(); event !== undefined; event = await stream.next()) last = event;
   expect(last).toBe("done");
 
+  for (const { name, kind } of cluster.processes.filter(({ adminAddress }) => adminAddress)) {
+    const expiry = (await cluster.metrics(name)).get("kvasir_certificate_expiry_timestamp_seconds") ?? 0;
+    expect([kind, Math.round((expiry - Date.now() / 1000) / 86_400)]).toEqual([kind, 30]);
+  }
+
   // A process that starts anew has the new ones, and the others talk to it.
   await processOf(cluster, "decode").restart();
   await cluster.ready();

@@ -7,6 +7,7 @@ export {
   startAdminServer,
 } from "./admin-server.ts";
 export { type Attempt, linkToFailed, startAttempt } from "./attempt-span.ts";
+export { exposeCertificateExpiry } from "./certificate-expiry.ts";
 export { FineClock } from "./fine-clock.ts";
 export { failSpan, inSpan } from "./in-span.ts";
 export { isTraceId, type SpanRecord, spanRecordFromJson } from "./span-record.ts";

@@ -3,7 +3,13 @@ import { basename, resolve } from "node:path";
 import { announceReady, runMain, tlsFilesFrom, waitForEnd } from "@kvasir/config";
 import { type Transport, transportFrom } from "@kvasir/rpc";
 import { connectState, type RegisteredRecord, type State } from "@kvasir/state";
-import { type AdminServer, startAdminServer, startTelemetry, type Telemetry } from "@kvasir/telemetry";
+import {
+  type AdminServer,
+  exposeCertificateExpiry,
+  startAdminServer,
+  startTelemetry,
+  type Telemetry,
+} from "@kvasir/telemetry";
 import { AttachClient } from "./attach/attach-client.ts";
 import { attachState } from "./attach/attach-state.ts";
 import { workerFlags } from "./flags.ts";
@@ -31,6 +37,7 @@ async function serve(service: string, values: Values): Promise<void> {
   const end = waitForEnd(values.parentWatch);
   const telemetry = startTelemetry({ service, instanceId: workerId });
   const transport = transportFrom(tlsFilesFrom(values), { role, id: workerId }, telemetry.logger);
+  exposeCertificateExpiry(telemetry.registry, transport.certificates);
   const state = await connectState(values.redisUrl, values.cluster, {
     log: telemetry.logger,
     tls: tlsFilesFrom(values),

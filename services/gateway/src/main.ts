@@ -12,7 +12,7 @@ import {
 } from "@kvasir/config";
 import { transportFrom } from "@kvasir/rpc";
 import { connectState } from "@kvasir/state";
-import { startAdminServer, startTelemetry } from "@kvasir/telemetry";
+import { exposeCertificateExpiry, startAdminServer, startTelemetry } from "@kvasir/telemetry";
 import { loadModelFacts, loadTokenizer } from "@kvasir/tokenizer";
 import { createMetrics } from "./metrics.ts";
 import { longestTokenBytes, type ServedModel } from "./prepare.ts";
@@ -88,6 +88,7 @@ async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
   const id = values.id ?? `gateway-${hostname()}-${process.pid}`;
   const telemetry = startTelemetry({ service: "gateway", instanceId: id });
   const transport = transportFrom(tlsFilesFrom(values), { role: "gateway", id }, telemetry.logger);
+  exposeCertificateExpiry(telemetry.registry, transport.certificates);
   const tokenizer = await loadTokenizer(values.model);
   const model: ServedModel = {
     name: values.servedModelName ?? basename(resolve(values.model)),

@@ -4,7 +4,7 @@ import { nanosFromMs, PREDICTION_DEFAULTS } from "@kvasir/core";
 import { RouterService } from "@kvasir/proto";
 import { createServer, transportFrom } from "@kvasir/rpc";
 import { connectState } from "@kvasir/state";
-import { startAdminServer, startTelemetry } from "@kvasir/telemetry";
+import { exposeCertificateExpiry, startAdminServer, startTelemetry } from "@kvasir/telemetry";
 import type { ROUTER_FLAGS } from "./flags.ts";
 import { Router } from "./router.ts";
 import { routerService } from "./router-service.ts";
@@ -25,6 +25,7 @@ export async function runRouter(values: RouterValues): Promise<void> {
   const telemetry = startTelemetry({ service: "router", instanceId: routerId });
   const { logger } = telemetry;
   const transport = transportFrom(tlsFilesFrom(values), { role: "router", id: routerId }, logger);
+  exposeCertificateExpiry(telemetry.registry, transport.certificates);
   const state = await connectState(values.redisUrl, values.cluster, { log: logger, tls: tlsFilesFrom(values) });
   const router = new Router(
     {

@@ -21,6 +21,7 @@ export interface LoadedCertificates {
   /** For both ends of a connection. */
   readonly options: SecureContextOptions;
   readonly context: SecureContext;
+  readonly expiresAtUnixS: number;
 }
 
 /**
@@ -59,6 +60,11 @@ export class Certificates {
     return this.#loaded;
   }
 
+  /** Of the own certificate in use. */
+  get expiresAtUnixS(): number {
+    return this.current().expiresAtUnixS;
+  }
+
   get log(): TlsLog {
     return this.#log;
   }
@@ -81,7 +87,7 @@ function load(files: CertificateFiles, own: Identity): LoadedCertificates {
     }
   };
   const [ca, cert, key] = [read(files.ca), read(files.cert), read(files.key)];
-  checkIsOf(own, files.cert, cert);
+  const certificate = checkedCertificate(own, files.cert, cert);
   const options: SecureContextOptions = {
     ca,
     cert,
@@ -90,22 +96,24 @@ function load(files: CertificateFiles, own: Identity): LoadedCertificates {
     secureOptions: constants.SSL_OP_NO_TICKET,
   };
   try {
-    return { options, context: createSecureContext(options) };
+    const expiresAtUnixS = Math.floor(certificate.validToDate.getTime() / 1000);
+    return { options, context: createSecureContext(options), expiresAtUnixS };
   } catch (error) {
     throw new Error(`${files.ca}, ${files.cert} and ${files.key} cannot be used: ${(error as Error).message}`);
   }
 }
 
-function checkIsOf(own: Identity, path: string, pem: Buffer): void {
-  let subjectaltname: string | undefined;
+function checkedCertificate(own: Identity, path: string, pem: Buffer): X509Certificate {
+  let certificate: X509Certificate;
   try {
-    subjectaltname = new X509Certificate(pem).subjectAltName;
+    certificate = new X509Certificate(pem);
   } catch (error) {
     throw new Error(`${path} is no certificate: ${(error as Error).message}`);
   }
+  const subjectaltname = certificate.subjectAltName;
   const outcome = identityFromCertificate(subjectaltname === undefined ? {} : { subjectaltname });
   if (outcome.kind === "nobody") throw new Error(`${path} is of nobody: ${outcome.message}`);
   const found = identityText(outcome.identity);
-  if (found === identityText(own)) return;
+  if (found === identityText(own)) return certificate;
   throw new Error(`${path} is the certificate of ${found}, this is ${identityText(own)}; give --tls-cert of its own`);
 }

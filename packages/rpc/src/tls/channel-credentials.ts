@@ -5,6 +5,8 @@ import { identityText, type ProcessRole } from "@kvasir/core";
 import type { Certificates } from "./certificates.ts";
 import { identityFromCertificate } from "./peer-identity.ts";
 
+const HANDSHAKE_MAX_MS = 5_000;
+
 /** As grpc-js asks for it; its own type is not exported. */
 type SecureConnector = ReturnType<ChannelCredentials["_createSecureConnector"]>;
 
@@ -50,9 +52,19 @@ export class MutualTlsCredentials extends ChannelCredentials {
       checkServerIdentity: (_host, certificate) => this.#check(certificate),
     };
     return new Promise((resolve, reject) => {
-      const secure = connect(options, () => resolve({ socket: secure, secure: true }));
+      const secure = connect(options, () => {
+        clearTimeout(timer);
+        resolve({ socket: secure, secure: true });
+      });
+      const timer = setTimeout(
+        () => secure.destroy(new Error(`no answer in ${HANDSHAKE_MAX_MS} ms`)),
+        HANDSHAKE_MAX_MS,
+      );
       secure.on("error", (error) => reject(new Error(explained(error, this.#address), { cause: error })));
-      secure.once("close", () => reject(new Error(`${this.#address} closed the connection during the TLS handshake`)));
+      secure.once("close", () => {
+        clearTimeout(timer);
+        reject(new Error(`${this.#address} closed the connection during the TLS handshake`));
+      });
     });
   }
 

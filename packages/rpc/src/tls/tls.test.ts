@@ -1,5 +1,5 @@
 import { copyFileSync, readFileSync, writeFileSync } from "node:fs";
-import { connect as connectTcp } from "node:net";
+import { type AddressInfo, connect as connectTcp, createServer as createTcpServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { type Identity, type KvasirError, PROCESS_ROLES, type ProcessRole } from "@kvasir/core";
 import { DecodeService, KvTransferService, PrefillService, RouterService } from "@kvasir/proto";
@@ -234,6 +234,21 @@ test("a connection that says nothing holds up nobody", async () => {
   ends.push(() => silent.destroy());
   await new Promise((resolve) => silent.once("connect", resolve));
   expect((await routerAt(address, await transportOf(GATEWAY)).describeCluster({})).notReadyReason).toBe("gateway-0");
+});
+
+test("a server that never answers is given up", async () => {
+  const silent = createTcpServer().listen(0, "127.0.0.1");
+  ends.push(() => silent.close());
+  const open = new Set<Socket>();
+  silent.on("connection", (socket) => open.add(socket));
+  ends.push(() => {
+    for (const socket of open) socket.destroy();
+  });
+  await new Promise((resolve) => silent.once("listening", resolve));
+  const { port } = silent.address() as AddressInfo;
+  const error = await failureOf(routerAt(`127.0.0.1:${port}`, await transportOf(GATEWAY)).describeCluster({}));
+  expect(error.reason).toBe("unavailable");
+  expect(error.message).toContain("no answer in 5000 ms");
 });
 
 test("only one plain URI name makes an identity", () => {
