@@ -2,6 +2,7 @@ export * from "./assert.ts";
 export * from "./block/block-pool.ts";
 export * from "./handover/decode-handover.ts";
 export * from "./handover/prefill-handover.ts";
+export * from "./handover/tombstones.ts";
 export * from "./identity/identity.ts";
 export * from "./kvasir-error.ts";
 export * from "./lease/lease-table.ts";

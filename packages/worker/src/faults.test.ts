@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { PrefillService, type RunResponse } from "@kvasir/proto";
+import { PlacementMode, PrefillService, type RunResponse } from "@kvasir/proto";
 import { createClient, errorFromService } from "@kvasir/rpc";
 import { fakeToken } from "@kvasir/testkit/fake-kernel";
 import { afterEach, expect, test } from "vitest";
@@ -73,23 +73,81 @@ test("a broken, a hung and a lying device all end the incarnation, not the worke
   await expectQuiet(workers.prefill, decode);
 });
 
-test("a refused, a broken and a stalled fetch end the request with their reason and free both sides", async () => {
+test("a fetch that is refused ends the request with its reason and frees both sides", async () => {
   const workers = await pair({ leaseMs: 300 });
   const { faults } = workers.decode;
-  const cases: [Partial<typeof faults>, string][] = [
-    [{ refuseFetch: "digest_mismatch" }, "digest_mismatch"],
-    [{ refuseFetch: "lease_expired" }, "lease_expired"],
-    [{ dropFetchAfter: 16 }, "unavailable"],
-    [{ stallFetchAfter: 16 }, "lease_expired"],
-  ];
   const healthy = { ...faults };
-  for (const [fault, reason] of cases) {
-    Object.assign(faults, healthy, fault);
-    expect((await generate(workers).result).error).toMatchObject({ reason });
+  for (const reason of ["digest_mismatch", "lease_expired"] as const) {
+    Object.assign(faults, healthy, { refuseFetch: reason });
+    expect((await generate(workers).result).error).toMatchObject({ reason, workerId: "prefill" });
     await expectQuiet(workers.prefill, workers.decode);
   }
   Object.assign(faults, healthy);
   await works(workers);
+});
+
+test("what a broken and a stalled fetch brought is kept, and a short rest of the prompt is computed by decode", async () => {
+  const causes: string[] = [];
+  const workers = await pair({ leaseMs: 300, onLocalPrefill: (cause) => causes.push(cause) });
+  const { faults, kernel } = workers.decode;
+  const whole = await generate(workers).result;
+  const healthy = { ...faults };
+  for (const fault of [{ dropFetchAfter: 16 }, { stallFetchAfter: 16 }, { dropFetchAfter: 32 }]) {
+    const before = kernel().device.promptTokensComputed;
+    Object.assign(faults, healthy, fault);
+    const { error, tokenIds, finished } = await generate(workers).result;
+    expect([error, tokenIds]).toEqual([undefined, whole.tokenIds]);
+    const kept = fault.dropFetchAfter === 32 ? 32n : 16n;
+    expect(kernel().device.promptTokensComputed - before).toBe(40n - kept);
+    expect(finished?.prefillWorkerId).toBe("decode");
+    await expectQuiet(workers.prefill, workers.decode);
+  }
+  expect(causes).toEqual(["prefill_lost", "prefill_lost", "prefill_lost"]);
+});
+
+test("a long rest of a prompt comes from another prefill worker, and only what is missing", async () => {
+  const workers = await pair({ leaseMs: 300 });
+  const { prefill, decode } = workers;
+  const other = await start("other", "prefill", { leaseMs: 300 });
+  const whole = await generate({ ...workers, promptTokenCount: 120 }).result;
+  const before = decode.kernel().kvBytesReceived;
+  prefill.faults.stepDelayMs = 100;
+  const placement = {
+    mode: PlacementMode.SPLIT,
+    prefill: refOf(prefill),
+    decode: refOf(decode),
+    otherPrefills: [refOf(other)],
+  };
+  const running = generate({ decode, promptTokenCount: 120, change: { placement } });
+  await eventually(() => expect(decode.kernel().kvBytesReceived).toBeGreaterThan(before));
+  prefill.kernel().kill("test");
+  const { error, tokenIds, finished } = await running.result;
+  expect([error, tokenIds]).toEqual([undefined, whole.tokenIds]);
+  expect(finished?.prefillWorkerId).toBe("other");
+  expect(decode.kernel().kvBytesReceived - before).toBe(finished?.kvBytesMoved);
+  expect(finished?.kvBytesMoved).toBe(whole.finished?.kvBytesMoved);
+  expect(decode.kernel().device.promptTokensComputed).toBe(0n);
+  await expectQuiet(other, decode);
+});
+
+test("a decode worker that is lost without a word leaves what was computed to another one, once", async () => {
+  const { prefill, decode } = await pair();
+  const whole = await generate({ prefill, decode }).result;
+  const computed = prefill.kernel().device.promptTokensComputed;
+  const transferId = new Uint8Array(16).fill(3);
+  const lost = openRun(prefill, transferId);
+  await eventually(() => expect(lost.kinds()).toEqual(["ticket", "firstToken"]));
+  lost.call.cancel();
+  await lost.ended;
+  const change = { transferId, adoptsTransfer: true };
+  for (const expected of [0n, 40n]) {
+    const before = prefill.kernel().device.promptTokensComputed;
+    expect((await generate({ prefill, decode, change }).result).error).toBeUndefined();
+    expect(prefill.kernel().device.promptTokensComputed - before).toBe(expected);
+  }
+  expect(computed + 80n).toBe(prefill.kernel().device.promptTokensComputed);
+  expect(whole.error).toBeUndefined();
+  await expectQuiet(prefill, decode);
 });
 
 test("an export that cannot be opened ends the request with its reason", async () => {
@@ -184,15 +242,26 @@ test("what nobody pulls is pinned until the lease ends, not longer", async () =>
   await expectQuiet(prefill);
 });
 
-test("a decode side that goes away, by a cancel or by the end of its stream, frees the pins at once", async () => {
-  const prefill = await start("prefill", "prefill");
-  for (const leave of ["cancel", "end"] as const) {
-    const run = openRun(prefill, new Uint8Array(16).fill(leave.length));
+test("a decode side that goes away with a word frees the pins at once, without a word after the wait for another", async () => {
+  const prefill = await start("prefill", "prefill", { leaseMs: 400 });
+  const audit = () => prefill.worker.supervisor.current?.audit();
+  for (const [id, leave] of (["abort", "cancel", "end"] as const).entries()) {
+    const run = openRun(prefill, new Uint8Array(16).fill(id));
     await eventually(() => expect(run.kinds()).toEqual(["ticket", "firstToken"]));
-    run.call[leave]();
-    await run.ended;
+    const leftAt = performance.now();
+    if (leave === "abort") run.call.write({ kind: { case: "aborted", value: {} } });
+    else run.call[leave]();
+    await eventually(() => expect(audit()).toMatchObject({ pinned: 0, used: 0 }));
+    expect(performance.now() - leftAt > 200).toBe(leave !== "abort");
     await expectQuiet(prefill);
   }
+});
+
+test("a decode worker's heartbeats keep a lease as long as the prompt takes", async () => {
+  const workers = await pair({ leaseMs: 150 });
+  workers.prefill.faults.stepDelayMs = 400;
+  expect((await generate({ ...workers, promptTokenCount: 90 }).result).error).toBeUndefined();
+  await expectQuiet(workers.prefill, workers.decode);
 });
 
 test("a second call with a transfer id gets the same answers and takes over; after the end the id is spent", async () => {
@@ -219,7 +288,7 @@ test("computed prompts that nobody pulls stop further admission at their share, 
   const second = openRun(prefill, new Uint8Array(16).fill(2), 10);
   expect(await second.ended).toBe("overloaded");
   expect(second.kinds()).toEqual([]);
-  first.call.cancel();
+  first.call.write({ kind: { case: "aborted", value: {} } });
   await expectQuiet(prefill);
 });
 

@@ -5,10 +5,10 @@ import { Counter, Histogram, type Registry } from "prom-client";
 export type GenerationOutcome = "stop" | "length" | "abort" | "error";
 
 /**
- * How a hand-over ended. Decode: `joined`, `finished` when its first token was its last. Prefill: `received`, `closed` when decode wanted no
+ * How a hand-over ended. Decode: `joined`, `finished` when its first token was its last, `tail` when the rest of the prompt was computed here. Prefill: `received`, `closed` when decode wanted no
  * more of it. Else why it failed.
  */
-export type HandoverOutcome = "joined" | "finished" | "received" | "closed" | ErrorReason;
+export type HandoverOutcome = "joined" | "finished" | "tail" | "received" | "closed" | ErrorReason;
 
 /** What requests tell as they go. Called on hot paths; must be cheap and never throw. */
 export interface RequestMeter {
@@ -54,7 +54,7 @@ export function requestMeter(registry: Registry, vllm: VllmMeter): RequestMeter 
     labelNames: ["outcome"],
     registers,
   });
-  for (const outcome of ["joined", "finished", "unavailable", "lease_expired", "digest_mismatch", "cancelled"])
+  for (const outcome of ["joined", "finished", "tail", "unavailable", "lease_expired", "digest_mismatch", "cancelled"])
     transfers.inc({ outcome }, 0);
   const transferBytes = new Counter({
     name: "kvasir_transfer_bytes_total",

@@ -3,6 +3,7 @@ import { DecodeService, PrefillService } from "@kvasir/proto";
 import { createServer, PLAIN, type RpcServer, type Transport } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
 import { decodeService } from "./decode/decode-service.ts";
+import { LeaseRenewals } from "./decode/lease-renewals.ts";
 import { PrefillPeers } from "./decode/peers.ts";
 import type { StepTimes } from "./engine/step-meter.ts";
 import type { EngineLimits, Incarnation } from "./incarnation.ts";
@@ -97,7 +98,8 @@ export class Worker {
       };
       const { onLocalPrefill } = this.#options;
       const peers = this.#peers;
-      this.#server.add(DecodeService, decodeService({ ...shared, peers, onGeneration, onLocalPrefill }));
+      const renewals = new LeaseRenewals(peers);
+      this.#server.add(DecodeService, decodeService({ ...shared, peers, renewals, onGeneration, onLocalPrefill }));
     }
     if (role !== "decode") {
       const onRun = (change: number) => {

@@ -116,3 +116,20 @@ test("without a router a loss is told within the time for another placement", as
   expect(performance.now() - lostAt).toBeLessThan(4_000);
   expect(JSON.parse(events.at(-1)?.slice(6) ?? "")).toMatchObject({ error: { code: "unavailable" } });
 });
+
+test("what a prefill worker computed for a decode worker that fell silent is asked for by the next one, once", async () => {
+  const { openai, upstream } = await gateway.start([
+    { batches: [gateway.tokensOf("a"), []], beforeBatch: { index: 1, wait: new Promise(() => undefined) } },
+    { batches: [], failAfter: after(0) },
+    { batches: [gateway.tokensOf("bc")] },
+  ]);
+  expect((await openai.chat.completions.create(chat)).choices[0]?.message.content).toBe("abc");
+  const [first, second, third] = upstream.seen.generates;
+  expect(second?.transferId).toEqual(first?.transferId);
+  expect(third?.transferId).not.toEqual(first?.transferId);
+  expect([first, second, third].map((request) => request?.adoptsTransfer)).toEqual([false, true, false]);
+  const kept = upstream.seen.places.flatMap(({ kind }) =>
+    kind.case === "retry" ? [kind.value.keptPrefillWorkerId] : [],
+  );
+  expect(kept).toEqual(["p0", ""]);
+});

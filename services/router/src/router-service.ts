@@ -89,7 +89,12 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
           if (asked === undefined) throw wrong("retry", "retry came before start");
           given?.close();
           span ??= new PlaceSpan(tracer, parent, asked.requestId, asked.request, ++retryCount);
-          router.apply({ kind: "RequestRetried", key, excludedWorkerIds: kind.value.excludedWorkerIds });
+          router.apply({
+            kind: "RequestRetried",
+            key,
+            excludedWorkerIds: kind.value.excludedWorkerIds,
+            keptPrefillWorkerId: kind.value.keptPrefillWorkerId,
+          });
           break;
         case "firstToken":
           if (asked === undefined) throw wrong("first_token", "first_token came before start");

@@ -20,6 +20,8 @@ import {
 } from "@kvasir/proto";
 
 const TEXT_LENGTH_MAX = 256;
+/** Prefill workers named beside the one that is placed on. */
+const OTHER_PREFILLS_MAX = 2;
 const ROLES = new Map<WireRole, WorkerRole>([
   [WireRole.PREFILL, "prefill"],
   [WireRole.DECODE, "decode"],
@@ -99,7 +101,10 @@ export function requestFromStart(start: PlaceStart): RequestShape {
 }
 
 export function wireFromDecision(decision: PlacementDecision): MessageInitShape<typeof PlacementSchema> {
-  const { mode, prefill, decode, isLocalPrefill } = decision.candidates[0];
+  const [{ mode, prefill, decode, isLocalPrefill }, ...others] = decision.candidates;
+  const otherPrefills = others.flatMap((other) =>
+    prefill !== undefined && other.prefill !== undefined && other.decode === decode ? [workerRef(other.prefill)] : [],
+  );
   return {
     mode: mode === "split" ? PlacementMode.SPLIT : PlacementMode.AGGREGATED,
     ...(prefill === undefined ? {} : { prefill: workerRef(prefill) }),
@@ -108,6 +113,7 @@ export function wireFromDecision(decision: PlacementDecision): MessageInitShape<
     predictedTbtMs: decision.predictedTbtMs,
     reason: decision.reason,
     localPrefill: isLocalPrefill,
+    otherPrefills: otherPrefills.slice(0, OTHER_PREFILLS_MAX),
   };
 }
 

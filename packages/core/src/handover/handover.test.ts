@@ -1,13 +1,8 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import type { Token } from "../scheduler/events.ts";
-import { type Instant, NEVER } from "../time.ts";
-import {
-  advanceDecodeHandover,
-  type DecodeHandoverEvent,
-  isDecodeHandoverOver,
-  newDecodeHandover,
-} from "./decode-handover.ts";
+import { type Instant, NEVER, nanosFromMs } from "../time.ts";
+import { advanceDecodeHandover, type DecodeHandoverEvent, newDecodeHandover } from "./decode-handover.ts";
 import {
   advancePrefillHandover,
   isPrefillHandoverOver,
@@ -17,11 +12,12 @@ import {
 
 const at = (value: number) => value as Instant;
 const token: Token = { tokenId: 50, topLogprobs: [] };
+const plan = { promptTokenCount: 4, tailTokenMax: 1, fenceWithin: nanosFromMs(1) };
 
 function decode(...events: DecodeHandoverEvent[]) {
   let state = newDecodeHandover(at(10));
   const effects = events.flatMap((event) => {
-    const step = advanceDecodeHandover(state, event, at(0));
+    const step = advanceDecodeHandover(state, event, plan, at(0));
     state = step.next;
     return step.effects;
   });
@@ -30,7 +26,11 @@ function decode(...events: DecodeHandoverEvent[]) {
 
 const reserved: DecodeHandoverEvent = { kind: "Reserved", requestDeadline: at(20) };
 const ticket: DecodeHandoverEvent = { kind: "TicketReceived", leaseEnd: at(30) };
-const frames = (complete: boolean): DecodeHandoverEvent => ({ kind: "FramesVerified", complete });
+const frames = (complete: boolean): DecodeHandoverEvent => ({
+  kind: "FramesVerified",
+  verifiedTokenCount: complete ? 4 : 2,
+  progressBy: at(0),
+});
 const first = (stopped: boolean): DecodeHandoverEvent => ({ kind: "FirstTokenReceived", token, stopped });
 
 test("decode joins once token and KV are both there, in either order, and the client has the token before", () => {
@@ -52,43 +52,102 @@ test("each waiting state of decode fails at its own deadline, for its own reason
     [[reserved], 20, "unavailable"],
     [[reserved, ticket], 30, "lease_expired"],
     [[reserved, ticket, frames(false), first(false)], 30, "lease_expired"],
-    [[reserved, ticket, frames(true)], 30, "lease_expired"],
   ];
   for (const [events, deadline, reason] of cases) {
     let state = newDecodeHandover(at(10));
-    for (const event of events) state = advanceDecodeHandover(state, event, at(0)).next;
-    expect(advanceDecodeHandover(state, { kind: "TimePassed" }, at(deadline - 1)).effects).toEqual([]);
-    const { effects } = advanceDecodeHandover(state, { kind: "TimePassed" }, at(deadline));
+    for (const event of events) state = advanceDecodeHandover(state, event, plan, at(0)).next;
+    expect(advanceDecodeHandover(state, { kind: "TimePassed" }, plan, at(deadline - 1)).effects).toEqual([]);
+    const { effects } = advanceDecodeHandover(state, { kind: "TimePassed" }, plan, at(deadline));
     expect(effects).toMatchObject([{ kind: "AbandonTransfer" }, { kind: "EndStream", error: { reason } }]);
   }
 });
 
-test("whatever happens to a decode hand-over, transfers end exactly once: joined or abandoned, and the stream ends at most once", () => {
-  const event = fc.oneof(
-    fc.constantFrom<DecodeHandoverEvent>(reserved, ticket, frames(false), frames(true), first(false), first(true)),
-    fc.constantFrom<DecodeHandoverEvent>(
-      { kind: "TimePassed" },
-      { kind: "Cancelled" },
-      { kind: "Failed", error: { reason: "unavailable", message: "gone" } },
-    ),
-  );
-  fc.assert(
-    fc.property(fc.array(fc.tuple(event, fc.nat(5)), { maxLength: 30 }), (events) => {
-      let state = newDecodeHandover(at(10));
-      let now = 0;
-      const counts = new Map<string, number>();
-      for (const [entry, elapsed] of [...events, [{ kind: "TimePassed" } as const, 1000] as const]) {
-        now += elapsed;
-        const step = advanceDecodeHandover(state, entry, at(now));
-        state = step.next;
-        for (const effect of step.effects) counts.set(effect.kind, (counts.get(effect.kind) ?? 0) + 1);
-      }
-      expect(isDecodeHandoverOver(state)).toBe(true);
-      expect((counts.get("Join") ?? 0) + (counts.get("AbandonTransfer") ?? 0)).toBe(1);
-      expect(counts.get("EndStream") ?? 0).toBe(counts.get("AbandonTransfer") ?? 0);
-      for (const count of counts.values()) expect(count).toBe(1);
-    }),
-  );
+const lost: DecodeHandoverEvent = { kind: "PeerLost", error: { reason: "unavailable", message: "gone" } };
+const fenced: DecodeHandoverEvent = { kind: "Fenced", requestDeadline: at(25) };
+
+test("a short rest of a prompt is computed here when the prefill worker is lost, with the token that the client has", () => {
+  const before = [reserved, ticket, first(false)] as const;
+  const almost: DecodeHandoverEvent = { kind: "FramesVerified", verifiedTokenCount: 3, progressBy: at(0) };
+  expect(decode(...before, almost, lost, almost, fenced)).toEqual({
+    state: "tail",
+    effects: ["RequestPrefill", "OpenFetch", "SendFirstToken", "StopTransfer", "ComputeTail"],
+  });
+  // Without any rest it is the first token that is missing.
+  expect(decode(reserved, ticket, frames(true), lost, fenced).state).toBe("tail");
+});
+
+test("a long rest comes from the next prefill worker, once nothing writes any more, and only what is missing", () => {
+  let state = newDecodeHandover(at(10), 2);
+  const effects = [
+    reserved,
+    ticket,
+    first(false),
+    frames(false),
+    lost,
+    ticket,
+    fenced,
+    ticket,
+    first(false),
+    frames(true),
+  ].flatMap((event) => {
+    const step = advanceDecodeHandover(state, event, plan, at(0));
+    state = step.next;
+    return step.effects;
+  });
+  expect(effects.map((effect) => effect.kind)).toEqual([
+    ...["RequestPrefill", "OpenFetch", "SendFirstToken", "StopTransfer"],
+    ...["RequestPrefill", "OpenFetch", "Join"],
+  ]);
+  expect(effects.at(-2)).toEqual({ kind: "OpenFetch", verifiedTokenCount: 2 });
+});
+
+test("without another prefill worker a long rest fails, as does what no other worker would mend", () => {
+  expect(decode(reserved, ticket, frames(false), lost).state).toBe("failed");
+  const defect: DecodeHandoverEvent = { kind: "PeerLost", error: { reason: "internal", message: "a defect" } };
+  expect(decode(reserved, ticket, frames(true), defect).state).toBe("failed");
+});
+
+test("heartbeats move the end of a lease, on both sides, and never back", () => {
+  let pulling = newDecodeHandover(at(10));
+  for (const event of [reserved, ticket, { kind: "LeaseRenewed", leaseEnd: at(90) } as const]) {
+    pulling = advanceDecodeHandover(pulling, event, plan, at(0)).next;
+  }
+  pulling = advanceDecodeHandover(pulling, { kind: "LeaseRenewed", leaseEnd: at(50) }, plan, at(0)).next;
+  expect(pulling.deadline).toBe(at(90));
+  // The token is there: from here on it is frames that count.
+  for (const event of [first(false), { kind: "LeaseRenewed", leaseEnd: at(200) } as const]) {
+    pulling = advanceDecodeHandover(pulling, event, plan, at(0)).next;
+  }
+  expect(pulling.deadline).toBe(at(90));
+  const progress: DecodeHandoverEvent = { kind: "FramesVerified", verifiedTokenCount: 1, progressBy: at(120) };
+  pulling = advanceDecodeHandover(pulling, progress, plan, at(0)).next;
+  expect(pulling.deadline).toBe(at(120));
+  let pinned = newPrefillHandover(at(10));
+  for (const event of [
+    { kind: "BlocksTaken", leaseEnd: at(30) },
+    { kind: "LeaseRenewed", leaseEnd: at(70) },
+    { kind: "LeaseRenewed", leaseEnd: at(60) },
+  ] as const) {
+    pinned = advancePrefillHandover(pinned, event, at(0)).next;
+  }
+  expect(pinned.deadline).toBe(at(70));
+});
+
+test("what was computed waits for another decode worker, but not long", () => {
+  let state = newPrefillHandover(at(10));
+  const apply = (event: PrefillHandoverEvent, now = 0) => {
+    const step = advancePrefillHandover(state, event, at(now));
+    state = step.next;
+    return step.effects.map((effect) => effect.kind);
+  };
+  apply({ kind: "BlocksTaken", leaseEnd: at(30) });
+  apply({ kind: "PeerLost", adoptBy: at(15) });
+  expect(state.deadline).toBe(at(15));
+  apply({ kind: "PeerAdopted" });
+  expect(state.deadline).toBe(at(30));
+  apply({ kind: "PeerLost", adoptBy: at(20) });
+  expect(apply({ kind: "TimePassed" }, 20)).toEqual(["FreeBlocks", "EndStream"]);
+  expect(state.kind).toBe("closed");
 });
 
 test("prefill publishes before the ticket, and frees after received", () => {

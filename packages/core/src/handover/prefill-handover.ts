@@ -4,36 +4,54 @@ import type { Token } from "../scheduler/events.ts";
 import { type Instant, NEVER } from "../time.ts";
 
 /**
- * One hand-over as the prefill side sees it. Every state that waits has a deadline; from `ticketed` on it is the lease's end.
+ * One hand-over as the prefill side sees it. Every state that waits has a deadline; from `publishing` on it is the lease's end, which a live
+ * decode worker moves by heartbeats. When the decode worker is lost without a word, what is computed waits a short time for another one.
  *
  * ```
  * accepted ──blocks──▶ publishing ──▶ ticketed ──first step──▶ computing ──token──▶ ready ──▶ received
  *     └───────────────────┴───────────────┴────────────────────────┴─────────────────┴──▶ closed | expired | failed
  * ```
  */
-export type PrefillHandover =
+export interface PrefillHandover {
+  readonly kind: PrefillHandoverKind;
+  /** The earlier of `until` and `adoptBy`. */
+  readonly deadline: Instant;
+  /** End of the wait for blocks, then of the lease. */
+  readonly until: Instant;
+  /** While no decode worker is there: when the wait for another one ends. */
+  readonly adoptBy: Instant | undefined;
+}
+
+export type PrefillHandoverKind =
   /** Waits for blocks. */
-  | { readonly kind: "accepted"; readonly deadline: Instant }
+  | "accepted"
   /** Has blocks; the export is being opened. */
-  | { readonly kind: "publishing"; readonly deadline: Instant }
+  | "publishing"
   /** The ticket is out, nothing is computed. */
-  | { readonly kind: "ticketed"; readonly deadline: Instant }
-  | { readonly kind: "computing"; readonly deadline: Instant }
+  | "ticketed"
+  | "computing"
   /** The first token is out; the KV waits to be pulled. */
-  | { readonly kind: "ready"; readonly deadline: Instant }
-  | { readonly kind: "received"; readonly deadline: Instant }
-  /** The peer went away. */
-  | { readonly kind: "closed"; readonly deadline: Instant }
-  | { readonly kind: "expired"; readonly deadline: Instant }
-  | { readonly kind: "failed"; readonly deadline: Instant };
+  | "ready"
+  | "received"
+  /** The peer wants nothing more. */
+  | "closed"
+  | "expired"
+  | "failed";
 
 export type PrefillHandoverEvent =
   | { readonly kind: "BlocksTaken"; readonly leaseEnd: Instant }
   | { readonly kind: "ExportOpened" }
   | { readonly kind: "StepPlanned" }
   | { readonly kind: "TokenSampled"; readonly token: Token; readonly stopped: boolean }
+  /** A heartbeat of the decode worker. */
+  | { readonly kind: "LeaseRenewed"; readonly leaseEnd: Instant }
   | { readonly kind: "PeerReceived" }
+  /** The peer said that it wants nothing more, or somebody said it for the peer. */
   | { readonly kind: "PeerClosed" }
+  /** The peer's stream broke. */
+  | { readonly kind: "PeerLost"; readonly adoptBy: Instant }
+  /** A stream, of this decode worker or another one, took the hand-over over. */
+  | { readonly kind: "PeerAdopted" }
   | { readonly kind: "Failed"; readonly error: ErrorFacts }
   | { readonly kind: "TimePassed" };
 
@@ -51,7 +69,7 @@ interface Step {
 }
 
 export function newPrefillHandover(waitUntil: Instant): PrefillHandover {
-  return { kind: "accepted", deadline: waitUntil };
+  return { kind: "accepted", deadline: waitUntil, until: waitUntil, adoptBy: undefined };
 }
 
 export function isPrefillHandoverOver(state: PrefillHandover): boolean {
@@ -61,44 +79,66 @@ export function isPrefillHandoverOver(state: PrefillHandover): boolean {
 /** What an event makes of a hand-over. Events that come too late, or do not belong to the state, change nothing. */
 export function advancePrefillHandover(state: PrefillHandover, event: PrefillHandoverEvent, now: Instant): Step {
   if (isPrefillHandoverOver(state)) return { next: state, effects: [] };
-  const { deadline } = state;
+  const same: Step = { next: state, effects: [] };
   switch (event.kind) {
     case "BlocksTaken":
-      if (state.kind !== "accepted") break;
-      return { next: { kind: "publishing", deadline: event.leaseEnd }, effects: [{ kind: "OpenExport" }] };
-    case "ExportOpened":
-      if (state.kind !== "publishing") break;
-      return { next: { kind: "ticketed", deadline }, effects: [{ kind: "SendTicket" }] };
-    case "StepPlanned":
-      if (state.kind !== "ticketed") break;
-      return { next: { kind: "computing", deadline }, effects: [] };
-    case "TokenSampled":
-      if (state.kind !== "ticketed" && state.kind !== "computing") break;
+      if (state.kind !== "accepted") return same;
       return {
-        next: { kind: "ready", deadline },
+        next: waits({ ...state, kind: "publishing", until: event.leaseEnd }),
+        effects: [{ kind: "OpenExport" }],
+      };
+    case "ExportOpened":
+      if (state.kind !== "publishing") return same;
+      return { next: { ...state, kind: "ticketed" }, effects: [{ kind: "SendTicket" }] };
+    case "StepPlanned":
+      return state.kind === "ticketed" ? { next: { ...state, kind: "computing" }, effects: [] } : same;
+    case "TokenSampled":
+      if (state.kind !== "ticketed" && state.kind !== "computing") return same;
+      return {
+        next: { ...state, kind: "ready" },
         effects: [{ kind: "SendFirstToken", token: event.token, stopped: event.stopped }],
       };
+    case "LeaseRenewed":
+      if (state.kind === "accepted" || event.leaseEnd <= state.until) return same;
+      return { next: waits({ ...state, until: event.leaseEnd }), effects: [] };
     case "PeerReceived":
-      return over("received", undefined);
+      return over(state, "received", undefined);
     case "PeerClosed":
-      return over("closed", undefined);
+      return over(state, "closed", undefined);
+    case "PeerLost":
+      if (state.adoptBy !== undefined) return same;
+      return { next: waits({ ...state, adoptBy: event.adoptBy }), effects: [] };
+    case "PeerAdopted":
+      return { next: waits({ ...state, adoptBy: undefined }), effects: [] };
     case "Failed":
-      return over("failed", event.error);
+      return over(state, "failed", event.error);
     case "TimePassed":
-      if (now < deadline) break;
-      if (state.kind === "accepted") return over("expired", overloaded());
-      return over("expired", {
+      if (now < state.deadline) return same;
+      if (state.adoptBy !== undefined && now >= state.adoptBy) return over(state, "closed", undefined);
+      if (state.kind === "accepted") return over(state, "expired", overloaded());
+      return over(state, "expired", {
         reason: "lease_expired",
         message: `the lease ended while the hand-over was ${state.kind}`,
       });
     default:
       return unreachable(event);
   }
-  return { next: state, effects: [] };
 }
 
-function over(kind: "received" | "closed" | "expired" | "failed", error: ErrorFacts | undefined): Step {
-  return { next: { kind, deadline: NEVER }, effects: [{ kind: "FreeBlocks" }, { kind: "EndStream", error }] };
+function waits(state: PrefillHandover): PrefillHandover {
+  const { until, adoptBy } = state;
+  return { ...state, deadline: adoptBy !== undefined && adoptBy < until ? adoptBy : until };
+}
+
+function over(
+  state: PrefillHandover,
+  kind: "received" | "closed" | "expired" | "failed",
+  error: ErrorFacts | undefined,
+): Step {
+  return {
+    next: { ...state, kind, deadline: NEVER },
+    effects: [{ kind: "FreeBlocks" }, { kind: "EndStream", error }],
+  };
 }
 
 function overloaded(): ErrorFacts {

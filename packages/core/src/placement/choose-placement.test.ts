@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { type ChoiceOutcome, choosePlacement } from "./choose-placement.ts";
+import { type ChoiceOutcome, choosePlacement, preferPrefill } from "./choose-placement.ts";
 import type { AttachedWorker } from "./cluster-view.ts";
 import { candidateName, describePlacement } from "./describe-placement.ts";
 import { canDecode, canPrefill } from "./fit.ts";
@@ -215,4 +215,14 @@ test("without a prefill worker a decode worker computes the prompt, if it may; b
   expect(names(choose(workers, request(100, 20), ["prefill-0", "decode-0"], true))).toEqual(["decode-1"]);
   expect(names(choose(workers, request(100, 20), ["decode-0", "decode-1"], true))).toEqual(["prefill-0 → decode-0"]);
   expect(choose(decoders, request(1_000_000, 20), [], true).kind).toBe("no_worker");
+});
+
+test("a prefill worker that may still hold what it computed comes first, where it is a candidate", () => {
+  const outcome = choose([attached("prefill-0"), attached("prefill-1"), attached("decode-0")]);
+  expect(outcome.kind).toBe("placed");
+  if (outcome.kind !== "placed") return;
+  const first = (workerId: string) => names(preferPrefill(outcome, workerId));
+  expect(first("prefill-1")).toEqual(["prefill-1 → decode-0", "prefill-0 → decode-0"]);
+  expect(first("prefill-9")).toEqual(names(outcome));
+  expect(first("")).toEqual(names(outcome));
 });

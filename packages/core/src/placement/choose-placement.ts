@@ -309,3 +309,13 @@ function absence(workers: readonly AttachedWorker[], request: RequestShape): str
 function layouts(workers: readonly AttachedWorker[]): string {
   return workers.map(({ facts }) => `${facts.workerId} has ${facts.fingerprint.slice(0, 8)}`).join(", ");
 }
+
+/** The candidate that uses a prefill worker comes first, if there is one. */
+export function preferPrefill(
+  outcome: Extract<ChoiceOutcome, { readonly kind: "placed" }>,
+  workerId: string,
+): ChoiceOutcome {
+  const kept = outcome.candidates.find(({ prefill }) => prefill !== undefined && prefill.facts.workerId === workerId);
+  if (kept === undefined) return outcome;
+  return { kind: "placed", candidates: [kept, ...outcome.candidates.filter((candidate) => candidate !== kept)] };
+}

@@ -30,7 +30,13 @@ export type RouterEvent =
       readonly excludedWorkerIds?: readonly string[];
     }
   /** It asks for another placement. */
-  | { readonly kind: "RequestRetried"; readonly key: RequestKey; readonly excludedWorkerIds: readonly string[] }
+  | {
+      readonly kind: "RequestRetried";
+      readonly key: RequestKey;
+      readonly excludedWorkerIds: readonly string[];
+      /** Prefill worker that may still hold what it computed for the request. */
+      readonly keptPrefillWorkerId?: string;
+    }
   | { readonly kind: "FirstTokenArrived"; readonly key: RequestKey }
   /** Its stream ended, however it did. */
   | { readonly kind: "RequestEnded"; readonly key: RequestKey }

@@ -2,7 +2,13 @@ import { assert } from "../assert.ts";
 import { unreachable } from "../kvasir-error.ts";
 import { addNanos, type Instant, msFromNanos, type Nanos, nanosBetween } from "../time.ts";
 import { AdmissionQueue } from "./admission-queue.ts";
-import { type Candidate, type ChoiceOutcome, choosePlacement, type Exclusion } from "./choose-placement.ts";
+import {
+  type Candidate,
+  type ChoiceOutcome,
+  choosePlacement,
+  type Exclusion,
+  preferPrefill,
+} from "./choose-placement.ts";
 import { type AttachedWorker, ClusterView, type ClusterViewOptions, type ViewOutcome } from "./cluster-view.ts";
 import { describePlacement } from "./describe-placement.ts";
 import { checkFit } from "./fit.ts";
@@ -35,6 +41,8 @@ interface LiveRequest {
   /** Workers that failed it, and when that was said. */
   readonly excludedAt: Map<string, Instant>;
   isPlaced: boolean;
+  /** Taken before others, where it is a candidate; empty: none. */
+  keptPrefillWorkerId: string;
   waitingSince: Instant;
   /** Since when no capable worker is attached; undefined while one is. */
   noWorkerSince: Instant | undefined;
@@ -115,7 +123,7 @@ export class RouterState {
         this.#arrive(event.key, event.request, event.excludedWorkerIds ?? [], now, effects);
         break;
       case "RequestRetried":
-        this.#retry(event.key, event.excludedWorkerIds, now, effects);
+        this.#retry(event.key, event.excludedWorkerIds, event.keptPrefillWorkerId ?? "", now, effects);
         break;
       case "FirstTokenArrived":
         this.#reservations.endPrefill(event.key);
@@ -165,6 +173,7 @@ export class RouterState {
       request,
       excludedAt: new Map(),
       isPlaced: false,
+      keptPrefillWorkerId: "",
       waitingSince: now,
       noWorkerSince: undefined,
       checkedVersion: -1,
@@ -176,13 +185,20 @@ export class RouterState {
     this.#admit(live, this.#options.queueMax, now, effects);
   }
 
-  #retry(key: RequestKey, excludedWorkerIds: readonly string[], now: Instant, effects: RouterEffect[]): void {
+  #retry(
+    key: RequestKey,
+    excludedWorkerIds: readonly string[],
+    keptPrefillWorkerId: string,
+    now: Instant,
+    effects: RouterEffect[],
+  ): void {
     const live = this.#live.get(key);
     if (live === undefined) return; // It was refused while its message was on the way.
     exclude(live, excludedWorkerIds, now);
     if (!live.isPlaced) return;
     this.#reservations.release(key);
     live.isPlaced = false;
+    live.keptPrefillWorkerId = keptPrefillWorkerId;
     live.waitingSince = now;
     live.noWorkerSince = undefined;
     live.checkedVersion = -1;
@@ -250,13 +266,14 @@ export class RouterState {
   }
 
   #choose(live: LiveRequest, now: Instant): ChoiceOutcome {
-    return choosePlacement(
+    const outcome = choosePlacement(
       this.#view.workers(),
       live.request,
       this.#reservedOf,
       (worker) => exclusionOf(worker, live.excludedAt),
       { ...this.#options.prediction, mayPrefillLocally: this.#mayPrefillLocally(live, now) },
     );
+    return outcome.kind === "placed" ? preferPrefill(outcome, live.keptPrefillWorkerId) : outcome;
   }
 
   #mayPrefillLocally({ excludedAt, noWorkerSince }: LiveRequest, now: Instant): boolean {

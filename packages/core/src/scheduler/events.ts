@@ -78,8 +78,16 @@ export type SchedulerEvent =
   | { readonly kind: "KvOffered"; readonly sequenceId: SequenceId }
   /** Decode kind: the prompt's KV is in place and verified, and the first token is known (unused where output is known). */
   | { readonly kind: "KvArrived"; readonly sequenceId: SequenceId; readonly firstTokenId: number }
-  /** Decode kind, not yet arrived: no more KV will come, and none is written. What is beyond these tokens of the prompt is computed here. */
-  | { readonly kind: "KvLost"; readonly sequenceId: SequenceId; readonly verifiedTokenCount: number }
+  /**
+   * Decode kind, not yet arrived: no more KV will come, and none is written. What is beyond these tokens of the prompt is computed here, and the
+   * first token, where it is known, is computed and not sampled.
+   */
+  | {
+      readonly kind: "KvLost";
+      readonly sequenceId: SequenceId;
+      readonly verifiedTokenCount: number;
+      readonly firstTokenId?: number | undefined;
+    }
   /** No transfer reads (Release answered) or writes (Fence answered) the sequence's blocks any more. */
   | { readonly kind: "TransferClosed"; readonly sequenceId: SequenceId }
   /** The device answered the oldest step in flight. */

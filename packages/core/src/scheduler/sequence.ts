@@ -1,3 +1,4 @@
+import { assert } from "../assert.ts";
 import type { BlockId } from "../block/block-pool.ts";
 import type { Instant } from "../time.ts";
 import type { SequenceSpec } from "./events.ts";
@@ -17,7 +18,7 @@ export type SequencePhase = "waiting" | "reserved" | "receiving" | "prompting" |
 export interface Sequence {
   readonly spec: SequenceSpec;
   /** Prompt and known output: what is computed before anything is sampled. */
-  readonly inputTokenIds: readonly number[];
+  inputTokenIds: readonly number[];
   readonly waitUntil: Instant;
   readonly worstCaseBlockCount: number;
   phase: SequencePhase;
@@ -73,4 +74,22 @@ export function isCoherent({ kind, maxTokens, outputTokenIds = [], branches = []
   const outputs = [outputTokenIds, ...branches.map((branch) => branch.outputTokenIds ?? [])];
   if (kind === "prefill") return branches.length === 0 && outputTokenIds.length === 0;
   return outputs.every((output) => output.length < maxTokens);
+}
+
+/** Of a prompt whose KV was to come from elsewhere, so much is there; a first token that is known becomes known output. */
+export function keepReceived(sequence: Sequence, verifiedTokenCount: number, firstTokenId: number | undefined): void {
+  const { sequenceId, promptTokenIds, maxTokens, outputTokenIds = [] } = sequence.spec;
+  const thereCount = sequence.phase === "receiving" ? promptTokenIds.length : 0;
+  assert(
+    verifiedTokenCount <= thereCount,
+    `sequence ${sequenceId} keeps ${verifiedTokenCount} tokens of ${thereCount} that may be there`,
+  );
+  if (firstTokenId !== undefined && outputTokenIds.length === 0) {
+    assert(maxTokens > 1, `sequence ${sequenceId} goes on after its last token`);
+    sequence.inputTokenIds = [...promptTokenIds, firstTokenId];
+    sequence.samplePlannedCount = 1;
+    sequence.sampleDoneCount = 1;
+  }
+  // The last token is computed in any case: its logits are what is sampled from.
+  sequence.inputPlannedCount = Math.min(verifiedTokenCount, sequence.inputTokenIds.length - 1);
 }

@@ -125,6 +125,8 @@ class World {
   readonly parents = new Map<number, number>();
   /** Tokens of the prompt that had arrived when no more would come. */
   readonly kept = new Map<number, number>();
+  /** Of those, the ones whose first token was known. */
+  readonly tokenKnown = new Set<number>();
   /** Where fetches write. */
   readonly fetchBlocks = new Map<number, readonly number[]>();
   now = 0 as Instant;
@@ -145,7 +147,8 @@ class World {
     const { kind, promptTokenIds, outputTokenIds = [] } = this.specs.get(id) as SequenceSpec;
     if (this.parents.has(id)) return promptTokenIds.length - 1;
     const kept = this.kept.get(id);
-    if (kept !== undefined) return Math.min(kept, promptTokenIds.length + outputTokenIds.length - 1);
+    const knownCount = outputTokenIds.length || (this.tokenKnown.has(id) ? 1 : 0);
+    if (kept !== undefined) return Math.min(kept, promptTokenIds.length + knownCount - 1);
     return kind === "decode" ? promptTokenIds.length : 0;
   }
 
@@ -153,7 +156,7 @@ class World {
   samplesBefore(id: number): number {
     const { kind, outputTokenIds = [] } = this.specs.get(id) as SequenceSpec;
     if (outputTokenIds.length > 0) return outputTokenIds.length;
-    return kind === "decode" && !this.kept.has(id) ? 1 : 0;
+    return kind === "decode" && (!this.kept.has(id) || this.tokenKnown.has(id)) ? 1 : 0;
   }
 
   /** Branches follow their parents in the order in which those were done. */
@@ -226,7 +229,8 @@ class World {
     // Chunks of a prompt neither overlap nor leave a gap.
     for (const slice of plan.slices) {
       const spec = this.specs.get(slice.sequenceId);
-      const inputTokenCount = (spec?.promptTokenIds.length ?? 0) + (spec?.outputTokenIds?.length ?? 0);
+      const outputTokenCount = spec?.outputTokenIds?.length || (this.tokenKnown.has(slice.sequenceId) ? 1 : 0);
+      const inputTokenCount = (spec?.promptTokenIds.length ?? 0) + outputTokenCount;
       if (slice.startPosition >= inputTokenCount) continue;
       expect(slice.startPosition).toBe(
         this.device.chunkEnds.get(slice.sequenceId) ?? this.firstPosition(slice.sequenceId),
@@ -282,7 +286,10 @@ class World {
     this.device.write(id, this.fetchBlocks.get(id) ?? [], 0, verifiedTokenCount);
     this.kept.set(id, verifiedTokenCount);
     this.transfers.set(id, "none");
-    this.apply({ kind: "KvLost", sequenceId: id as SequenceId, verifiedTokenCount });
+    const isTokenKnown = pick % 3 === 0 && (this.specs.get(id)?.maxTokens ?? 0) > 1;
+    if (isTokenKnown) this.tokenKnown.add(id);
+    const firstTokenId = isTokenKnown ? 1 : undefined;
+    this.apply({ kind: "KvLost", sequenceId: id as SequenceId, verifiedTokenCount, firstTokenId });
     if (state === "open") this.apply({ kind: "TransferClosed", sequenceId: id as SequenceId });
   }
 

@@ -16,7 +16,7 @@ import type {
   StepPlan,
 } from "./events.ts";
 import { loadOf, type SchedulerLoad } from "./load.ts";
-import { groupOf, isCoherent, newSequence, type Sequence } from "./sequence.ts";
+import { groupOf, isCoherent, keepReceived, newSequence, type Sequence } from "./sequence.ts";
 
 /** Steps that may be unanswered: one runs while the next waits on the device, so the device never waits for the scheduler. */
 export const STEPS_IN_FLIGHT_MAX = 2;
@@ -120,16 +120,11 @@ export class StepScheduler {
       }
       case "KvLost": {
         const sequence = this.#sequences.get(event.sequenceId);
-        const { phase, spec } = sequence ?? {};
-        if (sequence === undefined || spec?.kind !== "decode") break;
-        if (phase !== "receiving" && phase !== "reserved") break;
-        assert(
-          event.verifiedTokenCount <= (phase === "receiving" ? spec.promptTokenIds.length : 0),
-          `sequence ${event.sequenceId} keeps ${event.verifiedTokenCount} tokens that it does not have`,
-        );
-        // The last token is computed in any case: its logits are what is sampled from.
-        sequence.inputPlannedCount = Math.min(event.verifiedTokenCount, sequence.inputTokenIds.length - 1);
-        this.#startPrompt(sequence);
+        if (sequence?.spec.kind !== "decode") break;
+        if (sequence.phase === "receiving" || sequence.phase === "reserved") {
+          keepReceived(sequence, event.verifiedTokenCount, event.firstTokenId);
+          this.#startPrompt(sequence);
+        }
         break;
       }
       case "TransferClosed": {

@@ -7,8 +7,6 @@ interface DeviceSequence {
   readonly blockIds: number[];
   position: number;
   stopped: boolean;
-  /** Index of the next token to sample. */
-  tokenIndex: number;
 }
 
 export interface DeviceResult {
@@ -48,7 +46,6 @@ export class FakeDevice {
         blockIds: [...start.blockIds],
         position: -1,
         stopped: false,
-        tokenIndex: 0,
       });
     }
     return request.slices.map((slice) => {
@@ -57,12 +54,8 @@ export class FakeDevice {
       if (!sequence) throw refused(`slice of unknown sequence ${sequenceId}`);
       sequence.blockIds.push(...slice.appendedBlockIds);
       if (sequence.stopped) return { sequenceId, outcome: SliceOutcome.SKIPPED };
-      if (sequence.position === -1) {
-        // The first slice says whether the prompt's KV came from elsewhere.
-        sequence.position = startPosition;
-        if (startPosition === sequence.promptTokenCount) sequence.tokenIndex = 1;
-        else if (startPosition !== 0) throw refused(`sequence ${sequenceId} begins at ${startPosition}`);
-      }
+      // The caller vouches for the KV before the first slice.
+      if (sequence.position === -1) sequence.position = startPosition;
       if (startPosition !== sequence.position) {
         throw refused(`sequence ${sequenceId} has ${sequence.position} tokens, the slice starts at ${startPosition}`);
       }
@@ -75,8 +68,9 @@ export class FakeDevice {
         touch(blockId, sequenceId);
       }
       sequence.position = end;
-      if (startPosition < sequence.promptTokenCount) this.promptTokensComputed += BigInt(tokenCount);
-      else this.decodeTokensComputed += BigInt(tokenCount);
+      const promptCount = Math.max(0, Math.min(tokenCount, sequence.promptTokenCount - startPosition));
+      this.promptTokensComputed += BigInt(promptCount);
+      this.decodeTokensComputed += BigInt(tokenCount - promptCount);
       if (!slice.sample) return { sequenceId, outcome: SliceOutcome.COMPUTED };
       return this.#sample(sequenceId, sequence);
     });
@@ -84,7 +78,7 @@ export class FakeDevice {
 
   #sample(sequenceId: bigint, sequence: DeviceSequence): DeviceResult {
     const { sampling, promptTokenCount } = sequence;
-    const tokenIndex = sequence.tokenIndex++;
+    const tokenIndex = sequence.position - promptTokenCount;
     const tokenId = fakeToken(promptTokenCount, sampling?.seed ?? 0n, tokenIndex);
     const last = tokenIndex + 1 >= (sampling?.maxTokens ?? 1);
     sequence.stopped = last || (sampling?.stopTokenIds.includes(tokenId) ?? false);

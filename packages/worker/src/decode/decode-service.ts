@@ -1,5 +1,5 @@
 import { KvasirError, sharedBlockCount, worstCaseBlockCount } from "@kvasir/core";
-import { type DecodeService, type GenerateRequest, PlacementMode } from "@kvasir/proto";
+import { type DecodeService, type GenerateRequest, PlacementMode, type WorkerRef } from "@kvasir/proto";
 import { contextFromMetadata, type Implementation } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
@@ -9,16 +9,20 @@ import type { LocalPrefillCause } from "../metrics.ts";
 import { checkEpoch, checkQueue, checkRequest, openChoices, tooLarge } from "../request-check.ts";
 import type { RequestMeter } from "../request-meter.ts";
 import { endSpan, startSpan, type Traced } from "../tracing.ts";
+import type { LeaseRenewals } from "./lease-renewals.ts";
 import { generateLocally } from "./local-generation.ts";
 import type { PrefillPeers } from "./peers.ts";
-import { SplitGeneration } from "./split-generation.ts";
+import { type PrefillChoice, SplitGeneration } from "./split-generation.ts";
 import type { GenerateCall } from "./token-stream.ts";
+
+const TRANSFER_ID_BYTES = 16;
 
 export interface DecodeServiceOptions {
   readonly workerId: string;
   readonly current: () => Incarnation | undefined;
   readonly tracer: Tracer;
   readonly peers: PrefillPeers;
+  readonly renewals: LeaseRenewals;
   readonly leaseMs: number;
   readonly admissionWaitMs: number;
   /** Tells of each generation's start and end. */
@@ -73,7 +77,7 @@ async function generate(
   const resumedTokenCount = choices.reduce((sum, choice) => sum + choice.outputTokenIds.length, 0);
   if (resumedTokenCount > 0) {
     traced.span.setAttribute("kvasir.resumed_tokens", resumedTokenCount);
-    options.requests.recomputed(promptTokenCount + resumedTokenCount);
+    options.requests.recomputed(resumedTokenCount + (request.adoptsTransfer ? 0 : promptTokenCount));
   }
   const own = worstCaseBlockCount("decode", promptTokenCount, checked.sampling.maxTokens, blockSize);
   const blockCount = own + (choices.length - 1) * (own - sharedBlockCount(promptTokenCount, blockSize));
@@ -112,11 +116,26 @@ async function generate(
       const { prefill } = placement;
       if (prefill === undefined || prefill.address === "")
         throw invalid("placement.prefill", "placement.prefill is missing");
-      return untilDone(call, new SplitGeneration({ ...facts, prefill, peers }));
+      const { renewals, onLocalPrefill } = options;
+      const prefills = prefillChoices(request, prefill, placement.otherPrefills);
+      return untilDone(call, new SplitGeneration({ ...facts, prefills, peers, renewals, onLocalPrefill }));
     }
     default:
       throw invalid("placement.mode", `placement.mode is ${placement.mode}; use aggregated or split`);
   }
+}
+
+/** What a lost decode worker left is asked for once; whoever does not have it any more begins anew. */
+function prefillChoices(
+  { transferId, adoptsTransfer }: GenerateRequest,
+  prefill: WorkerRef,
+  others: readonly WorkerRef[],
+): readonly [PrefillChoice, ...PrefillChoice[]] {
+  if (transferId.length !== 0 && transferId.length !== TRANSFER_ID_BYTES) {
+    throw invalid("transfer_id", `transfer_id has ${transferId.length} bytes, must have ${TRANSFER_ID_BYTES}`);
+  }
+  const first = transferId.length === 0 ? { prefill } : { prefill, transferId };
+  return [first, ...(adoptsTransfer ? [{ prefill }] : []), ...others.map((other) => ({ prefill: other }))];
 }
 
 /** Waits for the end; a caller that goes away, or whose deadline passes, cancels. */

@@ -6,6 +6,7 @@ import {
   type DecodeHandover,
   type DecodeHandoverEffect,
   type DecodeHandoverEvent,
+  type DecodeHandoverPlan,
   type ErrorFacts,
   type Instant,
   isDecodeHandoverOver,
@@ -17,42 +18,53 @@ import {
   type Token,
   unreachable,
 } from "@kvasir/core";
-import {
-  CodecLevel,
-  type FetchResponse,
-  type RunFirstToken,
-  type RunResponse,
-  type RunTicket,
-  type WorkerRef,
-} from "@kvasir/proto";
-import { errorFromService } from "@kvasir/rpc";
+import type { FetchResponse, RunFirstToken, RunTicket, WorkerRef } from "@kvasir/proto";
+import { errorFromService, isTyped } from "@kvasir/rpc";
 import { now } from "../clock.ts";
-import type { FetchStream } from "../kernel/kernel.ts";
+import type { LocalPrefillCause } from "../metrics.ts";
 import { endSpan, metadataOf, startSpan, type Traced, traceparentOf } from "../tracing.ts";
 import { Generation, type GenerationFacts } from "./generation.ts";
+import type { LeaseRenewals } from "./lease-renewals.ts";
 import type { PrefillPeers } from "./peers.ts";
+import { Transfer } from "./transfer.ts";
 
 /** Time for the prefill worker's ticket beyond its own wait for blocks. Larger: slower peers pass; smaller: dead ones are left sooner. */
 const TICKET_WAIT_MS = 5_000;
 
-export interface SplitFacts extends GenerationFacts {
+/** Time for the own sidecar to end a copy. Its worker holds one that takes longer for lost. */
+const FENCE_WAIT_MS = 5_000;
+
+/** A prefill worker to ask. */
+export interface PrefillChoice {
   readonly prefill: WorkerRef;
+  /** 16 bytes; absent: a new one. */
+  readonly transferId?: Uint8Array;
+}
+
+export interface SplitFacts extends GenerationFacts {
+  /** In the order in which they are asked. */
+  readonly prefills: readonly [PrefillChoice, ...PrefillChoice[]];
   readonly peers: PrefillPeers;
+  readonly renewals: LeaseRenewals;
+  readonly onLocalPrefill: (cause: LocalPrefillCause) => void;
 }
 
 /** Prompt elsewhere, output here: runs the effects of `advanceDecodeHandover`, and then the generation's steps. */
 export class SplitGeneration {
   readonly #facts: SplitFacts;
   readonly #generation: Generation;
-  readonly #transferId = randomBytes(16);
-  readonly #leaseId: string;
+  readonly #plan: DecodeHandoverPlan;
+  readonly #leaseId = `reservation ${randomBytes(16).toString("hex")}`;
   readonly #sequenceId: SequenceId;
   readonly #branchIds: readonly SequenceId[];
   #state: DecodeHandover;
   #timer: NodeJS.Timeout | undefined;
-  #run: ReturnType<PrefillPeers["run"]> | undefined;
-  #fetch: FetchStream | undefined;
+  #transfer: Transfer | undefined;
   #ticket: RunTicket | undefined;
+  /** Once there are physical ones. */
+  #blockIds: readonly BlockId[] | undefined;
+  /** Bytes that came from prefill workers before this one. */
+  #bytesBefore = 0n;
   #handover: Traced | undefined;
   #firstTokenAt: Instant | undefined;
   #firstChoiceEnded = false;
@@ -60,14 +72,17 @@ export class SplitGeneration {
   constructor(facts: SplitFacts) {
     this.#facts = facts;
     this.#generation = new Generation(facts);
-    this.#generation.prefillWorkerId = facts.prefill.workerId;
-    this.#leaseId = `reservation ${this.#transferId.toString("hex")}`;
+    this.#generation.prefillWorkerId = facts.prefills[0].prefill.workerId;
     const { incarnation, request, traced, arrivedAt, admissionWaitMs } = facts;
     const { promptTokenIds } = request;
     const { sampling } = this.#generation;
     const { outputTokenIds } = facts.choices[0];
+    // A rest of one step: those who decode beside it wait once.
+    const tailTokenMax = incarnation.engine.scheduler.options.tokenBudget;
+    const fenceWithin = nanosFromMs(FENCE_WAIT_MS);
+    this.#plan = { promptTokenCount: promptTokenIds.length, tailTokenMax, fenceWithin };
     const waitUntil = addNanos(arrivedAt, nanosFromMs(admissionWaitMs));
-    this.#state = newDecodeHandover(waitUntil);
+    this.#state = newDecodeHandover(waitUntil, facts.prefills.length);
     [this.#sequenceId, ...this.#branchIds] = incarnation.engine.submitGroup(
       {
         ...{ kind: "decode", promptTokenIds, outputTokenIds, sampling, maxTokens: sampling.maxTokens },
@@ -78,7 +93,7 @@ export class SplitGeneration {
       {
         admitted: () => this.#reserved(),
         refused: () => this.#apply({ kind: "TimePassed" }),
-        fetchOpened: (blockIds) => this.#openFetch(blockIds),
+        fetchOpened: (blockIds) => this.#blocksTaken(blockIds),
         planned: () => this.#joined(),
         sampled: (token, _tokenIndex, end) => this.#generation.token(token, end),
         failed: (error) => this.#lost(error),
@@ -104,7 +119,7 @@ export class SplitGeneration {
   }
 
   #apply(event: DecodeHandoverEvent): void {
-    const { next, effects } = advanceDecodeHandover(this.#state, event, now());
+    const { next, effects } = advanceDecodeHandover(this.#state, event, this.#plan, now());
     const isNowOver = isDecodeHandoverOver(next) && !isDecodeHandoverOver(this.#state);
     this.#state = next;
     if (isNowOver) this.#meterEnd(effects);
@@ -115,9 +130,10 @@ export class SplitGeneration {
   #meterEnd(effects: readonly DecodeHandoverEffect[]): void {
     const { requests } = this.#facts;
     const failure = effects.find((effect) => effect.kind === "EndStream")?.error;
-    const outcome = failure?.reason ?? (this.#state.kind === "finished" ? "finished" : "joined");
+    const { kind } = this.#state;
+    const outcome = failure?.reason ?? (kind === "finished" || kind === "tail" ? kind : "joined");
     requests.handoverEnded("decode", outcome);
-    if (this.#fetch === undefined) return;
+    if (this.#blockIds === undefined) return;
     const { kvBytesMoved, timings } = this.#generation;
     requests.transferEnded(outcome, { bytes: Number(kvBytesMoved), seconds: (timings.kvTransferMs ?? 0) / 1_000 });
   }
@@ -129,8 +145,9 @@ export class SplitGeneration {
         this.#requestPrefill();
         break;
       case "OpenFetch":
-        // Answered by `fetchOpened` with the blocks.
-        incarnation.engine.apply({ kind: "KvOffered", sequenceId: this.#sequenceId });
+        // The first time answered by `fetchOpened` with the blocks.
+        if (this.#blockIds === undefined) incarnation.engine.apply({ kind: "KvOffered", sequenceId: this.#sequenceId });
+        else this.#openFetch(this.#blockIds, effect.verifiedTokenCount);
         break;
       case "SendFirstToken":
         this.#sendFirstToken(effect.token, effect.final);
@@ -145,15 +162,17 @@ export class SplitGeneration {
           this.#joined();
           incarnation.engine.close(this.#sequenceId);
         }
-        this.#run?.write({ kind: { case: "received", value: {} } });
-        this.#run?.end();
-        void this.#closeTransfer();
+        void this.#closeTransfer("received");
+        break;
+      case "StopTransfer":
+        void this.#stopTransfer();
+        break;
+      case "ComputeTail":
+        this.#computeTail(effect.verifiedTokenCount, effect.token);
         break;
       case "AbandonTransfer":
-        this.#run?.cancel();
-        this.#fetch?.cancel();
         incarnation.engine.close(this.#sequenceId);
-        void this.#closeTransfer();
+        void this.#closeTransfer("abort");
         break;
       case "EndStream":
         this.#endStream(effect.error);
@@ -164,84 +183,98 @@ export class SplitGeneration {
   }
 
   #reserved(): void {
-    const { incarnation, leaseMs, admissionWaitMs } = this.#facts;
-    const instant = now();
-    const lifetime = nanosFromMs(leaseMs + admissionWaitMs + TICKET_WAIT_MS);
-    incarnation.leases.grant(this.#leaseId, "reservation", this.#sequenceId, lifetime, instant);
+    const { incarnation } = this.#facts;
+    const lifetime = nanosFromMs(this.#requestWaitMs());
+    incarnation.leases.grant(this.#leaseId, "reservation", this.#sequenceId, lifetime, now());
     this.#generation.accepted();
-    const requestDeadline = addNanos(instant, nanosFromMs(admissionWaitMs + TICKET_WAIT_MS));
-    this.#apply({ kind: "Reserved", requestDeadline });
+    this.#apply({ kind: "Reserved", requestDeadline: this.#requestDeadline() });
+  }
+
+  #requestWaitMs(): number {
+    const { leaseMs, admissionWaitMs } = this.#facts;
+    return leaseMs + admissionWaitMs + TICKET_WAIT_MS;
+  }
+
+  #requestDeadline(): Instant {
+    return addNanos(now(), nanosFromMs(this.#facts.admissionWaitMs + TICKET_WAIT_MS));
   }
 
   #requestPrefill(): void {
-    const { peers, prefill, request, requestId, incarnation, traced } = this.#facts;
-    const run = peers.run(prefill.address, { metadata: metadataOf(traced) });
-    this.#run = run;
-    run.on("data", (response: RunResponse) => {
-      if (response.kind.case === "ticket") this.#ticketReceived(response.kind.value);
-      else if (response.kind.case === "firstToken") this.#firstTokenReceived(response.kind.value);
-    });
-    run.on("error", (error) => this.#failFrom(error, `prefill worker ${prefill.workerId}`));
-    run.on("end", () => {
-      // Before the join this is no good end; after it the event changes nothing.
-      const message = `prefill worker ${prefill.workerId} ended the hand-over before its time; retry elsewhere`;
-      this.#apply({ kind: "Failed", error: { reason: "unavailable", message, workerId: prefill.workerId } });
-    });
-    run.write({
-      kind: {
-        case: "start",
-        value: {
-          requestId,
-          transferId: this.#transferId,
-          promptTokenIds: request.promptTokenIds as number[],
-          sampling: this.#generation.sampling,
-          tenantScope: request.tenantScope,
-          expectedEpoch: prefill.epoch,
-          layoutFingerprint: incarnation.layout.fingerprint,
-        },
+    const { prefills, peers, request, requestId, incarnation, traced } = this.#facts;
+    const choice = prefills[prefills.length - this.#state.prefillsLeft - 1] ?? prefills[0];
+    const { prefill, transferId = randomBytes(16) } = choice;
+    incarnation.leases.extend(this.#leaseId, nanosFromMs(this.#requestWaitMs()), now());
+    this.#generation.prefillWorkerId = prefill.workerId;
+    const { kernel, layout } = incarnation;
+    const { tenantScope } = request;
+    const start = {
+      requestId,
+      promptTokenIds: request.promptTokenIds as number[],
+      sampling: this.#generation.sampling,
+      tenantScope,
+      expectedEpoch: prefill.epoch,
+      layoutFingerprint: layout.fingerprint,
+    };
+    const metadata = metadataOf(traced);
+    this.#transfer = new Transfer(
+      { peers, prefill, transferId, kernel, metadata, start },
+      {
+        ticket: (ticket) => this.#ticketReceived(ticket),
+        firstToken: (token) => this.#firstTokenReceived(token),
+        progress: (progress) => this.#progress(progress),
+        broken: (error, where) => this.#peerLost(error, where),
       },
-    });
+    );
   }
 
   #ticketReceived(value: RunTicket): void {
-    const { incarnation } = this.#facts;
-    const lifetime = nanosFromMs(Math.max(value.leaseMs, 1));
-    const instant = now();
-    incarnation.leases.extend(this.#leaseId, lifetime, instant);
+    const { renewals } = this.#facts;
+    const { prefill, transferId } = this.#transfer?.facts ?? {};
+    if (prefill === undefined || transferId === undefined) return;
+    const leaseMs = Math.max(value.leaseMs, 1);
     this.#ticket = value;
-    this.#apply({ kind: "TicketReceived", leaseEnd: addNanos(instant, lifetime) });
+    renewals.add(prefill.address, leaseMs, {
+      transferId,
+      renewed: (leaseEnd) => this.#renewed(leaseEnd),
+      lost: () =>
+        this.#peerLost(new KvasirError({ reason: "lease_expired", message: "the lease is over" }), "the heartbeat"),
+    });
+    const leaseEnd = addNanos(now(), nanosFromMs(leaseMs));
+    this.#extendReservation(leaseEnd);
+    this.#apply({ kind: "TicketReceived", leaseEnd });
   }
 
-  #openFetch(blockIds: readonly BlockId[]): void {
-    const { incarnation, request, traced } = this.#facts;
-    const fetch = incarnation.kernel.fetch(
-      {
-        leaseId: this.#transferId,
-        ...(this.#ticket?.ticket ? { ticket: this.#ticket.ticket } : {}),
-        sourceAddress: this.#ticket?.sourceAddress ?? "",
-        blockIds: [...blockIds],
-        tokenBegin: 0,
-        tokenEnd: request.promptTokenIds.length,
-        tenantScope: request.tenantScope,
-        level: CodecLevel.RAW,
-      },
-      metadataOf(traced),
-    );
-    this.#fetch = fetch;
-    let complete = false;
-    fetch.on("data", (progress: FetchResponse) => {
-      complete = progress.complete;
-      this.#generation.kvBytesMoved = progress.dataBytes;
-      this.#generation.timings.kvTransferMs = msFromNanos(Number(progress.transferNanos));
-      this.#apply({ kind: "FramesVerified", complete: progress.complete });
-    });
-    fetch.on("error", (error) => this.#failFrom(error, "the KV transfer"));
-    fetch.on("end", () => {
-      if (complete) return;
-      const message = "the KV transfer ended before its last block; retry elsewhere";
-      const { workerId } = this.#facts.prefill;
-      this.#apply({ kind: "Failed", error: { reason: "unavailable", message, workerId } });
-    });
+  #renewed(leaseEnd: Instant): void {
+    this.#extendReservation(leaseEnd);
+    this.#apply({ kind: "LeaseRenewed", leaseEnd });
+  }
+
+  /** Our own reservation lives as long as the lease that it waits for. */
+  #extendReservation(leaseEnd: Instant): void {
+    const instant = now();
+    const lifetime = nanosFromMs(Math.max(1, msFromNanos(leaseEnd - instant)));
+    this.#facts.incarnation.leases.extend(this.#leaseId, lifetime, instant);
+  }
+
+  #blocksTaken(blockIds: readonly BlockId[]): void {
+    this.#blockIds = blockIds;
+    this.#openFetch(blockIds, 0);
+  }
+
+  #openFetch(blockIds: readonly BlockId[], verifiedTokenCount: number): void {
+    const { blockSize } = this.#facts.incarnation.layout;
+    // The block that is there in part comes again, whole.
+    const tokenBegin = verifiedTokenCount - (verifiedTokenCount % blockSize);
+    if (this.#ticket) this.#transfer?.fetch(this.#ticket, blockIds, tokenBegin);
+  }
+
+  #progress({ verifiedTokenEnd, dataBytes, transferNanos, complete }: FetchResponse): void {
+    this.#generation.kvBytesMoved = this.#bytesBefore + dataBytes;
+    this.#generation.timings.kvTransferMs = msFromNanos(Number(transferNanos));
+    const verifiedTokenCount = complete ? this.#plan.promptTokenCount : verifiedTokenEnd;
+    const progressBy = addNanos(now(), nanosFromMs(Math.max(this.#ticket?.leaseMs ?? 1, 1)));
+    this.#extendReservation(progressBy);
+    this.#apply({ kind: "FramesVerified", verifiedTokenCount, progressBy });
   }
 
   #firstTokenReceived(value: RunFirstToken): void {
@@ -254,8 +287,8 @@ export class SplitGeneration {
       return;
     }
     // The prompt's KV is still wanted where there are more answers than this one.
-    const isNews = !this.#isResumed;
-    this.#firstChoiceEnded = isNews && value.stopped && this.#branchIds.length > 0;
+    const isNews = !this.#isResumed && this.#state.token === undefined;
+    if (isNews) this.#firstChoiceEnded = value.stopped && this.#branchIds.length > 0;
     const stopped = isNews && value.stopped && !this.#firstChoiceEnded;
     this.#apply({ kind: "FirstTokenReceived", token: value.token, stopped });
   }
@@ -284,25 +317,52 @@ export class SplitGeneration {
     this.#generation.stepsBegin();
   }
 
-  /** Blocks return only after the sidecar promised that no fetch writes them. */
-  async #closeTransfer(): Promise<void> {
-    const { engine, kernel, leases } = this.#facts.incarnation;
+  /** The prefill worker is lost: what is verified stays, once nothing writes. */
+  async #stopTransfer(): Promise<void> {
+    this.#bytesBefore = this.#generation.kvBytesMoved;
+    await this.#endTransfer("abort");
+    this.#apply({ kind: "Fenced", requestDeadline: this.#requestDeadline() });
+  }
+
+  #computeTail(verifiedTokenCount: number, token: Token | undefined): void {
+    const { incarnation, onLocalPrefill, requests, traced, workerId } = this.#facts;
+    const { engine, leases } = incarnation;
+    requests.recomputed(this.#plan.promptTokenCount - verifiedTokenCount);
+    onLocalPrefill("prefill_lost");
+    traced.span.setAttributes({ "kvasir.local_prefill": "prefill_lost", "kvasir.kept_tokens": verifiedTokenCount });
+    this.#generation.prefillWorkerId = workerId;
     leases.release(this.#leaseId);
-    if (this.#fetch) await kernel.fence(this.#transferId);
+    engine.apply({ kind: "TransferClosed", sequenceId: this.#sequenceId });
+    const firstTokenId = this.#isResumed ? undefined : token?.tokenId;
+    engine.apply({ kind: "KvLost", sequenceId: this.#sequenceId, verifiedTokenCount, firstTokenId });
+  }
+
+  /** Blocks return only after the sidecar promised that no fetch writes them. */
+  async #closeTransfer(how: "received" | "abort"): Promise<void> {
+    const { engine, leases } = this.#facts.incarnation;
+    leases.release(this.#leaseId);
+    await this.#endTransfer(how);
     engine.apply({ kind: "TransferClosed", sequenceId: this.#sequenceId });
   }
 
-  #failFrom(error: unknown, where: string): void {
-    const known = errorFromService(error);
-    // A peer that cancels on its own, or that is too slow, is a peer that is lost: only our own caller can cancel, and its deadline ends this call.
-    const isLost = known.reason === "cancelled" || known.reason === "deadline_exceeded";
+  async #endTransfer(how: "received" | "abort"): Promise<void> {
+    const transfer = this.#transfer;
+    if (transfer === undefined) return;
+    this.#facts.renewals.remove(transfer.facts.prefill.address, transfer.facts.transferId);
+    await transfer[how]();
+  }
+
+  #peerLost(cause: unknown, where: string): void {
+    const known = errorFromService(cause);
+    // A peer that cancels on its own, breaks off or is too slow is a peer that is lost: our own caller's cancel comes another way.
+    const isBroken = known.reason === "internal" && !isTyped(cause);
+    const isLost = isBroken || known.reason === "cancelled" || known.reason === "deadline_exceeded";
     const reason = isLost ? "unavailable" : known.reason;
     const { retryAfterMs, field } = known;
-    const { workerId } = this.#facts.prefill;
-    this.#apply({
-      kind: "Failed",
-      error: { reason, message: `${where}: ${known.message}`, retryAfterMs, field, workerId, cause: error },
-    });
+    const { workerId = "" } = this.#transfer?.facts.prefill ?? {};
+    const error = { reason, message: `${where}: ${known.message}`, retryAfterMs, field, workerId, cause: known };
+    // An answer that has ended already cannot compute the prompt for its siblings.
+    this.#apply({ kind: this.#firstChoiceEnded ? "Failed" : "PeerLost", error });
   }
 
   #lost(error: KvasirError): void {

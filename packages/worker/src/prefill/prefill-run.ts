@@ -29,6 +29,9 @@ import { signTicket } from "../ticket.ts";
 import { endSpan, metadataOf, startQueueSpan, type Traced, traceparentOf } from "../tracing.ts";
 import { wireToken } from "../wire-token.ts";
 
+/** Longest life of a transfer, however alive its decode worker: as long as a request may take. */
+const TRANSFER_MAX_MS = 600_000;
+
 export type RunCall = ServerDuplexStream<RunRequest, MessageInitShape<typeof RunResponseSchema>>;
 type RunMessage = MessageInitShape<typeof RunResponseSchema>;
 
@@ -40,6 +43,8 @@ export interface PrefillRunFacts {
   readonly request: CheckedRequest;
   readonly admissionWaitMs: number;
   readonly leaseMs: number;
+  /** How long KV waits for another decode worker when its own is gone without a word. */
+  readonly adoptionMs: number;
   readonly tracer: Tracer;
   readonly requests: RequestMeter;
   /** `prefill.run`; ended here. */
@@ -64,13 +69,11 @@ export class PrefillRun {
   #plannedAt: Instant | undefined;
   #timer: NodeJS.Timeout | undefined;
   #blockIds: readonly BlockId[] = [];
-  #leaseLifetimeMs: number;
   #ticket: MessageInitShape<typeof RunTicketSchema> = {};
 
   constructor(facts: PrefillRunFacts) {
     this.#facts = facts;
     this.#leaseId = `pin ${Buffer.from(facts.transferId).toString("hex")}`;
-    this.#leaseLifetimeMs = facts.leaseMs;
     const { incarnation, request, traced } = facts;
     const { promptTokenIds, sampling } = request;
     this.#queue = startQueueSpan(facts.tracer, traced, incarnation.engine);
@@ -108,6 +111,7 @@ export class PrefillRun {
     const done = Promise.withResolvers<void>();
     const replaced = this.#call;
     this.#call = { stream, done };
+    this.#apply({ kind: "PeerAdopted" });
     replaced?.done.reject(
       new KvasirError({ reason: "cancelled", message: "another call with this transfer_id took over" }),
     );
@@ -120,23 +124,30 @@ export class PrefillRun {
     if (this.#call?.stream === stream) this.#apply({ kind: "PeerReceived" });
   }
 
-  /** The caller of `stream` went away. */
+  /** The caller of `stream` wants nothing more. */
   closed(stream: RunCall): void {
     if (this.#call?.stream === stream) this.#apply({ kind: "PeerClosed" });
   }
 
+  /** The caller of `stream` is gone without a word. */
+  lost(stream: RunCall): void {
+    if (this.#call?.stream !== stream) return;
+    const adoptBy = addNanos(now(), nanosFromMs(this.#facts.adoptionMs));
+    this.#apply({ kind: "PeerLost", adoptBy });
+  }
+
+  /** A heartbeat of the decode worker. */
+  renew(): void {
+    const { incarnation, leaseMs } = this.#facts;
+    const instant = now();
+    const lifetime = nanosFromMs(leaseMs);
+    if (!incarnation.leases.extend(this.#leaseId, lifetime, instant)) return;
+    this.#apply({ kind: "LeaseRenewed", leaseEnd: addNanos(instant, lifetime) });
+  }
+
   #admitted(blockIds: readonly BlockId[]): void {
-    const { incarnation, leaseMs, request } = this.#facts;
-    // The lease must outlive the queue before this prompt: what is expected to be computed first is added, doubled for safety.
-    const queued = incarnation.engine.scheduler.load().queuedPromptTokenCount + request.promptTokenIds.length;
-    this.#leaseLifetimeMs = Math.ceil(leaseMs + 2 * incarnation.engine.meter.prefillMs(queued));
-    const lease = incarnation.leases.grant(
-      this.#leaseId,
-      "pin",
-      this.#sequenceId,
-      nanosFromMs(this.#leaseLifetimeMs),
-      now(),
-    );
+    const { incarnation, leaseMs } = this.#facts;
+    const lease = incarnation.leases.grant(this.#leaseId, "pin", this.#sequenceId, nanosFromMs(leaseMs), now());
     this.#blockIds = blockIds;
     this.#apply({ kind: "BlocksTaken", leaseEnd: lease.expiresAt });
   }
@@ -174,7 +185,8 @@ export class PrefillRun {
   #openExport(): void {
     const { incarnation, request, transferId, workerId, traced } = this.#facts;
     const tokenCount = request.promptTokenIds.length;
-    const expiresAtUnixMs = BigInt(Date.now() + this.#leaseLifetimeMs);
+    // The lease is kept here, by heartbeats, and its end releases the export; this is the end that no heartbeat moves.
+    const expiresAtUnixMs = BigInt(Date.now() + Math.max(TRANSFER_MAX_MS, this.#facts.leaseMs));
     const ticket = signTicket(
       {
         leaseId: transferId,
@@ -188,7 +200,7 @@ export class PrefillRun {
       },
       incarnation.ticketKey,
     );
-    this.#ticket = { ticket, sourceAddress: incarnation.transferAddress, leaseMs: this.#leaseLifetimeMs };
+    this.#ticket = { ticket, sourceAddress: incarnation.transferAddress, leaseMs: this.#facts.leaseMs };
     this.#publishing = incarnation.kernel
       .publish(
         {

@@ -1,4 +1,4 @@
-import { KvasirError, nanosFromMs } from "@kvasir/core";
+import { addNanos, KvasirError, nanosFromMs, Tombstones } from "@kvasir/core";
 import type { PrefillService, RunRequest, RunStart } from "@kvasir/proto";
 import { contextFromMetadata, type Implementation, messages } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
@@ -11,6 +11,8 @@ import { endSpan, startSpan } from "../tracing.ts";
 import { PrefillRun, type RunCall } from "./prefill-run.ts";
 
 const TRANSFER_ID_BYTES = 16;
+/** Time for a gateway to notice that a decode worker is lost and to place its request elsewhere. Larger: less is computed twice; smaller: blocks return sooner. */
+const ADOPTION_MS = 3_000;
 
 export interface PrefillServiceOptions {
   readonly workerId: string;
@@ -26,8 +28,7 @@ export interface PrefillServiceOptions {
 /** `PrefillService`: many hand-overs, one for each transfer id. */
 export function prefillService(options: PrefillServiceOptions): Implementation<typeof PrefillService> {
   const runs = new Map<string, { readonly run: PrefillRun; readonly epoch: bigint }>();
-  /** Transfer ids that are over, with the time when they may be forgotten: a late repetition must not start anew. */
-  const tombstones = new Map<string, number>();
+  const tombstones = new Tombstones();
 
   function start(request: RunStart, call: RunCall): PrefillRun {
     const incarnation = checkEpoch(options.current(), request.expectedEpoch);
@@ -38,8 +39,7 @@ export function prefillService(options: PrefillServiceOptions): Implementation<t
     const key = Buffer.from(request.transferId).toString("hex");
     const known = runs.get(key);
     if (known && known.epoch === incarnation.epoch) return known.run;
-    forget(tombstones);
-    if (tombstones.has(key)) {
+    if (tombstones.has(key, now())) {
       const message = `transfer ${key} is already over; start again with a new transfer_id`;
       throw new KvasirError({ reason: "lease_expired", message });
     }
@@ -63,6 +63,7 @@ export function prefillService(options: PrefillServiceOptions): Implementation<t
         request: checked,
         admissionWaitMs,
         leaseMs,
+        adoptionMs: Math.min(ADOPTION_MS, leaseMs),
         tracer,
         traced,
         requests,
@@ -77,7 +78,7 @@ export function prefillService(options: PrefillServiceOptions): Implementation<t
     void run.over.then(() => {
       options.onRun(-1);
       runs.delete(key);
-      tombstones.set(key, now() + nanosFromMs(options.leaseMs));
+      tombstones.add(key, addNanos(now(), nanosFromMs(options.leaseMs)));
     });
     return run;
   }
@@ -87,7 +88,7 @@ export function prefillService(options: PrefillServiceOptions): Implementation<t
       const ended = Promise.withResolvers<never>();
       let run: PrefillRun | undefined;
       call.on("cancelled", () => {
-        run?.closed(call);
+        run?.lost(call);
         ended.reject(new KvasirError({ reason: "cancelled", message: "the caller went away" }));
       });
       const served = (async () => {
@@ -107,19 +108,28 @@ export function prefillService(options: PrefillServiceOptions): Implementation<t
       ended.promise.catch(() => undefined);
       await Promise.race([served, ended.promise]);
     },
+    async renew({ transferIds }) {
+      const unknownTransferIds = transferIds.filter((transferId) => {
+        const known = runs.get(Buffer.from(transferId).toString("hex"));
+        known?.run.renew();
+        return known === undefined;
+      });
+      return { unknownTransferIds, leaseMs: options.leaseMs };
+    },
   };
 }
 
-/** Reads on until `received` or the end of the caller's side, which frees as well. */
+/** Reads on until `received`, `aborted` or the end of the caller's side. */
 async function listen(requests: AsyncIterable<RunRequest>, run: PrefillRun, call: RunCall): Promise<void> {
   try {
     for await (const request of requests) {
       if (request.kind.case === "received") run.received(call);
+      else if (request.kind.case === "aborted") run.closed(call);
     }
   } catch {
-    // A broken stream is an ended one.
+    // Broken or ended without a word: the same.
   }
-  run.closed(call);
+  run.lost(call);
 }
 
 function checkLayout(request: RunStart, incarnation: Incarnation): void {
@@ -132,12 +142,4 @@ function checkLayout(request: RunStart, incarnation: Incarnation): void {
 
 function fits(promptTokenIds: readonly number[], incarnation: Incarnation): boolean {
   return promptTokenIds.length <= incarnation.description.blockCount * incarnation.layout.blockSize;
-}
-
-function forget(tombstones: Map<string, number>): void {
-  const instant = now();
-  for (const [key, until] of tombstones) {
-    if (until > instant) return;
-    tombstones.delete(key);
-  }
 }

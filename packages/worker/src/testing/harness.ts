@@ -110,6 +110,8 @@ export interface GenerateOptions {
     readonly sampling?: MessageInitShape<typeof SamplingParamsSchema>;
     readonly placement?: MessageInitShape<typeof PlacementSchema>;
     readonly choiceCount?: number;
+    readonly transferId?: Uint8Array;
+    readonly adoptsTransfer?: boolean;
     readonly resumed?: MessageInitShape<typeof ChoiceSoFarSchema>[];
   };
 }

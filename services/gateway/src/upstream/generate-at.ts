@@ -4,6 +4,7 @@ import { metadataFromContext } from "@kvasir/rpc";
 import type { PreparedRequest } from "../prepare.ts";
 import type { DecodeClients } from "./decode-clients.ts";
 import { deadlineMs, type GenerationContext, type Sink } from "./generation-context.ts";
+import type { TransferChoice } from "./transfer-keeper.ts";
 
 /**
  * One attempt at a request: generates on the decode worker of a placement what `progress` lacks, and keeps `progress` true. Resolves when
@@ -14,6 +15,7 @@ export function generateAt(
   placement: Placement,
   request: PreparedRequest,
   progress: RequestProgress,
+  transfer: TransferChoice,
   facts: GenerationContext,
   sink: Sink,
 ): Promise<GenerateFinished | undefined> {
@@ -39,6 +41,7 @@ export function generateAt(
         tenantScope: facts.tenantScope,
         choiceCount: request.choiceCount,
         resumed,
+        ...transfer,
       },
       { metadata: metadataFromContext(facts.context), deadlineMs: deadlineMs(facts) },
     );

@@ -18,6 +18,7 @@ import { generateAt } from "./generate-at.ts";
 import { deadlineMs, type GenerationContext, type Sink } from "./generation-context.ts";
 import { peerError } from "./peer-error.ts";
 import type { PlaceLine, PlaceStart, RouterLink } from "./router-link.ts";
+import { TransferKeeper } from "./transfer-keeper.ts";
 
 const FRUITLESS_MAX = 3;
 /** Between two questions to routers of which none answers. */
@@ -53,6 +54,7 @@ export async function generate(
   const placing = new Placing(upstream.router, request, facts);
   const progress = new RequestProgress(request.choiceCount, request.sampling.maxTokens);
   const attempts = new Attempts({ fruitlessMax: FRUITLESS_MAX, placeWithin: nanosFromMs(facts.resumeTimeoutMs) });
+  const keeper = new TransferKeeper();
   let resumeCount = 0;
   try {
     let placement = await placing.first();
@@ -68,7 +70,8 @@ export async function generate(
       const attempt = startAttempt(facts.tracer, facts.context, attemptAttributes(placement, placementCount));
       const at = { ...facts, context: attempt.context };
       try {
-        const finished = await generateAt(upstream.decode, placement, request, progress, at, counted);
+        const transfer = keeper.choose(placement);
+        const finished = await generateAt(upstream.decode, placement, request, progress, transfer, at, counted);
         attempt.end();
         return { placement, finished, placementCount, resumeCount };
       } catch (error) {
@@ -85,7 +88,9 @@ export async function generate(
         const decision = attempts.failed({ decodeWorkerId, newTokenCount, error: failure }, nowInstant());
         if (decision.kind === "give_up") throw failure;
         if (progress.tokenCount > 0) resumeCount++;
-        placement = await placing.again(decision, attempts.failedWorkerIds, failure, attempt, progress.tokenCount);
+        keeper.failed(error, progress.tokenCount);
+        const known = { failedWorkerIds: attempts.failedWorkerIds, keptPrefillWorkerId: keeper.keptPrefillWorkerId };
+        placement = await placing.again(decision, known, failure, attempt, progress.tokenCount);
       }
     }
   } finally {
@@ -132,7 +137,7 @@ class Placing {
   /** Another placement, within the time that the decision gives, however many routers are lost meanwhile. */
   async again(
     { failedWorkerId, placeBy }: Extract<AttemptDecision, { readonly kind: "place_again" }>,
-    failedWorkerIds: readonly string[],
+    known: { readonly failedWorkerIds: readonly string[]; readonly keptPrefillWorkerId: string },
     failure: Error,
     attempt: Attempt,
     tokenCount: number,
@@ -157,8 +162,8 @@ class Placing {
       for (;;) {
         try {
           let line = this.#line;
-          if (line === undefined || line.isOver) line = this.#open(failedWorkerIds);
-          else line.retry([failedWorkerId]);
+          if (line === undefined || line.isOver) line = this.#open(known.failedWorkerIds);
+          else line.retry([failedWorkerId], known.keptPrefillWorkerId);
           const placement = await this.#next(line, AbortSignal.any([signal, late.signal]));
           span.setAttribute("kvasir.decode_worker", placement.decode?.workerId ?? "");
           return placement;

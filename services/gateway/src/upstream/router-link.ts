@@ -24,7 +24,8 @@ export interface PlaceStart {
 export interface PlaceLine {
   /** The first placement, or after `retry` the next. Rejects with the router's reason. */
   next(): Promise<Placement>;
-  retry(excludedWorkerIds: readonly string[]): void;
+  /** `keptPrefillWorkerId`: may still hold what it computed; empty: none does. */
+  retry(excludedWorkerIds: readonly string[], keptPrefillWorkerId: string): void;
   firstToken(): void;
   /** The router is gone or has refused; nothing more will be answered here. */
   readonly isOver: boolean;
@@ -88,11 +89,14 @@ export class RouterLink {
     stream.write({ kind: { case: "start", value } });
     return {
       next: () => answer.promise,
-      retry(excludedWorkerIds) {
+      retry(excludedWorkerIds, keptPrefillWorkerId) {
         answer = Promise.withResolvers<Placement>();
         answer.promise.catch(() => undefined);
         if (isOver) answer.reject(new KvasirError({ reason: "unavailable", message: "the router is lost; try again" }));
-        else stream.write({ kind: { case: "retry", value: { excludedWorkerIds: [...excludedWorkerIds] } } });
+        else {
+          const value = { excludedWorkerIds: [...excludedWorkerIds], keptPrefillWorkerId };
+          stream.write({ kind: { case: "retry", value } });
+        }
       },
       firstToken() {
         if (!isOver) stream.write({ kind: { case: "firstToken", value: {} } });

@@ -585,6 +585,13 @@ export declare type Placement = Message<"kvasir.common.v1.Placement"> & {
    * @generated from field: bool local_prefill = 7;
    */
   localPrefill: boolean;
+
+  /**
+   * Prefill workers of the same layout to ask when the first one is lost, best first; at most two, for none of which capacity is set aside.
+   *
+   * @generated from field: repeated kvasir.common.v1.WorkerRef other_prefills = 8;
+   */
+  otherPrefills: WorkerRef[];
 };
 
 /**

@@ -131,6 +131,13 @@ export declare type PlaceRetry = Message<"kvasir.router.v1.PlaceRetry"> & {
    * @generated from field: repeated string excluded_worker_ids = 1;
    */
   excludedWorkerIds: string[];
+
+  /**
+   * Prefill worker that may still hold what it computed for this request: taken before others, if it can be.
+   *
+   * @generated from field: string kept_prefill_worker_id = 2;
+   */
+  keptPrefillWorkerId: string;
 };
 
 /**

@@ -69,6 +69,20 @@ export declare type GenerateRequest = Message<"kvasir.worker.v1.GenerateRequest"
    * @generated from field: repeated kvasir.worker.v1.ChoiceSoFar resumed = 7;
    */
   resumed: ChoiceSoFar[];
+
+  /**
+   * 16 random bytes: RunStart.transfer_id for the placement's prefill worker; empty: the worker makes one.
+   *
+   * @generated from field: bytes transfer_id = 8;
+   */
+  transferId: Uint8Array;
+
+  /**
+   * A decode worker that was lost used the same transfer_id: what the prefill worker computed for it may be there still.
+   *
+   * @generated from field: bool adopts_transfer = 9;
+   */
+  adoptsTransfer: boolean;
 };
 
 /**
@@ -381,6 +395,14 @@ export declare type RunRequest = Message<"kvasir.worker.v1.RunRequest"> & {
      */
     value: RunReceived;
     case: "received";
+  } | {
+    /**
+     * Nothing more is wanted: the pins may go.
+     *
+     * @generated from field: kvasir.worker.v1.RunAborted aborted = 3;
+     */
+    value: RunAborted;
+    case: "aborted";
   } | { case: undefined; value?: undefined };
 };
 
@@ -465,6 +487,67 @@ export declare type RunReceived = Message<"kvasir.worker.v1.RunReceived"> & {
  * Use `create(RunReceivedSchema)` to create a new message.
  */
 export declare const RunReceivedSchema: GenMessage<RunReceived>;
+
+/**
+ * Given up.
+ *
+ * @generated from message kvasir.worker.v1.RunAborted
+ */
+export declare type RunAborted = Message<"kvasir.worker.v1.RunAborted"> & {
+};
+
+/**
+ * Describes the message kvasir.worker.v1.RunAborted.
+ * Use `create(RunAbortedSchema)` to create a new message.
+ */
+export declare const RunAbortedSchema: GenMessage<RunAborted>;
+
+/**
+ * Live transfers.
+ *
+ * @generated from message kvasir.worker.v1.RenewRequest
+ */
+export declare type RenewRequest = Message<"kvasir.worker.v1.RenewRequest"> & {
+  /**
+   * RunStart.transfer_id of each.
+   *
+   * @generated from field: repeated bytes transfer_ids = 1;
+   */
+  transferIds: Uint8Array[];
+};
+
+/**
+ * Describes the message kvasir.worker.v1.RenewRequest.
+ * Use `create(RenewRequestSchema)` to create a new message.
+ */
+export declare const RenewRequestSchema: GenMessage<RenewRequest>;
+
+/**
+ * How they stand.
+ *
+ * @generated from message kvasir.worker.v1.RenewResponse
+ */
+export declare type RenewResponse = Message<"kvasir.worker.v1.RenewResponse"> & {
+  /**
+   * Those that are over here, however they ended.
+   *
+   * @generated from field: repeated bytes unknown_transfer_ids = 1;
+   */
+  unknownTransferIds: Uint8Array[];
+
+  /**
+   * How long the leases of the others live from now.
+   *
+   * @generated from field: uint32 lease_ms = 2;
+   */
+  leaseMs: number;
+};
+
+/**
+ * Describes the message kvasir.worker.v1.RenewResponse.
+ * Use `create(RenewResponseSchema)` to create a new message.
+ */
+export declare const RenewResponseSchema: GenMessage<RenewResponse>;
 
 /**
  * One message of the prefill side.
@@ -638,9 +721,10 @@ export declare const DecodeService: GenService<{
  */
 export declare const PrefillService: GenService<{
   /**
-   * One hand-over, from the decode side. The caller sends `start` first and `received` last; closing or cancelling the stream at
-   * any point frees the pinned blocks, as does the lease's end. The answer is `ticket` at once, before anything is computed,
-   * then `first_token` when the prompt is done; the KV stays pinned until `received`, the end of the stream, or the lease's end.
+   * One hand-over, from the decode side. The caller sends `start` first and `received` or `aborted` last; either frees the pinned blocks,
+   * as does the lease's end. A stream that ends without such a word is one whose decode worker is lost: the KV waits a few seconds for a
+   * stream with the same transfer_id, from any decode worker, which is told everything again. The answer is `ticket` at once, before
+   * anything is computed, then `first_token` when the prompt is done.
    * Errors: OVERLOADED, STALE_EPOCH, LAYOUT_MISMATCH, INVALID_REQUEST, LEASE_EXPIRED, UNAVAILABLE.
    *
    * @generated from rpc kvasir.worker.v1.PrefillService.Run
@@ -649,6 +733,16 @@ export declare const PrefillService: GenService<{
     methodKind: "bidi_streaming";
     input: typeof RunRequestSchema;
     output: typeof RunResponseSchema;
+  },
+  /**
+   * The heartbeat of a decode worker, for all transfers that it has from this prefill worker: their leases live on from now.
+   *
+   * @generated from rpc kvasir.worker.v1.PrefillService.Renew
+   */
+  renew: {
+    methodKind: "unary";
+    input: typeof RenewRequestSchema;
+    output: typeof RenewResponseSchema;
   },
 }>;
 
