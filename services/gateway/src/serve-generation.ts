@@ -245,7 +245,8 @@ function tailOf(
     kvasir: {
       trace_id: traceId,
       mode: split ? "split" : "aggregated",
-      prefill_worker: split ? (placement.prefill?.workerId ?? "") : decodeWorker,
+      // Not always the one that was placed on: what is lost is computed elsewhere.
+      prefill_worker: finished?.prefillWorkerId || (split ? (placement.prefill?.workerId ?? "") : decodeWorker),
       decode_worker: decodeWorker,
       ttft_ms: round(ttftMs),
       predicted_ttft_ms: round(placement.predictedTtftMs),

@@ -22,7 +22,10 @@ export const PLANES: Readonly<Record<string, Plane>> = {
   },
   "kvasir.worker.v1.DecodeService": { servers: ["decode", "mixed"], callers: { Generate: ["gateway"] } },
   "kvasir.transfer.v1.KvTransferService": { servers: ["prefill", "mixed"], callers: { Pull: ["decode", "mixed"] } },
-  "kvasir.worker.v1.PrefillService": { servers: ["prefill", "mixed"], callers: { Run: ["decode", "mixed"] } },
+  "kvasir.worker.v1.PrefillService": {
+    servers: ["prefill", "mixed"],
+    callers: { Run: ["decode", "mixed"], Renew: ["decode", "mixed"] },
+  },
 };
 
 /** Roles that may call `/package.Service/Method`. */
