@@ -32,6 +32,7 @@ interface OwnReport {
   readonly kv_bytes_per_token: number;
   readonly read_bytes_per_second: number;
   readonly f32_macs_per_second: number;
+  readonly bf16_macs_per_second: number;
   readonly int8_macs_per_second: number;
   readonly decode: readonly Measurement[];
   readonly prefill: readonly Measurement[];
@@ -74,8 +75,8 @@ async function workloads(): Promise<readonly Workload[]> {
   };
   const dense: Workload = {
     title:
-      "Random bf16 weights in the shape of Llama 3.2 1B. PyTorch computes in bf16, Kvasir in f32 on the bf16 weights.",
-    model: "random:llama-1b:bf16",
+      "Random bf16 weights in the shape of Llama 3.2 1B. Both compute in bf16 and sum in f32 (Kvasir by `--weights bf16`).",
+    model: "random:llama-1b:bf16-pairs",
     baseline: ["--shape", "llama-1b"],
     engines: ["pytorch"],
     repetitions: 1,
@@ -141,8 +142,9 @@ function tables(
   rates: BestRates,
 ): readonly string[] {
   const percent = (share: number) => `${(share * 100).toFixed(0)} %`;
-  const machine = (key: "read_bytes_per_second" | "f32_macs_per_second" | "int8_macs_per_second") =>
-    (Math.max(...reports.map((report) => report[key])) / 1e9).toFixed(1);
+  const machine = (
+    key: "read_bytes_per_second" | "f32_macs_per_second" | "bf16_macs_per_second" | "int8_macs_per_second",
+  ) => (Math.max(...reports.map((report) => report[key])) / 1e9).toFixed(1);
   const speed = (["decode", "prefill"] as const).flatMap((phase) =>
     own[phase].map(({ size }) => {
       const all = reports.flatMap((report) => report[phase].filter((entry) => entry.size === size));
@@ -179,7 +181,7 @@ function tables(
   return [
     table([...header, ...engines.flatMap((engine) => [engine, "ratio"])], speed),
     `A decode step reads ${(own.weight_bytes_per_step / 1e6).toFixed(0)} MB of weights and ${(own.kv_bytes_per_token / 1e3).toFixed(0)} kB of KV a token of context. The machine, best of the
-rounds: ${machine("read_bytes_per_second")} GB/s read, ${machine("f32_macs_per_second")} G multiply-adds/s in f32, ${machine("int8_macs_per_second")} G in 8-bit integers.`,
+rounds: ${machine("read_bytes_per_second")} GB/s read, ${machine("f32_macs_per_second")} G multiply-adds/s in f32, ${machine("bf16_macs_per_second")} G in bf16, ${machine("int8_macs_per_second")} G in 8-bit integers.`,
     "Attention alone, one layer, one sequence: a decode row, and the last 512 rows of a prompt.",
     table(["context", "MB of KV", "decode µs", "GB/s", "of memory", "512 rows ms", "of compute"], attention),
   ];
@@ -192,7 +194,7 @@ publish(
   "Speed of the CPU engine",
   `${threads} threads, decoding at a context of ${context} tokens. Engines take turns in ${rounds} round(s); each figure is the best repetition of all rounds.
 "Of memory" and "of compute": the least time in which the machine, as measured in the same process with the same threads, can read the bytes or
-do the multiply-adds of the work (f32 for dense weights and attention, 8-bit integers for quantised weights), over the time taken.
+do the multiply-adds of the work (f32 for attention, bf16 for bf16 weights, 8-bit integers for quantised ones), over the time taken.
 
 ${sections.join("\n\n")}`,
 );

@@ -54,7 +54,7 @@ const options = defineOptions("npm run quality -- reuse", "what answers lose whe
     type: "string",
     env: "KVASIR_WEIGHTS",
     default: "stored",
-    choices: ["stored", "f32", "q8_0"],
+    choices: ["stored", "f32", "bf16", "q8_0"],
     help: "How matrices are kept.",
   },
   threads: { type: "integer", env: "KVASIR_THREADS", min: 1, help: "Compute threads. Default: one for each core." },

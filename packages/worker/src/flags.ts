@@ -73,7 +73,7 @@ export function workerFlags(service: string, summary: string, roles: readonly [R
       type: "string",
       env: "KVASIR_WEIGHTS",
       default: "stored",
-      choices: ["stored", "f32", "q8_0"],
+      choices: ["stored", "f32", "bf16", "q8_0"],
       help: "How matrices are kept: as the file has them, expanded to f32, or rounded to 8 bits. Smaller: faster decode.",
     },
     threads: {

@@ -22,7 +22,7 @@ export interface LocalClusterOptions {
   readonly kvBytes?: string;
   readonly blockSize?: number;
   readonly kvDtype?: "bf16" | "f16" | "f32";
-  readonly weights?: "stored" | "f32" | "q8_0";
+  readonly weights?: "stored" | "f32" | "bf16" | "q8_0";
   /** Token budget of a step. */
   readonly stepTokens?: number;
   readonly threadsPerSidecar?: number;

@@ -28,7 +28,7 @@ export const UP_FLAGS = defineOptions("npm run up --", "a whole cluster on this 
     type: "string",
     env: "KVASIR_UP_WEIGHTS",
     default: "stored",
-    choices: ["stored", "f32", "q8_0"],
+    choices: ["stored", "f32", "bf16", "q8_0"],
     help: "How matrices are kept: as the file has them, expanded to f32, or rounded to 8 bits.",
   },
   kvBytes: {

@@ -34,7 +34,7 @@ export interface SidecarCommand {
   readonly kvBytes: number;
   readonly blockSize: number;
   readonly kvDtype: string;
-  /** `stored`, `f32` or `q8_0`. */
+  /** `stored`, `f32`, `bf16` or `q8_0`. */
   readonly weights: string;
   readonly threads: number | undefined;
   readonly cpus: string | undefined;

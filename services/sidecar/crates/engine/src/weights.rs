@@ -117,6 +117,8 @@ fn macs<'a>(matrices: impl IntoIterator<Item = &'a PackedMatrix>) -> WeightMacs 
         let count = matrix.rows() * matrix.cols();
         if matrix.weight_type().is_quantised() {
             macs.quantised += count;
+        } else if matrix.weight_type().is_bf16_pairs() {
+            macs.pairs += count;
         } else {
             macs.dense += count;
         }

@@ -26,6 +26,8 @@ pub struct Roofline {
     pub read_bytes_per_second: f64,
     /// Multiply-adds of f32 between registers: what dense weights and attention are made of.
     pub f32_macs_per_second: f64,
+    /// Multiply-adds of pairs of bf16 between registers: what weights kept as such pairs are made of.
+    pub bf16_macs_per_second: f64,
     /// Multiply-adds of 8-bit integers between registers: what quantised weights are made of.
     pub int8_macs_per_second: f64,
 }
@@ -40,11 +42,13 @@ impl Roofline {
         let reading = best_seconds(cpu, tasks.len(), |task| cpu.isa.run(Read(tasks[task])));
         let compute_tasks = cpu.threads.threads() * 8;
         let f32_seconds = best_seconds(cpu, compute_tasks, |_| cpu.isa.run(MultiplyF32));
+        let bf16_seconds = best_seconds(cpu, compute_tasks, |_| cpu.isa.run_bf16(MultiplyBf16));
         let int8_seconds = best_seconds(cpu, compute_tasks, |_| cpu.isa.run(MultiplyInt8));
         let lanes = (compute_tasks * CHAINS * CHAIN_STEPS * LANES) as f64;
         Self {
             read_bytes_per_second: STREAM_BYTES as f64 / reading,
             f32_macs_per_second: lanes / f32_seconds,
+            bf16_macs_per_second: lanes * 2.0 / bf16_seconds,
             int8_macs_per_second: lanes * 4.0 / int8_seconds,
         }
     }
@@ -101,6 +105,24 @@ impl Kernel for MultiplyF32 {
     }
 }
 
+struct MultiplyBf16;
+
+impl Kernel for MultiplyBf16 {
+    type Output = f32;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let weights = s.load_pairs(black_box(&[0x3f00; 2 * LANES]));
+        let pair = black_box(0x3f00_3f80);
+        let mut sums = [s.splat(0.0); CHAINS];
+        for _ in 0..CHAIN_STEPS {
+            unroll!(i < CHAINS, {
+                sums[i] = s.dot_bf16(sums[i], weights, pair);
+            });
+        }
+        total(s, sums)
+    }
+}
+
 struct MultiplyInt8;
 
 impl Kernel for MultiplyInt8 {
@@ -141,6 +163,7 @@ mod tests {
             assert!(roofline.read_bytes_per_second.is_finite() && roofline.read_bytes_per_second > 1e8);
             // Eight lanes at a gigahertz are what the slowest processor with AVX2 does.
             assert!(roofline.f32_macs_per_second.is_finite() && roofline.f32_macs_per_second > 1e9);
+            assert!(roofline.bf16_macs_per_second.is_finite() && roofline.bf16_macs_per_second > 1e9);
             assert!(roofline.int8_macs_per_second.is_finite() && roofline.int8_macs_per_second > 1e9);
         }
     }

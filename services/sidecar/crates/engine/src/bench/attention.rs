@@ -1,6 +1,6 @@
 //! Attention alone, by context: what it costs against the bytes that it must read.
 
-use super::{Share, best_seconds};
+use super::{Share, WeightMacs, best_seconds};
 use crate::error::{EngineError, StepError};
 use kvasir_kernels::{AlignedF32, Batch, Cpu, KvPool, KvShape, Roofline, Span, attention};
 
@@ -64,13 +64,17 @@ pub(super) fn measure(
     let layer_bytes = context * shape.bytes_per_token() / shape.layer_count;
     // Row `i` of the chunk sees the context before the chunk and i + 1 of its rows; each key costs two multiply-adds an element.
     let seen = rows * (context - rows) + rows * (rows + 1) / 2;
+    let macs = WeightMacs {
+        dense: 2 * seen * width,
+        ..WeightMacs::default()
+    };
     Ok(AttentionMeasurement {
         context,
         layer_bytes,
         decode_microseconds: decode * 1e6,
         decode_memory_share: Share::memory(layer_bytes, decode, roofline),
         chunk_microseconds: chunk * 1e6,
-        chunk_compute_share: Share::compute(2 * seen * width, 0, chunk, roofline),
+        chunk_compute_share: Share::compute(macs, chunk, roofline),
     })
 }
 

@@ -53,6 +53,8 @@ pub struct BenchReport {
     pub read_bytes_per_second: f64,
     /// Multiply-adds of f32.
     pub f32_macs_per_second: f64,
+    /// Multiply-adds of bf16.
+    pub bf16_macs_per_second: f64,
     /// Multiply-adds of 8-bit integers.
     pub int8_macs_per_second: f64,
     /// One for each batch size.
@@ -85,6 +87,8 @@ pub struct Measurement {
 pub struct WeightMacs {
     /// With f32, f16 and bf16 weights, in f32.
     pub dense: usize,
+    /// With weights kept as pairs of bf16, in bf16.
+    pub pairs: usize,
     /// With quantised weights, in 8-bit integers.
     pub quantised: usize,
 }
@@ -97,8 +101,10 @@ impl Share {
         bytes as f64 / roofline.read_bytes_per_second / seconds
     }
 
-    fn compute(f32_macs: usize, int8_macs: usize, seconds: f64, roofline: &Roofline) -> f64 {
-        let least = f32_macs as f64 / roofline.f32_macs_per_second + int8_macs as f64 / roofline.int8_macs_per_second;
+    fn compute(macs: WeightMacs, seconds: f64, roofline: &Roofline) -> f64 {
+        let least = macs.dense as f64 / roofline.f32_macs_per_second
+            + macs.pairs as f64 / roofline.bf16_macs_per_second
+            + macs.quantised as f64 / roofline.int8_macs_per_second;
         least / seconds
     }
 }
@@ -121,6 +127,7 @@ impl Work {
             bytes: engine.weight_bytes_per_step() + read * engine.pool().bytes_per_token(),
             macs: WeightMacs {
                 dense: rows * layers.dense + logit_rows * head.dense + attention,
+                pairs: rows * layers.pairs + logit_rows * head.pairs,
                 quantised: rows * layers.quantised + logit_rows * head.quantised,
             },
         }
@@ -139,6 +146,7 @@ pub fn run(engine: &mut Engine, options: &BenchOptions) -> Result<BenchReport, S
         kv_bytes_per_token: engine.pool().bytes_per_token(),
         read_bytes_per_second: roofline.read_bytes_per_second,
         f32_macs_per_second: roofline.f32_macs_per_second,
+        bf16_macs_per_second: roofline.bf16_macs_per_second,
         int8_macs_per_second: roofline.int8_macs_per_second,
         decode: Vec::new(),
         prefill: Vec::new(),
@@ -215,7 +223,7 @@ impl Measurement {
             tokens_per_second: rate(median),
             best_tokens_per_second: rate(best),
             memory_share: Share::memory(work.bytes, best, roofline),
-            compute_share: Share::compute(work.macs.dense, work.macs.quantised, best, roofline),
+            compute_share: Share::compute(work.macs, best, roofline),
             samples: seconds.iter().copied().map(rate).collect(),
         }
     }

@@ -54,6 +54,11 @@ impl WeightType {
         self.form() == Form::Quantised
     }
 
+    /// Whether it is multiplied with activations rounded to bf16.
+    pub fn is_bf16_pairs(self) -> bool {
+        self.form() == Form::Pairs
+    }
+
     /// What the activations must be.
     pub(super) fn form(self) -> Form {
         match self {
