@@ -85,14 +85,19 @@ impl Execution {
         slices: Vec<SequenceSlice>,
         dropped_sequence_ids: Vec<u64>,
     ) -> Result<ExecuteResponse, Status> {
-        self.step_id += 1;
         let request = ExecuteRequest {
-            step_id: self.step_id,
             starts,
             slices,
             dropped_sequence_ids,
-            placements: Vec::new(),
+            ..ExecuteRequest::default()
         };
+        self.send(request).await
+    }
+
+    /// One step; its number is given here.
+    pub async fn send(&mut self, mut request: ExecuteRequest) -> Result<ExecuteResponse, Status> {
+        self.step_id += 1;
+        request.step_id = self.step_id;
         // A stream that ended says why below.
         let _ = self.requests.send(request).await;
         soon(self.answers.message())
