@@ -2,7 +2,7 @@ import type { Jaeger, LocalCluster } from "@kvasir/cli";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { type JaegerSpan, jaegerTrace, startTestJaeger } from "./jaeger.ts";
 import { AGGREGATED_TREE, expectTree, namesOf, SPLIT_TREE } from "./span-tree.ts";
-import { type Answer, answerOf, chatBody, post, startTiny } from "./support.ts";
+import { type Answer, answerOf, chatBody, openStream, post, startTiny } from "./support.ts";
 
 const STEP_TOKENS = 64;
 /** Clocks of one machine, read by different processes: what is cut off below the microsecond, and the pinning to the wall clock. */
@@ -140,3 +140,40 @@ test("a request that is refused ends its trace with the reason", async () => {
   const [request] = await jaegerTrace(jaeger, traceId);
   expect(request?.tags).toMatchObject({ error: true, "http.response.status_code": 400 });
 });
+
+test("a request that outlives its decode worker has a resume span that links to the attempt that failed", async () => {
+  const cluster = await startTiny({ otlpEndpoint: jaeger.otlpEndpoint, decode: 2 });
+  try {
+    const body = chatBody("Who built the old mill?", { max_tokens: 400, ignore_eos: true });
+    const stream = await openStream(cluster, body);
+    for (let count = 0; count < 5; count++) await stream.next();
+    const victim = await busyDecode(cluster);
+    await cluster.process(victim).kill("SIGKILL");
+    for (let event = await stream.next(); event !== "done"; event = await stream.next()) expect(event).toBeDefined();
+
+    const named = async (name: string) =>
+      (await jaegerTrace(jaeger, stream.traceId)).filter((span) => span.name === name);
+    await expect.poll(async () => (await named("gateway.request")).length, { timeout: 15_000 }).toBe(1);
+    const [request] = await named("gateway.request");
+    const [failed, second] = (await named("gateway.generate")).sort((a, b) => a.startMicros - b.startMicros);
+    const [resume] = await named("resume");
+    expect(failed?.tags).toMatchObject({ error: true, "kvasir.attempt": 1, "kvasir.decode_worker": victim });
+    expect(second?.tags).toMatchObject({ "kvasir.attempt": 2 });
+    expect(second?.tags["kvasir.decode_worker"]).not.toBe(victim);
+    expect(resume?.tags).toMatchObject({ "kvasir.failed_worker": victim, "kvasir.resumed_tokens": expect.any(Number) });
+    expect(resume?.follows).toEqual([failed?.spanId]);
+    for (const span of [failed, resume, second]) expect(span?.parentSpanId).toBe(request?.spanId);
+    expect(request?.tags.error).toBeUndefined();
+  } finally {
+    await cluster.stop();
+  }
+}, 60_000);
+
+/** The decode worker that runs the one request there is. */
+async function busyDecode(cluster: LocalCluster): Promise<string> {
+  for (const { name } of cluster.processes.filter(({ kind }) => kind === "decode")) {
+    const used = (await cluster.metrics(name)).get('kvasir_blocks{state="used"}');
+    if (used !== undefined && used > 0) return name;
+  }
+  throw new Error("no decode worker runs the request");
+}
