@@ -257,10 +257,14 @@ test("a decode side that goes away with a word frees the pins at once, without a
   }
 });
 
-test("a decode worker's heartbeats keep a lease as long as the prompt takes", async () => {
+test("a decode worker's heartbeats keep a lease as long as the prompt takes, and the gateway hears of progress", async () => {
   const workers = await pair({ leaseMs: 150 });
-  workers.prefill.faults.stepDelayMs = 400;
-  expect((await generate({ ...workers, promptTokenCount: 90 }).result).error).toBeUndefined();
+  workers.prefill.faults.stepDelayMs = 800;
+  const { error, progressCount } = await generate({ ...workers, promptTokenCount: 90 }).result;
+  expect(error).toBeUndefined();
+  // The gateway hears once a second that there is a first token to wait for.
+  expect(progressCount).toBeGreaterThanOrEqual(1);
+  expect(progressCount).toBeLessThanOrEqual(3);
   await expectQuiet(workers.prefill, workers.decode);
 });
 

@@ -10,6 +10,9 @@ import type { GenerationOutcome, RequestMeter } from "../request-meter.ts";
 import { endSpan, startSpan, type Traced } from "../tracing.ts";
 import { type GenerateCall, TokenStream } from "./token-stream.ts";
 
+/** Between two looks for progress before the first token; well below the silence that a gateway allows. */
+const PROGRESS_INTERVAL_MS = 1_000;
+
 export interface GenerationFacts {
   readonly call: GenerateCall;
   readonly incarnation: Incarnation;
@@ -57,6 +60,9 @@ export class Generation {
   #firstEnd: { readonly end: SequenceEnd; readonly token: Token } | undefined;
   #stepsSpan: Traced | undefined;
   #ended = false;
+  #movedCount = 0;
+  #toldProgress = 0;
+  #progressTimer: NodeJS.Timeout | undefined;
 
   constructor(facts: GenerationFacts) {
     this.facts = facts;
@@ -84,6 +90,20 @@ export class Generation {
     endSpan(this.#reserveSpan.span);
     this.facts.requests.queued(reserveMs / 1_000);
     this.#stream.accepted(reserveMs);
+    this.#toldProgress = this.facts.incarnation.engine.answeredCount;
+    this.#progressTimer = setInterval(() => this.#tellProgress(), PROGRESS_INTERVAL_MS);
+  }
+
+  /** Something moved towards the first token. */
+  moved(): void {
+    this.#movedCount++;
+  }
+
+  /** Tells the gateway that the first token is worth waiting for, as long as there is a sign of it. */
+  #tellProgress(): void {
+    const progress = this.#movedCount + this.facts.incarnation.engine.answeredCount;
+    if (progress > this.#toldProgress) this.#stream.progress();
+    this.#toldProgress = progress;
   }
 
   /** A token for the client. A stop token ends the generation and is not passed on. */
@@ -94,6 +114,7 @@ export class Generation {
     this.#meter(choice, instant);
     this.#lastTokenAt = instant;
     if (this.#firstTokenAt === undefined) {
+      clearInterval(this.#progressTimer);
       this.#firstTokenAt = this.#lastTokenAt;
       this.timings.firstTokenMs = msFromNanos(this.#firstTokenAt - this.facts.arrivedAt);
       this.facts.traced.span.setAttribute("kvasir.first_token_ms", this.timings.firstTokenMs);
@@ -174,6 +195,7 @@ export class Generation {
 
   #close(error: KvasirError | undefined): void {
     this.#ended = true;
+    clearInterval(this.#progressTimer);
     if (this.#firstTokenAt === undefined && error) endSpan(this.#reserveSpan.span, error);
     this.#stepsSpan?.span.setAttribute("kvasir.decode_tokens", Math.max(0, this.#tokenCount - 1));
     if (this.#stepsSpan) endSpan(this.#stepsSpan.span, error);

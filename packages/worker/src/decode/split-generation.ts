@@ -246,6 +246,7 @@ export class SplitGeneration {
 
   #renewed(leaseEnd: Instant): void {
     this.#extendReservation(leaseEnd);
+    this.#generation.moved();
     this.#apply({ kind: "LeaseRenewed", leaseEnd });
   }
 
@@ -274,6 +275,7 @@ export class SplitGeneration {
     const verifiedTokenCount = complete ? this.#plan.promptTokenCount : verifiedTokenEnd;
     const progressBy = addNanos(now(), nanosFromMs(Math.max(this.#ticket?.leaseMs ?? 1, 1)));
     this.#extendReservation(progressBy);
+    this.#generation.moved();
     this.#apply({ kind: "FramesVerified", verifiedTokenCount, progressBy });
   }
 

@@ -33,6 +33,10 @@ export class TokenStream {
     this.#write({ kind: { case: "accepted", value: { reserveMs } } });
   }
 
+  progress(): void {
+    this.#write({ kind: { case: "progress", value: {} } });
+  }
+
   push(token: Token, choice = 0): void {
     this.#pending.push({ token, choice });
     if (this.#queued || this.#blocked) return;

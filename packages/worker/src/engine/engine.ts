@@ -67,6 +67,8 @@ interface SentStep {
 export class Engine {
   readonly scheduler: StepScheduler;
   readonly meter = new StepMeter();
+  /** Steps answered so far. */
+  answeredCount = 0;
   readonly #stream: ExecuteStream;
   readonly #entries = new Map<number, Entry>();
   readonly #sent: SentStep[] = [];
@@ -220,6 +222,7 @@ export class Engine {
 
   #answer(response: ExecuteResponse): void {
     const step = this.#sent.shift();
+    this.answeredCount++;
     if (this.#lost) return;
     const answeredAt = now();
     if (step) {

@@ -121,6 +121,7 @@ export interface Generated {
   /** The tokens of each answer. */
   readonly choices: ReadonlyMap<number, readonly number[]>;
   readonly accepted: boolean;
+  readonly progressCount: number;
   readonly finished: GenerateFinished | undefined;
   readonly error: KvasirError | undefined;
 }
@@ -158,19 +159,21 @@ export function generate(options: GenerateOptions): RunningGeneration {
   const tokenIds: number[] = [];
   const choices = new Map<number, number[]>();
   let isAccepted = false;
+  let progressCount = 0;
   let finished: GenerateFinished | undefined;
   const result = new Promise<Generated>((resolve) => {
     const settle = (error: KvasirError | undefined) => {
       firstToken.resolve();
       accepted.resolve();
       client.channel.close();
-      resolve({ tokenIds, choices, accepted: isAccepted, finished, error });
+      resolve({ tokenIds, choices, accepted: isAccepted, progressCount, finished, error });
     };
     call.on("data", (response: GenerateResponse) => {
       if (response.kind.case === "accepted") {
         isAccepted = true;
         accepted.resolve();
-      } else if (response.kind.case === "tokens") {
+      } else if (response.kind.case === "progress") progressCount++;
+      else if (response.kind.case === "tokens") {
         const { tokens, choiceIndex } = response.kind.value;
         const ids = tokens.map((token) => token.tokenId);
         tokenIds.push(...ids);

@@ -168,6 +168,14 @@ export declare type GenerateResponse = Message<"kvasir.worker.v1.GenerateRespons
      */
     value: ChoiceFinished;
     case: "choiceFinished";
+  } | {
+    /**
+     * Before the first token, at most once a second: there is none yet, and something moved towards it.
+     *
+     * @generated from field: kvasir.worker.v1.GenerateProgress progress = 5;
+     */
+    value: GenerateProgress;
+    case: "progress";
   } | { case: undefined; value?: undefined };
 };
 
@@ -176,6 +184,20 @@ export declare type GenerateResponse = Message<"kvasir.worker.v1.GenerateRespons
  * Use `create(GenerateResponseSchema)` to create a new message.
  */
 export declare const GenerateResponseSchema: GenMessage<GenerateResponse>;
+
+/**
+ * A step was answered, KV arrived, or the prefill worker confirmed the lease.
+ *
+ * @generated from message kvasir.worker.v1.GenerateProgress
+ */
+export declare type GenerateProgress = Message<"kvasir.worker.v1.GenerateProgress"> & {
+};
+
+/**
+ * Describes the message kvasir.worker.v1.GenerateProgress.
+ * Use `create(GenerateProgressSchema)` to create a new message.
+ */
+export declare const GenerateProgressSchema: GenMessage<GenerateProgress>;
 
 /**
  * Capacity is reserved.
