@@ -1,7 +1,8 @@
+import { PlacementMode } from "@kvasir/proto";
 import { startTelemetry } from "@kvasir/telemetry";
 import { afterAll, afterEach, expect, test } from "vitest";
 import { registerMetrics } from "./metrics.ts";
-import { generate, startTestWorker, type TestWorker } from "./testing/harness.ts";
+import { generate, refOf, startTestWorker, type TestWorker } from "./testing/harness.ts";
 import { eventually, expectQuiet } from "./testing/quiet.ts";
 
 const telemetry = startTelemetry({ service: "decode", instanceId: "test", logLevel: "silent" });
@@ -140,4 +141,23 @@ test("requests are metered under vLLM's names and our own, on the side where the
   };
   expect(Object.fromEntries(Object.keys(expected).map((name) => [name, found.get(name)]))).toEqual(expected);
   expect(found.get("kvasir_transfer_bytes_total")).toBeGreaterThan(2 * 2560);
+});
+
+test("a pull that goes on from another prefill worker is counted on the request's span", async () => {
+  const { prefill, decode } = await pair();
+  const other = await startTestWorker("other", "prefill", { tracer: telemetry.tracer });
+  running.push(other);
+  prefill.faults.stepDelayMs = 100;
+  const refs = { prefill: refOf(prefill), decode: refOf(decode), otherPrefills: [refOf(other)] };
+  const root = telemetry.tracer.startSpan("gateway.request");
+  const change = { placement: { mode: PlacementMode.SPLIT, ...refs } };
+  const generation = generate({ decode, promptTokenCount: 120, parent: root, change });
+  await eventually(() => expect(decode.kernel().kvBytesReceived).toBeGreaterThan(0n));
+  prefill.kernel().kill("test");
+  expect((await generation.result).error).toBeUndefined();
+  root.end();
+  const { traceId } = root.spanContext();
+  const whole = () => telemetry.spans(traceId).find((span) => span.name === "decode.generate");
+  await eventually(() => expect(whole()?.attributes).toMatchObject({ "kvasir.pull_retries": 1 }));
+  await expectQuiet(other, decode);
 });

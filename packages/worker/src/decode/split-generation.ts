@@ -65,6 +65,8 @@ export class SplitGeneration {
   #blockIds: readonly BlockId[] | undefined;
   /** Bytes that came from prefill workers before this one. */
   #bytesBefore = 0n;
+  /** Pulls begun; each but the first goes on where one before it broke. */
+  #pullCount = 0;
   #handover: Traced | undefined;
   #firstTokenAt: Instant | undefined;
   #firstChoiceEnded = false;
@@ -266,7 +268,10 @@ export class SplitGeneration {
     const { blockSize } = this.#facts.incarnation.layout;
     // The block that is there in part comes again, whole.
     const tokenBegin = verifiedTokenCount - (verifiedTokenCount % blockSize);
-    if (this.#ticket) this.#transfer?.fetch(this.#ticket, blockIds, tokenBegin);
+    if (!this.#ticket || !this.#transfer) return;
+    this.#transfer.fetch(this.#ticket, blockIds, tokenBegin);
+    this.#pullCount++;
+    this.#facts.traced.span.setAttribute("kvasir.pull_retries", this.#pullCount - 1);
   }
 
   #progress({ verifiedTokenEnd, dataBytes, transferNanos, complete }: FetchResponse): void {
