@@ -8,69 +8,87 @@ import { option, publish, table } from "./lib/report.ts";
 import { output, SIDECAR, startUntilLine } from "./lib/run.ts";
 
 // KV from one sidecar process to another over loopback: the transfer code as it serves, digests and copies included, plain and with mutual TLS,
-// each beside iperf3's plain TCP before and after it.
+// beside iperf3's plain TCP. Ways alternate, so that a noisy moment hits them alike.
 interface Pull {
   readonly bytes: number;
   readonly gb_per_s: number;
-  readonly best_gb_per_s: number;
   readonly first_block_ms: number;
 }
 
 const SOURCE = { role: "prefill", id: "bench-source" } as const;
 const SINK = { role: "decode", id: "bench-sink" } as const;
 
-const repetitions = option("repetitions", "5");
+const rounds = Number(option("repetitions", "5"));
 const directory = mkdtempSync(join(tmpdir(), "kvasir-bench-"));
 await issueCertificates({ directory, identities: [SOURCE, SINK], hours: 1 });
 const certificatesOf = ({ id }: { readonly id: string }) => tlsFlags(issuedFiles(directory, id));
+const ways = [
+  { name: "plain", source: await startSource([]), sink: [] },
+  { name: "TLS", source: await startSource(certificatesOf(SOURCE)), sink: certificatesOf(SINK) },
+];
 
-const plain = await measure([], []);
-const encrypted = await measure(certificatesOf(SOURCE), certificatesOf(SINK));
+/** By way and size: one measurement a round, with the TCP streams before and after it. */
+const measured = new Map<string, (Pull & { readonly tcp: number | undefined })[]>();
+const tcpRates = [await iperf()];
+for (let round = 0; round < rounds; round++) {
+  for (const { name, source, sink } of ways) {
+    const fetch = ["bench-pull", "fetch", "--offer", source.line, "--repetitions", "1", ...sink];
+    const pulls = JSON.parse(await output(SIDECAR, fetch)) as readonly Pull[];
+    tcpRates.push(await iperf());
+    const [before, after] = tcpRates.slice(-2);
+    const tcp = before === undefined || after === undefined ? undefined : (before + after) / 2;
+    for (const pull of pulls) {
+      const key = `${name} ${pull.bytes}`;
+      measured.set(key, [...(measured.get(key) ?? []), { ...pull, tcp }]);
+    }
+  }
+}
+for (const { source } of ways) source.child.stdin?.end();
 rmSync(directory, { recursive: true });
 
-const beside = (iperf: readonly (number | undefined)[]) => iperf.map((rate) => rate?.toFixed(2) ?? "–").join(" and ");
+const isComplete = (rates: readonly (number | undefined)[]): rates is readonly number[] => !rates.includes(undefined);
 publish(
   "kv-pull",
   "KV from sidecar to sidecar",
-  `Loopback, one stream, blocks of 720 KiB (SmolLM2's shape in bf16), XXH3-128 over each frame on both sides; medians of ${repetitions} pulls after one that warms up.
-With TLS: mutual TLS 1.3, AES-128-GCM (rustls with ring).
+  `Loopback, one stream, blocks of 720 KiB (SmolLM2's shape in bf16), XXH3-128 over each frame on both sides; medians of ${rounds} rounds, in each of which
+every way has one pull of each size after one that warms up. TLS is mutual TLS 1.3 with AES-128-GCM (rustls with ring).
 ${
-  plain.iperf.includes(undefined)
-    ? "iperf3 is not installed (Debian package iperf3), so there is no plain figure."
-    : `iperf3 (one plain TCP stream, GB/s before and after): ${beside(plain.iperf)} around the plain pulls, ${beside(encrypted.iperf)} around those with TLS.`
+  isComplete(tcpRates)
+    ? `iperf3 (one plain TCP stream, two seconds) runs before and after each; a pull is compared with those two. Over the run: ${Math.min(...tcpRates).toFixed(2)} to ${Math.max(...tcpRates).toFixed(2)} GB/s, median ${median(tcpRates).toFixed(2)}.`
+    : "iperf3 is not installed (Debian package iperf3), so there is no plain figure."
 }
 
-${table(["", "size", "GB/s", "best GB/s", "of iperf3", "first block ms"], [...rowsOf("plain", plain), ...rowsOf("TLS", encrypted)])}`,
+${table(["", "size", "GB/s", "best GB/s", "of iperf3", "first block ms"], [...measured].map(rowOf))}`,
 );
 
-async function measure(sourceFlags: readonly string[], sinkFlags: readonly string[]) {
-  const before = await iperf();
-  const { line, child } = await startUntilLine(SIDECAR, ["bench-pull", "serve", "--bytes", "1GiB", ...sourceFlags]);
-  const fetch = ["bench-pull", "fetch", "--offer", line, "--repetitions", repetitions, ...sinkFlags];
-  const pulls = JSON.parse(await output(SIDECAR, fetch)) as readonly Pull[];
-  child.stdin?.end();
-  return { pulls, iperf: [before, await iperf()] };
+function startSource(flags: readonly string[]) {
+  return startUntilLine(SIDECAR, ["bench-pull", "serve", "--bytes", "1GiB", ...flags]);
 }
 
-function rowsOf(name: string, { pulls, iperf }: Awaited<ReturnType<typeof measure>>): string[][] {
-  const rates = iperf.filter((rate) => rate !== undefined);
-  const tcp = rates.length < 2 ? undefined : rates.reduce((sum, rate) => sum + rate, 0) / rates.length;
-  return pulls.map((pull) => [
+function rowOf([key, pulls]: [string, readonly (Pull & { readonly tcp: number | undefined })[]]): string[] {
+  const [name = "", bytes = ""] = key.split(" ");
+  const shares = pulls.map(({ gb_per_s, tcp }) => (tcp === undefined ? undefined : (100 * gb_per_s) / tcp));
+  return [
     name,
-    pull.bytes < 1e6 ? `${(pull.bytes / 1024).toFixed(0)} KiB` : `${(pull.bytes / 2 ** 20).toFixed(0)} MiB`,
-    pull.gb_per_s.toFixed(2),
-    pull.best_gb_per_s.toFixed(2),
-    tcp === undefined ? "–" : `${((100 * pull.gb_per_s) / tcp).toFixed(0)} %`,
-    pull.first_block_ms.toFixed(2),
-  ]);
+    Number(bytes) < 1e6 ? `${(Number(bytes) / 1024).toFixed(0)} KiB` : `${(Number(bytes) / 2 ** 20).toFixed(0)} MiB`,
+    median(pulls.map((pull) => pull.gb_per_s)).toFixed(2),
+    Math.max(...pulls.map((pull) => pull.gb_per_s)).toFixed(2),
+    isComplete(shares) ? `${median(shares).toFixed(0)} %` : "–",
+    median(pulls.map((pull) => pull.first_block_ms)).toFixed(2),
+  ];
 }
 
-/** GB/s of one plain TCP stream for three seconds. */
+function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.floor(sorted.length / 2)] ?? Number.NaN;
+}
+
+/** GB/s of one plain TCP stream for two seconds. */
 async function iperf(): Promise<number | undefined> {
   const port = String(await freePort());
   const server = output("iperf3", ["-s", "-1", "-B", "127.0.0.1", "-p", port]).catch(() => undefined);
   await new Promise((resolve) => setTimeout(resolve, 300));
-  const text = await output("iperf3", ["-c", "127.0.0.1", "-p", port, "-t", "3", "-J"]).catch(() => undefined);
+  const text = await output("iperf3", ["-c", "127.0.0.1", "-p", port, "-t", "2", "-J"]).catch(() => undefined);
   if (text === undefined) return undefined;
   await server;
   const report = JSON.parse(text) as { end: { sum_received: { bits_per_second: number } } };
