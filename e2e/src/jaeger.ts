@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { freePort, type Jaeger, startJaeger } from "@kvasir/cli";
 import type { TreeSpan } from "./span-tree.ts";
-import { CACHE_DIR } from "./support.ts";
+import { CACHE_DIR, onFreePorts } from "./support.ts";
 
 /** A Jaeger of a test's own. Throws, with what to do, where its program is missing: a test that needs it then fails. */
 export async function startTestJaeger(): Promise<Jaeger> {
@@ -13,9 +13,11 @@ export async function startTestJaeger(): Promise<Jaeger> {
     const why = process.env.KVASIR_JAEGER_MISSING ?? "it was not built yet";
     throw new Error(`this test needs Jaeger: ${why}; npm run jaeger builds it`);
   }
-  const [otlp, otlpHttp, query] = await Promise.all([freePort(), freePort(), freePort()]);
   const logFile = join(mkdtempSync(join(tmpdir(), "kvasir-jaeger-")), "jaeger.log");
-  return startJaeger({ binary, ports: { otlp, otlpHttp, query }, traceCountMax: 1_000, logFile });
+  return onFreePorts(async () => {
+    const [otlp, otlpHttp, query] = await Promise.all([freePort(), freePort(), freePort()]);
+    return startJaeger({ binary, ports: { otlp, otlpHttp, query }, traceCountMax: 1_000, logFile });
+  });
 }
 
 type TagValue = string | number | boolean;

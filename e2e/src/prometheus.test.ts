@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { freePort, type LocalCluster, type Prometheus, startPrometheus } from "@kvasir/cli";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { CACHE_DIR, chatBody, post, startTiny } from "./support.ts";
+import { CACHE_DIR, chatBody, onFreePorts, post, startTiny } from "./support.ts";
 
 const RULES = join(import.meta.dirname, "../../deploy/prometheus");
 
@@ -21,7 +21,9 @@ beforeAll(async () => {
   programs = findPrograms();
   const directory = mkdtempSync(join(tmpdir(), "kvasir-prometheus-"));
   const logFile = join(directory, "prometheus.log");
-  prometheus = await startPrometheus({ programs, port: await freePort(), intervalS: 1, directory, logFile });
+  prometheus = await onFreePorts(async () =>
+    startPrometheus({ programs, port: await freePort(), intervalS: 1, directory, logFile }),
+  );
   cluster = await startTiny({ prefill: 1, decode: 1, mixed: 1 });
   prometheus.setTargets(
     cluster.processes.flatMap(({ name, kind, adminAddress }) => (adminAddress ? [{ name, kind, adminAddress }] : [])),

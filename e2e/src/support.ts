@@ -10,6 +10,17 @@ export const CACHE_DIR = process.env.KVASIR_CACHE ?? join(import.meta.dirname, "
 /** KV of one token of the tiny model in bf16: 3 layers, keys and values, 2 heads of 32. */
 export const TINY_KV_BYTES_PER_TOKEN = 3 * 2 * 2 * 32 * 2;
 
+/** Starts a program on ports that were free a moment ago; once more where another process was quicker. */
+export async function onFreePorts<T>(start: () => Promise<T>): Promise<T> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await start();
+    } catch (error) {
+      if (tries === 3 || !String(error).includes("address already in use")) throw error;
+    }
+  }
+}
+
 type ClusterOptions = Partial<Parameters<typeof startLocalCluster>[0]>;
 
 /** A cluster of real processes with the tiny model on ports of its own. */

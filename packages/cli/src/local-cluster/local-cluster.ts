@@ -12,7 +12,6 @@ import type { Exit } from "./child.ts";
 import { type LocalClusterOptions, serviceArgs } from "./cluster-options.ts";
 import { OwnRedis } from "./own-redis.ts";
 import { samplesFromText } from "./prometheus-text.ts";
-import { freePort } from "./redis-process.ts";
 import { type ProcessHandle, ServiceProcess } from "./service-process.ts";
 
 const SERVICE_READY_MAX_MS = 60_000;
@@ -127,14 +126,17 @@ class RunningCluster implements LocalCluster {
       this.#say("redis", start);
     }
     this.#redisUrl = this.#options.redisUrl ?? this.#redis?.url ?? "";
-    const gatewayPort = port === 0 ? await freePort() : port;
-    const shared = { redisUrl: this.#redisUrl, cluster: this.cluster, gatewayPort, stateDir: this.#stateDir };
+    const shared = { redisUrl: this.#redisUrl, cluster: this.cluster, stateDir: this.#stateDir };
     const { otlpEndpoint } = this.#options;
     const inherited = otlpEndpoint === undefined ? process.env : exportingTo(otlpEndpoint);
     const env = { ...inherited, ...this.#options.env };
     for (const { kind, name } of services) {
       const readyMaxMs = kind === "router" || kind === "gateway" ? SERVICE_READY_MAX_MS : WORKER_READY_MAX_MS;
-      const args = serviceArgs(kind, name, this.#options, shared);
+      // A gateway that took any port keeps it over restarts.
+      const args = (httpAddress: string | undefined) => {
+        const gatewayPort = httpAddress === undefined ? port : Number(httpAddress.split(":").at(-1));
+        return serviceArgs(kind, name, this.#options, { ...shared, gatewayPort });
+      };
       const logFile = join(logDir, `${name}.log`);
       const command = { name, kind, node: process.execPath, args, env, logFile, readyMaxMs };
       this.#services.push(new ServiceProcess(command, (handle, exit, errors) => this.#lost(handle, exit, errors)));

@@ -26,8 +26,8 @@ export interface ServiceCommand {
   readonly name: string;
   readonly kind: ProcessKind;
   readonly node: string;
-  /** The main of the service, and the flags of each start. */
-  readonly args: readonly string[];
+  /** The main of the service and its flags; `httpAddress` is where it listened before, undefined at its first start. */
+  readonly args: (httpAddress: string | undefined) => readonly string[];
   readonly env: NodeJS.ProcessEnv;
   readonly logFile: string;
   readonly readyMaxMs: number;
@@ -82,7 +82,7 @@ export class ServiceProcess implements ProcessHandle {
     const { name, node, args, env, logFile, readyMaxMs } = this.#command;
     const ready = Promise.withResolvers<Ready>();
     this.#isEndExpected = false;
-    const child = new Child(node, args, {
+    const child = new Child(node, args(this.#ready.http), {
       logFile,
       env,
       onLine: (line) => {
