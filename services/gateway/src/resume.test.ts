@@ -133,3 +133,11 @@ test("what a prefill worker computed for a decode worker that fell silent is ask
   );
   expect(kept).toEqual(["p0", ""]);
 });
+
+test("a new request outlives the death of the router that it waits at", async () => {
+  const { openai, upstream } = await gateway.start([{ batches: [gateway.tokensOf("ok")] }]);
+  await upstream.loseRouter();
+  const answer = openai.chat.completions.create(chat);
+  setTimeout(() => void upstream.replaceRouter(), 300);
+  expect((await answer).choices[0]?.message.content).toBe("ok");
+});

@@ -21,6 +21,8 @@ import type { PlaceLine, PlaceStart, RouterLink } from "./router-link.ts";
 import { TransferKeeper } from "./transfer-keeper.ts";
 
 const FRUITLESS_MAX = 3;
+/** Longest wait of a new request for a router. Larger: rides out slower take-overs; smaller: clients learn sooner that there is none. */
+const ROUTER_WAIT_MS = 10_000;
 /** Between two questions to routers of which none answers. */
 const ROUTER_PAUSE_MS = 100;
 
@@ -130,8 +132,21 @@ class Placing {
     };
   }
 
-  first(): Promise<Placement> {
-    return this.#next(this.#open([]), this.#facts.signal);
+  /** The first placement. A router that goes away before it answers is no answer: another one, or its successor, is waited for. */
+  async first(): Promise<Placement> {
+    const { signal, resumeTimeoutMs } = this.#facts;
+    const until = performance.now() + Math.min(ROUTER_WAIT_MS, resumeTimeoutMs);
+    for (;;) {
+      try {
+        return await this.#next(this.#open([]), signal);
+      } catch (error) {
+        const why = peerError(error);
+        // A router that refuses says when to come back.
+        const isLost = why.reason === "unavailable" && why.retryAfterMs === 0;
+        if (signal.aborted || !isLost || performance.now() >= until) throw error;
+        await sleep(ROUTER_PAUSE_MS);
+      }
+    }
   }
 
   /** Another placement, within the time that the decision gives, however many routers are lost meanwhile. */
