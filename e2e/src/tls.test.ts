@@ -91,6 +91,10 @@ const CALLS: Readonly<Record<string, (transport: Transport) => Promise<KvasirErr
     stream.end();
     return endOf(stream);
   },
+  async renew(transport) {
+    const renewed = clientOf(PrefillService, addressOf("prefill"), transport).renew({}, DEADLINE);
+    return renewed.then(() => undefined, errorFromService);
+  },
   async pull(transport) {
     const { ticket, layoutFingerprint } = exported;
     const request = {
@@ -108,6 +112,7 @@ const LET_IN: Readonly<Record<string, readonly ProcessRole[]>> = {
   attach: ["prefill", "decode", "mixed"],
   generate: ["gateway"],
   run: ["decode", "mixed"],
+  renew: ["decode", "mixed"],
   pull: ["decode", "mixed"],
 };
 const ROLES: readonly ProcessRole[] = ["gateway", "router", "prefill", "decode", "mixed", "operator", "redis"];
