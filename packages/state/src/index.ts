@@ -1,3 +1,4 @@
+export type { Leadership, LeadershipOptions } from "./leadership.ts";
 export type {
   GatewayRecord,
   RecordByKind,

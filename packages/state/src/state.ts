@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { KvasirError } from "@kvasir/core";
 import type { Redis } from "ioredis";
+import { type Leadership, type LeadershipOptions, lead } from "./leadership.ts";
 import { type RecordByKind, type RecordKind, type RegisteredRecord, recordFromText } from "./records.ts";
 import { connectRedis, type RedisTlsFiles, SILENT_LOG, type StateLog } from "./redis-connection.ts";
 
@@ -37,6 +38,11 @@ export interface State {
   list<K extends RecordKind>(kind: K): Promise<readonly RecordByKind[K][]>;
   /** Calls back with the list, first and after each change. During an outage the last list stands. Answers with its end. */
   watch<K extends RecordKind>(kind: K, onChange: (records: readonly RecordByKind[K][]) => void): () => void;
+  /**
+   * Stands for election as leader of `name` until closed, as a process of its own however often that id has stood before. `onChange` is told
+   * each new fencing token, 0 when another leads. The part stands while Redis does not answer.
+   */
+  lead(name: string, id: string, onChange: (token: number) => void, options?: LeadershipOptions): Leadership;
   close(): Promise<void>;
 }
 
@@ -186,6 +192,10 @@ class RedisState implements State {
     this.#ends.add(stop);
     void poll();
     return stop;
+  }
+
+  lead(name: string, id: string, onChange: (token: number) => void, options?: LeadershipOptions): Leadership {
+    return lead(this.#redis, `${this.#prefix}leader:${name}`, `${id} ${randomUUID()}`, this.#log, onChange, options);
   }
 
   async close(): Promise<void> {

@@ -55,6 +55,7 @@ async function serve(service: string, values: Values): Promise<void> {
     () => worker.current && attachState(worker.current, facts),
     telemetry.logger,
     transport,
+    (token) => worker.leaderSeen(token),
   );
   const unwatch = state.watch("router", (routers) => attach.setRouters(routers));
   worker.onLoad(() => attach.loadChanged());

@@ -48,6 +48,7 @@ export class Worker {
   #generationCount = 0;
   #runCount = 0;
   #draining = false;
+  #leaderToken = 0n;
 
   constructor(options: WorkerOptions) {
     this.#options = options;
@@ -66,6 +67,11 @@ export class Worker {
   /** The incarnation that takes new work: none while the sidecar starts, and none when the worker is about to stop. */
   get current(): Incarnation | undefined {
     return this.#draining ? undefined : this.supervisor.current;
+  }
+
+  /** A router leads with this fencing token; older ones place no more. */
+  leaderSeen(token: bigint): void {
+    if (token > this.#leaderToken) this.#leaderToken = token;
   }
 
   /** Calls back whenever the load may have changed. */
@@ -99,7 +105,17 @@ export class Worker {
       const { onLocalPrefill } = this.#options;
       const peers = this.#peers;
       const renewals = new LeaseRenewals(peers);
-      this.#server.add(DecodeService, decodeService({ ...shared, peers, renewals, onGeneration, onLocalPrefill }));
+      this.#server.add(
+        DecodeService,
+        decodeService({
+          ...shared,
+          leaderToken: () => this.#leaderToken,
+          peers,
+          renewals,
+          onGeneration,
+          onLocalPrefill,
+        }),
+      );
     }
     if (role !== "decode") {
       const onRun = (change: number) => {

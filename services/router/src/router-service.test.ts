@@ -28,6 +28,7 @@ async function start(queueMax = 8): Promise<void> {
     telemetry.registry,
     telemetry.logger,
   );
+  router.setLeaderToken(7);
   server = createServer();
   server.add(RouterService, routerService(router, telemetry.tracer));
   peers = new FakePeers(await server.listen("127.0.0.1:0"));
@@ -308,4 +309,17 @@ test("the wait for room is a span of its own below the placement, and its end is
   expect(Number(place?.endUnixNanos) / 1e6).toBeLessThan(placedAt + 30);
   expect(Number(place?.attributes["kvasir.measured_ttft_ms"])).toBeGreaterThanOrEqual(39);
   root.end();
+});
+
+test("a router that stands by follows its workers, refuses requests, and places as soon as it leads", async () => {
+  await up("m0");
+  const placed = peers.request(100, 20);
+  expect((await placed.placed()).leaderToken).toBe(7n);
+  router.setLeaderToken(0);
+  expect(await placed.ended).toMatchObject({ reason: "unavailable", message: "another router leads now; ask it" });
+  expect(await peers.request(100, 20).ended).toMatchObject({ reason: "unavailable" });
+  const { workers, leaderToken } = await peers.client.describeCluster({});
+  expect([workers.map(({ hello }) => hello?.workerId), leaderToken]).toEqual([["m0"], 0n]);
+  router.setLeaderToken(9);
+  expect((await peers.request(100, 20).placed()).leaderToken).toBe(9n);
 });

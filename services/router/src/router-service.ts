@@ -46,12 +46,16 @@ export function routerService(router: Router, tracer: Tracer): Service {
         placed: router.state.placedCount,
         ready: readiness.ready,
         notReadyReason: readiness.ready ? "" : readiness.reason,
+        leaderToken: BigInt(router.leaderToken),
       };
     },
   };
 }
 
 async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<void> {
+  if (router.leaderToken === 0) {
+    throw new KvasirError({ reason: "unavailable", message: "this router stands by; ask the one that leads" });
+  }
   const parent = contextFromMetadata(call.metadata);
   const end = endOf(call);
   let asked: { readonly requestId: string; readonly request: RequestShape } | undefined;
@@ -69,7 +73,7 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
       span?.placed(decision);
       given = span;
       span = undefined;
-      call.write({ kind: { case: "placed", value: wireFromDecision(decision) } });
+      call.write({ kind: { case: "placed", value: wireFromDecision(decision, router.leaderToken) } });
     },
     fail: end.fail,
   });
@@ -121,8 +125,16 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
 
 async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: AttachCall): Promise<void> {
   const end = endOf(call);
+  let acknowledged = 0;
+  const tell = (): void => {
+    call.write({ acknowledgedSequence: BigInt(acknowledged), leaderToken: BigInt(router.leaderToken) });
+  };
   const streamId = router.openWorker({
-    acknowledge: (sequence) => void call.write({ acknowledgedSequence: BigInt(sequence) }),
+    acknowledge(sequence) {
+      acknowledged = sequence;
+      tell();
+    },
+    leadershipChanged: tell,
     fail: end.fail,
   });
   let workerId = "unknown";

@@ -32,6 +32,8 @@ export interface RequestSink {
 /** What a worker's stream does with the router's answers. */
 export interface WorkerSink {
   acknowledge(sequence: number): void;
+  /** The router's leadership changed. */
+  leadershipChanged(): void;
   /** Ends the stream. */
   fail(error: KvasirError): void;
 }
@@ -45,12 +47,30 @@ export class Router {
   readonly #workers = new Map<StreamId, WorkerSink>();
   readonly #timer: NodeJS.Timeout;
   #keys = 0;
+  #leaderToken = 0;
 
   constructor(options: RouterOptions, registry: Registry, log: RouterLog) {
     this.state = new RouterState(options);
     this.metrics = registerMetrics(registry, this.state);
     this.log = log;
     this.#timer = setInterval(() => this.apply({ kind: "Ticked" }), TICK_MS);
+  }
+
+  /** Fencing token; 0 while the router stands by. */
+  get leaderToken(): number {
+    return this.#leaderToken;
+  }
+
+  /**
+   * The router leads, or another one does. A standby follows the same attach streams, so it places from what it knows at once. Who stops
+   * leading ends its lines: requests that wait ask the new leader, those that were placed need none any more.
+   */
+  setLeaderToken(token: number): void {
+    this.#leaderToken = token;
+    for (const sink of this.#workers.values()) sink.leadershipChanged();
+    if (token > 0) return;
+    const error = new KvasirError({ reason: "unavailable", message: "another router leads now; ask it" });
+    for (const sink of [...this.#requests.values()]) sink.fail(error);
   }
 
   /** Ends every stream in a way that callers tell from a cancel: they go on elsewhere, or without a router. */

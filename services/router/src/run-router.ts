@@ -5,6 +5,7 @@ import { RouterService } from "@kvasir/proto";
 import { createServer, transportFrom } from "@kvasir/rpc";
 import { connectState } from "@kvasir/state";
 import { exposeCertificateExpiry, startAdminServer, startTelemetry } from "@kvasir/telemetry";
+import { Gauge } from "prom-client";
 import type { ROUTER_FLAGS } from "./flags.ts";
 import { Router } from "./router.ts";
 import { routerService } from "./router-service.ts";
@@ -40,6 +41,14 @@ export async function runRouter(values: RouterValues): Promise<void> {
     telemetry.registry,
     logger,
   );
+  new Gauge({
+    name: "kvasir_router_leader",
+    help: "1 while this router leads, 0 while it stands by.",
+    registers: [telemetry.registry],
+    collect() {
+      this.set(router.leaderToken > 0 ? 1 : 0);
+    },
+  });
   const server = createServer(transport);
   server.add(RouterService, routerService(router, telemetry.tracer));
   const address = await server.listen(values.listen);
@@ -49,12 +58,14 @@ export async function runRouter(values: RouterValues): Promise<void> {
     address: advertised(address, values.advertiseHost),
     adminAddress: advertised(admin.address, values.advertiseHost),
   });
+  const leadership = state.lead("router", routerId, (token) => router.setLeaderToken(token));
   isReady = true;
   announceReady({ service: "router", id: routerId, grpc: address, admin: admin.address });
   logger.info({ address, admin: admin.address, cluster: values.cluster }, "ready");
 
   const reason = await end;
   logger.info({ reason }, "stopping");
+  await leadership.close();
   await registration.close();
   router.close();
   await server.close(CLOSE_GRACE_MS);

@@ -100,7 +100,10 @@ export function requestFromStart(start: PlaceStart): RequestShape {
   return { model, promptTokenCount, maxTokens, choiceCount: Math.max(1, choiceCount) };
 }
 
-export function wireFromDecision(decision: PlacementDecision): MessageInitShape<typeof PlacementSchema> {
+export function wireFromDecision(
+  decision: PlacementDecision,
+  leaderToken: number,
+): MessageInitShape<typeof PlacementSchema> {
   const [{ mode, prefill, decode, isLocalPrefill }, ...others] = decision.candidates;
   const otherPrefills = others.flatMap((other) =>
     prefill !== undefined && other.prefill !== undefined && other.decode === decode ? [workerRef(other.prefill)] : [],
@@ -114,6 +117,7 @@ export function wireFromDecision(decision: PlacementDecision): MessageInitShape<
     reason: decision.reason,
     localPrefill: isLocalPrefill,
     otherPrefills: otherPrefills.slice(0, OTHER_PREFILLS_MAX),
+    leaderToken: BigInt(leaderToken),
   };
 }
 

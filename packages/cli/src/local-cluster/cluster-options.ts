@@ -8,6 +8,8 @@ export interface LocalClusterOptions {
   /** Model directory. */
   readonly model: string;
   readonly servedModelName?: string;
+  /** One leads, the others stand by; 1 when absent. */
+  readonly routers?: number;
   /** How many workers of each role. */
   readonly prefill?: number;
   readonly decode?: number;

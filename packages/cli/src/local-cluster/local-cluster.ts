@@ -102,8 +102,8 @@ class RunningCluster implements LocalCluster {
   }
 
   async start(): Promise<void> {
-    const { prefill = 1, decode = 1, mixed = 0, port = 0, logDir, tlsDirectory } = this.#options;
-    const counts = { router: 1, gateway: 1, prefill, decode, mixed } as const;
+    const { routers = 1, prefill = 1, decode = 1, mixed = 0, port = 0, logDir, tlsDirectory } = this.#options;
+    const counts = { router: routers, gateway: 1, prefill, decode, mixed } as const;
     const kinds = Object.keys(counts) as (keyof typeof counts)[];
     const services = kinds.flatMap((kind) =>
       Array.from({ length: counts[kind] }, (_, index) => ({ kind, name: `${kind}-${index}` })),
@@ -163,20 +163,25 @@ class RunningCluster implements LocalCluster {
 
   /** Why not every worker can be placed on yet; undefined when all can. */
   async #whatIsMissing(): Promise<string | undefined> {
-    const router = createClient(RouterService, this.process("router-0").grpcAddress ?? "", this.#transport);
+    const routers = this.#services.filter(({ kind }) => kind === "router");
+    const clients = routers.map(({ name, grpcAddress }) => {
+      return { name, client: createClient(RouterService, grpcAddress ?? "", this.#transport) };
+    });
     try {
-      const { workers } = await router.describeCluster({}, { deadlineMs: 2_000 });
-      const attached = new Set(workers.map((worker) => worker.hello?.workerId));
-      for (const { name, kind } of this.#services) {
-        if (kind === "router" || kind === "gateway") continue;
-        if (!attached.has(name)) return `${name} is not attached to the router`;
+      for (const { name: router, client } of clients) {
+        const { workers } = await client.describeCluster({}, { deadlineMs: 2_000 });
+        const attached = new Set(workers.map((worker) => worker.hello?.workerId));
+        for (const { name, kind } of this.#services) {
+          if (kind === "router" || kind === "gateway") continue;
+          if (!attached.has(name)) return `${name} is not attached to ${router}`;
+        }
       }
       const answer = await fetch(`${this.gatewayUrl}/ready`, { signal: AbortSignal.timeout(SCRAPE_MAX_MS) });
       return answer.ok ? undefined : `the gateway says ${(await answer.text()).trim()}`;
     } catch (error) {
       return error instanceof Error ? error.message : String(error);
     } finally {
-      router.channel.close();
+      for (const { client } of clients) client.channel.close();
     }
   }
 

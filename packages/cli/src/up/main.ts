@@ -84,6 +84,7 @@ async function start(
   return startLocalCluster({
     model: model.directory,
     servedModelName: model.servedName,
+    routers: values.routers,
     prefill: values.prefill,
     decode: values.decode,
     mixed: values.mixed,

@@ -12,12 +12,19 @@ export class AttachClient {
   readonly #state: () => AttachState | undefined;
   readonly #log: Log;
   readonly #transport: Transport;
+  readonly #onLeader: (token: bigint) => void;
   readonly #streams = new Map<string, { readonly address: string; readonly stream: AttachStream }>();
 
-  constructor(state: () => AttachState | undefined, log: Log, transport: Transport = PLAIN) {
+  constructor(
+    state: () => AttachState | undefined,
+    log: Log,
+    transport: Transport = PLAIN,
+    onLeader: (token: bigint) => void = () => undefined,
+  ) {
     this.#state = state;
     this.#log = log;
     this.#transport = transport;
+    this.#onLeader = onLeader;
   }
 
   /** The routers there are now: new ones are attached to, those gone are left. */
@@ -30,7 +37,7 @@ export class AttachClient {
     }
     for (const [routerId, address] of addresses) {
       if (this.#streams.has(routerId)) continue;
-      const stream = new AttachStream(routerId, address, this.#state, this.#log, this.#transport);
+      const stream = new AttachStream(routerId, address, this.#state, this.#log, this.#transport, this.#onLeader);
       this.#streams.set(routerId, { address, stream });
     }
   }

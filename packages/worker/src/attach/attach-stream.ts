@@ -27,6 +27,7 @@ export class AttachStream {
   readonly #state: () => AttachState | undefined;
   readonly #log: Log;
   readonly #routerId: string;
+  readonly #onLeader: (token: bigint) => void;
   #stream: ReturnType<RpcClient<typeof RouterService>["attach"]> | undefined;
   #epoch = 0n;
   #sequence = 0n;
@@ -38,7 +39,15 @@ export class AttachStream {
   #closed = false;
   #wasAttached = false;
 
-  constructor(routerId: string, address: string, state: () => AttachState | undefined, log: Log, transport: Transport) {
+  constructor(
+    routerId: string,
+    address: string,
+    state: () => AttachState | undefined,
+    log: Log,
+    transport: Transport,
+    onLeader: (token: bigint) => void,
+  ) {
+    this.#onLeader = onLeader;
     this.#routerId = routerId;
     this.#client = createClient(RouterService, address, transport);
     this.#state = state;
@@ -83,7 +92,8 @@ export class AttachStream {
     this.#sequence = 0n;
     const stream = this.#client.attach();
     this.#stream = stream;
-    stream.on("data", () => {
+    stream.on("data", ({ leaderToken }) => {
+      if (leaderToken > 0n) this.#onLeader(leaderToken);
       if (!this.#wasAttached) this.#log.info({ router: this.#routerId }, "attached to the router");
       this.#wasAttached = true;
       this.#reconnectMs = RECONNECT_FIRST_MS;

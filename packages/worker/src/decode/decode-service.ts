@@ -20,6 +20,8 @@ const TRANSFER_ID_BYTES = 16;
 export interface DecodeServiceOptions {
   readonly workerId: string;
   readonly current: () => Incarnation | undefined;
+  /** The highest fencing token that a router has led with; 0 before the first. */
+  readonly leaderToken: () => bigint;
   readonly tracer: Tracer;
   readonly peers: PrefillPeers;
   readonly renewals: LeaseRenewals;
@@ -68,6 +70,7 @@ async function generate(
     const message = `the placement names decode worker ${placement.decode.workerId}, this is ${options.workerId}`;
     throw new KvasirError({ reason: "stale_epoch", message });
   }
+  checkLeader(placement.leaderToken, options.leaderToken());
   checkQueue(incarnation);
   const checked = checkRequest(request, incarnation);
   const promptTokenCount = checked.promptTokenIds.length;
@@ -123,6 +126,13 @@ async function generate(
     default:
       throw invalid("placement.mode", `placement.mode is ${placement.mode}; use aggregated or split`);
   }
+}
+
+/** A placement by a router that has been followed by another is not what the new one counts with. One without a token was made by nobody. */
+function checkLeader(token: bigint, highest: bigint): void {
+  if (token === 0n || token >= highest) return;
+  const message = `the placement is by leader ${token}, and ${highest} leads; have it placed again`;
+  throw new KvasirError({ reason: "stale_epoch", message, workerId: "router" });
 }
 
 /** What a lost decode worker left is asked for once; whoever does not have it any more begins anew. */

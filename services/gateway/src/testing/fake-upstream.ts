@@ -89,7 +89,7 @@ export async function startFakeUpstream(scripts: readonly Script[], options: Fak
         end();
       },
       attach: async () => undefined,
-      describeCluster: async () => ({ ready: true }),
+      describeCluster: async () => ({ ready: true, leaderToken: 1n }),
     });
     return { server, address: await server.listen("127.0.0.1:0") };
   };

@@ -132,17 +132,19 @@ class Placing {
     };
   }
 
-  /** The first placement. A router that goes away before it answers is no answer: another one, or its successor, is waited for. */
+  /** The first placement. A router that goes away before it answers is no answer: its successor is waited for. */
   async first(): Promise<Placement> {
     const { signal, resumeTimeoutMs } = this.#facts;
     const until = performance.now() + Math.min(ROUTER_WAIT_MS, resumeTimeoutMs);
     for (;;) {
+      let line: PlaceLine | undefined;
       try {
-        return await this.#next(this.#open([]), signal);
+        line = this.#open([]);
+        return await this.#next(line, signal);
       } catch (error) {
         const why = peerError(error);
         // A router that refuses says when to come back.
-        const isLost = why.reason === "unavailable" && why.retryAfterMs === 0;
+        const isLost = why.reason === "unavailable" && (why.retryAfterMs === 0 || line === undefined);
         if (signal.aborted || !isLost || performance.now() >= until) throw error;
         await sleep(ROUTER_PAUSE_MS);
       }

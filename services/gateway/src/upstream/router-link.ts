@@ -6,6 +6,8 @@ import type { Context } from "@opentelemetry/api";
 import { peerError } from "./peer-error.ts";
 
 const POLL_MS = 500;
+/** While no router leads. */
+const SEEK_MS = 100;
 const POLL_DEADLINE_MS = 2_000;
 const CLOSE_GRACE_MS = 1_000;
 
@@ -27,53 +29,62 @@ export interface PlaceLine {
   /** `keptPrefillWorkerId`: may still hold what it computed; empty: none does. */
   retry(excludedWorkerIds: readonly string[], keptPrefillWorkerId: string): void;
   firstToken(): void;
-  /** The router is gone or has refused; nothing more will be answered here. */
+  /** The router is gone, has refused, or leads no more; nothing more is to be asked here. */
   readonly isOver: boolean;
   /** Ends the request's accounting. */
   close(): void;
 }
 
-/** Finds the router through the cluster's state and talks to it. */
+/** Finds the routers through the cluster's state, and talks to the one that leads. */
 export class RouterLink {
   readonly #transport: Transport;
   readonly #unwatch: () => void;
-  readonly #poll: NodeJS.Timeout;
-  #client: RpcClient<typeof RouterService> | undefined;
-  #address = "";
-  #known: readonly string[] = [];
-  #cluster: DescribeClusterResponse | undefined;
+  readonly #clients = new Map<string, RpcClient<typeof RouterService>>();
+  /** Answers of the routers that answer, by address. */
+  readonly #answers = new Map<string, DescribeClusterResponse>();
+  /** Questions under way. */
+  readonly #asked = new Map<string, Promise<void>>();
+  /** Lines that wait for a placement, and the routers that they wait for. */
+  readonly #waiting = new Map<(error: KvasirError) => void, string>();
+  #poll: NodeJS.Timeout | undefined;
+  #isClosed = false;
 
   constructor(state: Pick<State, "watch">, transport: Transport = PLAIN) {
     this.#transport = transport;
     this.#unwatch = state.watch("router", (routers) => this.#learn(routers.map((router) => router.address)));
-    this.#poll = setInterval(() => void this.refresh(), POLL_MS);
+    this.#pollLater();
   }
 
-  /** The cluster as last told by the router; undefined when there is none or it does not answer. */
+  /** The cluster as last told by the router that leads; undefined when none does, or it does not answer. */
   get cluster(): DescribeClusterResponse | undefined {
-    return this.#cluster;
+    return this.#answers.get(this.#leader ?? "");
   }
 
+  /** Asks every router anew. */
   async refresh(): Promise<DescribeClusterResponse | undefined> {
-    const client = this.#client;
-    const cluster = await client?.describeCluster({}, { deadlineMs: POLL_DEADLINE_MS }).catch(() => undefined);
-    if (client !== this.#client) return this.#cluster;
-    this.#cluster = cluster;
-    // A router that was killed is listed until its record expires: another one that is listed may answer.
-    if (cluster === undefined) this.#use(this.#known[(this.#known.indexOf(this.#address) + 1) % this.#known.length]);
-    return cluster;
+    await Promise.all([...this.#clients].map(([address, client]) => this.#ask(address, client)));
+    return this.cluster;
   }
 
-  /** `deadlineMs`: the longest that the line may live. */
+  /** `deadlineMs`: the longest that the line may live. Unavailable when no router leads. */
   place(start: PlaceStart, context: Context, deadlineMs: number): PlaceLine {
-    if (this.#client === undefined) {
-      throw new KvasirError({ reason: "unavailable", message: "no router is known; start one", retryAfterMs: 1_000 });
+    const address = this.#leader;
+    const client = this.#clients.get(address ?? "");
+    if (address === undefined || client === undefined) {
+      const message = this.#clients.size > 0 ? "no router leads; try again" : "no router is known; start one";
+      throw new KvasirError({ reason: "unavailable", message, retryAfterMs: 1_000 });
     }
-    const stream = this.#client.place({ metadata: metadataFromContext(context), deadlineMs });
+    const stream = client.place({ metadata: metadataFromContext(context), deadlineMs });
     let isOver = false;
-    let answer = Promise.withResolvers<Placement>();
-    // A router that is lost after it placed does not disturb the request; nobody then waits for an answer.
-    answer.promise.catch(() => undefined);
+    const ask = (): PromiseWithResolvers<Placement> => {
+      const asked = Promise.withResolvers<Placement>();
+      this.#waiting.set(asked.reject, address);
+      // A router that is lost after it placed does not disturb the request; nobody then waits for an answer.
+      asked.promise.catch(() => undefined).finally(() => this.#waiting.delete(asked.reject));
+      return asked;
+    };
+    const leads = (): boolean => this.#leader === address;
+    let answer = ask();
     stream.on("data", (response) => {
       if (response.kind.case === "placed") answer.resolve(response.kind.value);
     });
@@ -90,8 +101,7 @@ export class RouterLink {
     return {
       next: () => answer.promise,
       retry(excludedWorkerIds, keptPrefillWorkerId) {
-        answer = Promise.withResolvers<Placement>();
-        answer.promise.catch(() => undefined);
+        answer = ask();
         if (isOver) answer.reject(new KvasirError({ reason: "unavailable", message: "the router is lost; try again" }));
         else {
           const value = { excludedWorkerIds: [...excludedWorkerIds], keptPrefillWorkerId };
@@ -102,9 +112,10 @@ export class RouterLink {
         if (!isOver) stream.write({ kind: { case: "firstToken", value: {} } });
       },
       get isOver() {
-        return isOver;
+        return isOver || !leads();
       },
-      close() {
+      close: () => {
+        this.#waiting.delete(answer.reject);
         if (isOver) return;
         stream.end();
         // The router answers the end with its own; one that does not is cut off.
@@ -115,21 +126,71 @@ export class RouterLink {
   }
 
   close(): void {
-    clearInterval(this.#poll);
+    this.#isClosed = true;
+    clearTimeout(this.#poll);
     this.#unwatch();
-    this.#client?.channel.close();
+    for (const client of this.#clients.values()) client.channel.close();
+  }
+
+  /** The highest token leads: whoever has a lower one does not know yet that it was followed. */
+  get #leader(): string | undefined {
+    let leader: string | undefined;
+    let highest = 0n;
+    for (const [address, { leaderToken }] of this.#answers) {
+      if (leaderToken > highest) [leader, highest] = [address, leaderToken];
+    }
+    return leader;
+  }
+
+  /** At most one question to each router at a time: one that hangs delays no other. */
+  #ask(address: string, client: RpcClient<typeof RouterService>): Promise<void> {
+    const underWay = this.#asked.get(address);
+    if (underWay !== undefined) return underWay;
+    const ask = async (): Promise<void> => {
+      const answer = await client.describeCluster({}, { deadlineMs: POLL_DEADLINE_MS }).catch(() => undefined);
+      this.#asked.delete(address);
+      if (this.#clients.get(address) !== client) return;
+      if (answer === undefined) this.#answers.delete(address);
+      else this.#answers.set(address, answer);
+      this.#leaderMayHaveChanged();
+    };
+    const asked = ask();
+    this.#asked.set(address, asked);
+    return asked;
+  }
+
+  /** Whoever waits for a router that leads no more would wait for nothing: one that hangs does not even end the line. */
+  #leaderMayHaveChanged(): void {
+    const leader = this.#leader;
+    if (leader === undefined) return;
+    for (const [reject, address] of this.#waiting) {
+      if (address !== leader) reject(new KvasirError({ reason: "unavailable", message: "another router leads now" }));
+    }
+  }
+
+  #pollLater(): void {
+    if (this.#isClosed) return;
+    clearTimeout(this.#poll);
+    const again = () => {
+      void this.refresh();
+      this.#pollLater();
+    };
+    this.#poll = setTimeout(again, this.#leader === undefined ? SEEK_MS : POLL_MS);
   }
 
   #learn(addresses: readonly string[]): void {
-    this.#known = addresses;
-    if (!addresses.includes(this.#address)) this.#use(addresses[0]);
-  }
-
-  #use(address: string | undefined): void {
-    if (address === undefined || address === this.#address) return;
-    this.#client?.channel.close();
-    this.#address = address;
-    this.#client = createClient(RouterService, address, this.#transport);
+    for (const [address, client] of this.#clients) {
+      if (addresses.includes(address)) continue;
+      client.channel.close();
+      this.#clients.delete(address);
+      this.#answers.delete(address);
+      this.#asked.delete(address);
+    }
+    for (const address of addresses) {
+      if (!this.#clients.has(address)) {
+        this.#clients.set(address, createClient(RouterService, address, this.#transport));
+      }
+    }
     void this.refresh();
   }
 }

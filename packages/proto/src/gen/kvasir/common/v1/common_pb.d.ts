@@ -592,6 +592,13 @@ export declare type Placement = Message<"kvasir.common.v1.Placement"> & {
    * @generated from field: repeated kvasir.common.v1.WorkerRef other_prefills = 8;
    */
   otherPrefills: WorkerRef[];
+
+  /**
+   * Fencing token of the router that placed.
+   *
+   * @generated from field: uint64 leader_token = 9;
+   */
+  leaderToken: bigint;
 };
 
 /**

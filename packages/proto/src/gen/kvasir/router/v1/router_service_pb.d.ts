@@ -431,6 +431,13 @@ export declare type AttachResponse = Message<"kvasir.router.v1.AttachResponse"> 
    * @generated from field: uint64 acknowledged_sequence = 1;
    */
   acknowledgedSequence: bigint;
+
+  /**
+   * Fencing token of this router's leadership; 0 while it stands by. Placements with a lower one than ever seen are refused.
+   *
+   * @generated from field: uint64 leader_token = 2;
+   */
+  leaderToken: bigint;
 };
 
 /**
@@ -493,6 +500,13 @@ export declare type DescribeClusterResponse = Message<"kvasir.router.v1.Describe
    * @generated from field: string not_ready_reason = 5;
    */
   notReadyReason: string;
+
+  /**
+   * Fencing token of this router's leadership; 0 while it stands by.
+   *
+   * @generated from field: uint64 leader_token = 6;
+   */
+  leaderToken: bigint;
 };
 
 /**

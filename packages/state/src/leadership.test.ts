@@ -1,0 +1,74 @@
+import { setTimeout as delay } from "node:timers/promises";
+import { startTestRedis, type TestRedis } from "@kvasir/testkit/redis";
+import { Redis } from "ioredis";
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
+import { connectState, type State } from "./state.ts";
+
+const QUICK = { ttlMs: 400, attemptMs: 50 };
+
+let server: TestRedis;
+let raw: Redis;
+const states: State[] = [];
+beforeAll(async () => {
+  server = await startTestRedis();
+});
+afterAll(() => server.close());
+beforeEach(async () => {
+  raw = new Redis(server.url);
+  await raw.flushall();
+});
+afterEach(async () => {
+  raw.disconnect();
+  await Promise.all(states.splice(0).map((state) => state.close()));
+});
+
+/** A candidate and what it was told. */
+async function candidate(id: string) {
+  const state = await connectState(server.url, "test");
+  states.push(state);
+  const told: number[] = [];
+  return { state, told, leadership: state.lead("router", id, (token) => told.push(token), QUICK) };
+}
+
+test("one leads; when it leaves, another does at once, under a higher token", async () => {
+  const first = await candidate("r0");
+  await expect.poll(() => first.leadership.token).toBeGreaterThan(0);
+  const second = await candidate("r1");
+  await delay(600); // Longer than the lease lives without renewal.
+  expect(second.leadership.token).toBe(0);
+  expect(first.told).toHaveLength(1);
+  const left = performance.now();
+  await first.leadership.close();
+  await expect.poll(() => second.leadership.token, { interval: 5 }).toBeGreaterThan(first.told[0] ?? 0);
+  expect(performance.now() - left).toBeLessThan(QUICK.ttlMs);
+  await second.leadership.close();
+});
+
+test("a leader that was followed behind its back steps down, and its namesake is another process", async () => {
+  const first = await candidate("r0");
+  await expect.poll(() => first.leadership.token).toBeGreaterThan(0);
+  const { token } = first.leadership;
+  await raw.set("kvasir:{test}:leader:router", "somebody else", "PX", 600);
+  await expect.poll(() => first.leadership.token).toBe(0);
+  const namesake = await candidate("r0");
+  await expect
+    .poll(() => first.leadership.token + namesake.leadership.token, { timeout: 3_000 })
+    .toBeGreaterThan(token);
+  expect([first.leadership.token, namesake.leadership.token]).toContain(0);
+});
+
+test("while Redis does not answer the parts stand, and what it forgets is never handed out again", async () => {
+  const first = await candidate("r0");
+  await expect.poll(() => first.leadership.token).toBeGreaterThan(0);
+  const second = await candidate("r1");
+  const { token } = first.leadership;
+  await raw.call("CLIENT", "PAUSE", "1000", "ALL").catch(() => undefined);
+  await delay(700);
+  expect([first.leadership.token, second.leadership.token]).toEqual([token, 0]);
+  await expect.poll(() => raw.ping().catch(() => ""), { timeout: 5_000 }).toBe("PONG");
+  await raw.flushall();
+  const tokens = () => [first.leadership.token, second.leadership.token].sort();
+  // Whoever takes the forgotten lease does so under a new token, and the other one has none.
+  await expect.poll(() => tokens()[1], { timeout: 3_000 }).toBeGreaterThan(token);
+  await expect.poll(() => tokens()[0]).toBe(0);
+});
