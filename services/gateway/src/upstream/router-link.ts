@@ -90,6 +90,7 @@ export class RouterLink {
     });
     stream.on("error", (error) => {
       isOver = true;
+      void this.refresh();
       answer.reject(peerError(error));
     });
     stream.on("end", () => {
