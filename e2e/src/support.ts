@@ -92,7 +92,12 @@ export interface Answer {
     { readonly message: { readonly content: string }; readonly logprobs: { readonly content: readonly unknown[] } },
   ];
   readonly usage: { readonly prompt_tokens: number; readonly completion_tokens: number };
-  readonly kvasir: { readonly trace_id: string; readonly mode: string; readonly kv_bytes_moved: number };
+  readonly kvasir: {
+    readonly trace_id: string;
+    readonly mode: string;
+    readonly decode_worker: string;
+    readonly kv_bytes_moved: number;
+  };
   readonly error: { readonly message: string; readonly code: string };
 }
 

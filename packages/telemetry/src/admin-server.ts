@@ -14,8 +14,16 @@ export interface AdminServerOptions {
   readonly listen: string;
   readonly telemetry: Telemetry;
   isReady(): Readiness;
+  /** Of a process that can finish its work and end: `GET /drain` tells, `POST /drain[?deadline_ms=N]` starts. */
+  readonly drain?: Drain;
   /** Spans of processes that have no admin server of their own: a worker's sidecar. */
   extraSpans?(traceId: string): Promise<readonly SpanRecord[]>;
+}
+
+export interface Drain {
+  state(): { readonly state: "serving" | "draining"; readonly running: number };
+  /** At most once each; without a deadline the process's own holds. */
+  start(deadlineMs?: number): void;
 }
 
 export interface AdminServer {
@@ -30,7 +38,7 @@ export interface AdminAnswer {
   readonly body: string;
 }
 
-/** Answers GET on `/live`, `/ready`, `/health`, `/metrics` and `/debug/traces/<traceId>`; undefined for any other path. */
+/** Answers GET on `/live`, `/drain` where there is one, `/ready`, `/health`, `/metrics` and `/debug/traces/<traceId>`; undefined for any other path. */
 export async function answerAdmin(
   path: string,
   options: Omit<AdminServerOptions, "listen">,
@@ -40,6 +48,7 @@ export async function answerAdmin(
     const readiness = options.isReady();
     return json(readiness.ready ? 200 : 503, readiness);
   }
+  if (path === "/drain" && options.drain !== undefined) return json(200, options.drain.state());
   if (path === "/metrics") {
     const { registry } = options.telemetry;
     return { status: 200, contentType: registry.contentType, body: await registry.metrics() };
@@ -82,12 +91,27 @@ export async function startAdminServer(options: AdminServerOptions): Promise<Adm
 }
 
 async function respond(request: IncomingMessage, response: ServerResponse, options: AdminServerOptions): Promise<void> {
+  if (request.method === "POST" && options.drain !== undefined) {
+    const url = new URL(request.url ?? "/", "http://admin");
+    if (url.pathname === "/drain") {
+      send(response, startDrain(options.drain, url.searchParams.get("deadline_ms")));
+      return;
+    }
+  }
   if (request.method !== "GET" && request.method !== "HEAD") {
     send(response, json(405, { error: `${request.method} is not allowed here` }));
     return;
   }
   const path = (request.url ?? "/").split("?", 1)[0] ?? "/";
   send(response, (await answerAdmin(path, options)) ?? json(404, { error: `nothing at ${path}` }));
+}
+
+function startDrain(drain: Drain, deadline: string | null): AdminAnswer {
+  if (deadline !== null && !/^\d{1,9}$/.test(deadline)) {
+    return json(400, { error: `deadline_ms is ${JSON.stringify(deadline)}; it is a number of milliseconds` });
+  }
+  drain.start(deadline === null ? undefined : Number(deadline));
+  return json(202, { ...drain.state(), state: "draining" });
 }
 
 function send(response: ServerResponse, answer: AdminAnswer): void {

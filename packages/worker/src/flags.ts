@@ -137,12 +137,12 @@ export function workerFlags(service: string, summary: string, roles: readonly [R
       min: 100,
       help: "A step that takes longer means a hung device: the sidecar is restarted.",
     },
-    stopGraceMs: {
+    drainTimeoutMs: {
       type: "integer",
-      env: "KVASIR_STOP_GRACE_MS",
-      default: 5_000,
+      env: "KVASIR_DRAIN_TIMEOUT_MS",
+      default: 20_000,
       min: 0,
-      help: "Time for running requests to finish after SIGTERM.",
+      help: "Time for running requests to finish after SIGTERM or POST /drain. Larger: fewer move to other workers; smaller: the end comes sooner.",
     },
     sidecarBinary: {
       type: "string",

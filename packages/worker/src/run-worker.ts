@@ -42,7 +42,8 @@ async function serve(service: string, values: Values): Promise<void> {
     log: telemetry.logger,
     tls: tlsFilesFrom(values),
   });
-  const { worker, admin } = await start(values, role, workerId, telemetry, state, transport);
+  const { promise: asked, resolve: askToDrain } = Promise.withResolvers<number>();
+  const { worker, admin } = await start(values, role, workerId, telemetry, state, transport, askToDrain);
   const address = await Promise.race([worker.start(values.listen), end.then(() => undefined)]);
   // Asked to end while the model loads: our own end closes the sidecar's stdin, which ends it.
   if (address === undefined) process.exit(0);
@@ -52,7 +53,7 @@ async function serve(service: string, values: Values): Promise<void> {
   const facts = { workerId, role, address: reachable, adminAddress, model };
 
   const attach = new AttachClient(
-    () => worker.current && attachState(worker.current, facts),
+    () => worker.supervisor.current && attachState(worker.supervisor.current, facts, () => worker.isDraining),
     telemetry.logger,
     transport,
     (token) => worker.leaderSeen(token),
@@ -70,12 +71,17 @@ async function serve(service: string, values: Values): Promise<void> {
   announceReady({ service, id: workerId, grpc: address, admin: admin.address });
   telemetry.logger.info({ role, model, epoch: String(worker.current?.epoch), address }, "ready");
 
-  const reason = await end;
-  telemetry.logger.info({ reason }, "stopping");
+  const { reason, deadlineMs } = await Promise.race([
+    end.then((reason) => ({ reason, deadlineMs: reason === "parent gone" ? 0 : values.drainTimeoutMs })),
+    asked.then((deadlineMs) => ({ reason: "admin call", deadlineMs })),
+  ]);
+  telemetry.logger.info({ reason, deadlineMs, running: worker.workCount }, "draining");
+  await worker.drain(deadlineMs);
+  telemetry.logger.info({ reason, left: worker.workCount }, "stopping");
   unwatch();
   await attach.close();
   await registration.close();
-  await worker.stop(reason === "parent gone" ? 0 : values.stopGraceMs);
+  await worker.stop();
   await admin.close();
   await state.close();
   await telemetry.close();
@@ -89,6 +95,7 @@ async function start(
   telemetry: Telemetry,
   state: State,
   transport: Transport,
+  askToDrain: (deadlineMs: number) => void,
 ): Promise<{ worker: Worker; admin: AdminServer }> {
   const launch = sidecarLauncher(
     {
@@ -140,7 +147,14 @@ async function start(
   const admin = await startAdminServer({
     listen: values.adminListen,
     telemetry,
-    isReady: () => (worker.current ? { ready: true } : { ready: false, reason: "the sidecar is not running" }),
+    isReady() {
+      if (worker.isDraining) return { ready: false, reason: "the worker is draining" };
+      return worker.current ? { ready: true } : { ready: false, reason: "the sidecar is not running" };
+    },
+    drain: {
+      state: () => ({ state: worker.isDraining ? "draining" : "serving", running: worker.workCount }),
+      start: (deadlineMs = values.drainTimeoutMs) => askToDrain(deadlineMs),
+    },
     extraSpans: async (traceId) => {
       const spans = (await worker.supervisor.current?.kernel.spans(traceId)) ?? [];
       return spans.map((span) => spanRecordFromSidecar(span, `${workerId}-sidecar`));

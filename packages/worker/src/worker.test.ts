@@ -168,13 +168,14 @@ test("one mixed worker can be both sides of a hand-over", async () => {
   await expectQuiet(mixed);
 });
 
-test("a worker that stops lets running requests finish within the grace, takes no more, and fails the rest", async () => {
+test("a worker that drains lets running requests finish until its deadline, takes no more, and fails the rest when it stops", async () => {
   const mixed = await start("mixed", "mixed");
   mixed.faults.stepDelayMs = 10;
   const quick = generate({ decode: mixed, maxTokens: 10 });
   const slow = generate({ decode: mixed, maxTokens: 400 });
   await Promise.all([quick.firstToken, slow.firstToken]);
-  const stopped = mixed.worker.stop(400);
+  const stopped = mixed.worker.drain(400).then(() => mixed.worker.stop());
+  expect(mixed.worker.isDraining).toBe(true);
   expect((await generate({ decode: mixed }).result).error).toMatchObject({ reason: "unavailable" });
   expect((await quick.result).error).toBeUndefined();
   expect((await slow.result).error).toMatchObject({ reason: "unavailable" });

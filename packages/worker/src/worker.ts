@@ -85,11 +85,29 @@ export class Worker {
     return this.#server.listen(listen);
   }
 
-  /** Takes no more work, waits up to `graceMs` for what runs, fails the rest, ends the sidecar. */
-  async stop(graceMs: number): Promise<void> {
+  /**
+   * Takes nothing new from now on, finishes what it has, and serves its KV to those who hold leases on it. Resolves when nothing is left, or
+   * after `deadlineMs` with what is.
+   */
+  async drain(deadlineMs: number): Promise<void> {
     this.#draining = true;
-    const until = performance.now() + graceMs;
-    while (this.#generationCount + this.#runCount > 0 && performance.now() < until) await sleep(20);
+    for (const watcher of this.#loadWatchers) watcher();
+    const until = performance.now() + deadlineMs;
+    while (this.workCount > 0 && performance.now() < until) await sleep(20);
+  }
+
+  get isDraining(): boolean {
+    return this.#draining;
+  }
+
+  /** Generations and hand-overs that run. */
+  get workCount(): number {
+    return this.#generationCount + this.#runCount;
+  }
+
+  /** Fails what still runs, in a way that lets it go on at another worker, and ends the sidecar. */
+  async stop(): Promise<void> {
+    this.#draining = true;
     await this.supervisor.stop();
     await this.#server.close(500);
     this.#peers.close();

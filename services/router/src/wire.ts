@@ -75,6 +75,7 @@ export function loadFromWire(load: WorkerLoad): ReportedLoad {
     contextTokenCount: Number(load.contextTokens),
     prefillTokensPerSecond: measured(load.prefillTokensPerSecond),
     decodeStepMs: measured(load.decodeStepMs),
+    isDraining: load.draining,
   };
 }
 
@@ -87,6 +88,7 @@ export function wireFromLoad(load: ReportedLoad): MessageInitShape<typeof Worker
     contextTokens: BigInt(load.contextTokenCount),
     prefillTokensPerSecond: load.prefillTokensPerSecond,
     decodeStepMs: load.decodeStepMs,
+    draining: load.isDraining,
   };
 }
 

@@ -1,4 +1,4 @@
-import type { AttachedWorker } from "./cluster-view.ts";
+import { type AttachedWorker, isOpen } from "./cluster-view.ts";
 import { canDecode, canPrefill } from "./fit.ts";
 import {
   aggregatedTtft,
@@ -84,7 +84,7 @@ export function choosePlacement(
   const avoided: AttachedWorker[] = [];
   let forbiddenCount = 0;
   for (const worker of workers) {
-    if (worker.facts.model !== request.model || worker.load === undefined || worker.isLost) continue;
+    if (worker.facts.model !== request.model || !isOpen(worker)) continue;
     const exclusion = exclusionOf(worker);
     if (exclusion === "none") usable.push(worker);
     else if (exclusion === "avoid") avoided.push(worker);

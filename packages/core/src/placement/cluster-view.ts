@@ -21,6 +21,11 @@ export interface AttachedWorker {
   readonly isLost: boolean;
 }
 
+/** Whether new requests may be placed on it: it has reported, is not silent, and does not drain. */
+export function isOpen(worker: AttachedWorker): boolean {
+  return worker.load !== undefined && !worker.load.isDraining && !worker.isLost;
+}
+
 /** Every way an event of a stream can end. `refused` ends the stream, and its worker with it. */
 export type ViewOutcome =
   | { readonly kind: "accepted"; readonly supersededStreamId?: StreamId }
@@ -130,7 +135,7 @@ export class ClusterView {
     if (sequence !== worker.sequence + 1) {
       return this.#refuse(streamId, `report of ${workerId} has sequence ${sequence} after ${worker.sequence}`, now);
     }
-    if (worker.load === undefined || worker.isLost) this.#version++;
+    if (worker.load?.isDraining !== load.isDraining || worker.isLost) this.#version++;
     this.#workers.set(workerId, {
       ...worker,
       sequence,

@@ -35,6 +35,8 @@ export interface ReportedLoad {
   readonly prefillTokensPerSecond: number;
   /** 0 before the first measurement. */
   readonly decodeStepMs: number;
+  /** Finishes what it has, and is given nothing new. */
+  readonly isDraining: boolean;
 }
 
 /** What a placement must know of a request. */

@@ -19,6 +19,7 @@ export function attachState(
     readonly adminAddress: string;
     readonly model: string;
   },
+  isDraining: () => boolean,
 ): AttachState {
   const { engine, description, layout, epoch } = incarnation;
   return {
@@ -43,6 +44,7 @@ export function attachState(
         contextTokens: BigInt(load.contextTokenCount),
         prefillTokensPerSecond: engine.meter.prefillTokensPerSecond,
         decodeStepMs: engine.meter.decodeStepMs,
+        draining: isDraining(),
       };
     },
   };

@@ -89,7 +89,7 @@ export async function startTestWorker(
       if (!kernel) throw new Error("no sidecar was started");
       return kernel;
     },
-    stop: () => worker.stop(0),
+    stop: () => worker.stop(),
   };
 }
 

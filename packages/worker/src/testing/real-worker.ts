@@ -65,5 +65,5 @@ export async function startRealWorker(
     requests: DEAF_METER,
   });
   const address = await worker.start("127.0.0.1:0");
-  return { worker, address, stop: () => worker.stop(0) };
+  return { worker, address, stop: () => worker.stop() };
 }

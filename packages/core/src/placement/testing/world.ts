@@ -31,6 +31,7 @@ export function load(extra: Partial<ReportedLoad> = {}): ReportedLoad {
     contextTokenCount: 0,
     prefillTokensPerSecond: 1_000,
     decodeStepMs: 10,
+    isDraining: false,
     ...extra,
   };
 }

@@ -397,6 +397,13 @@ export declare type WorkerLoad = Message<"kvasir.router.v1.WorkerLoad"> & {
    * @generated from field: double decode_step_ms = 7;
    */
   decodeStepMs: number;
+
+  /**
+   * Finishes what it has, still serves its KV, and is given nothing new.
+   *
+   * @generated from field: bool draining = 8;
+   */
+  draining: boolean;
 };
 
 /**

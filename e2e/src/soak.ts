@@ -1,0 +1,241 @@
+import { mkdtempSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { type LocalCluster, type ProcessHandle, startLocalCluster } from "@kvasir/cli";
+import { defineOptions, runMain } from "@kvasir/config";
+import { resolveModel } from "@kvasir/models";
+
+// Real processes under load, a share of the requests cancelled, and every few seconds something killed: workers, sidecars, routers. Whatever
+// happens, a request ends once: with the tokens of an undisturbed run, or with a typed error. When the load ends, so does all that was held.
+const FLAGS = defineOptions("kvasir-soak", "kills processes of a loaded cluster and checks every answer", {
+  minutes: { type: "integer", env: "KVASIR_SOAK_MINUTES", default: 5, min: 1, help: "How long." },
+  requests: {
+    type: "integer",
+    env: "KVASIR_SOAK_REQUESTS",
+    default: 2_000,
+    min: 1,
+    help: "Ends earlier after so many.",
+  },
+  seed: {
+    type: "integer",
+    env: "KVASIR_SOAK_SEED",
+    default: 1,
+    min: 0,
+    help: "Of what is asked, cancelled and killed, and when.",
+  },
+  concurrency: { type: "integer", env: "KVASIR_SOAK_CONCURRENCY", default: 8, min: 1, help: "Requests at a time." },
+  cancelledPercent: {
+    type: "integer",
+    env: "KVASIR_SOAK_CANCELLED_PERCENT",
+    default: 10,
+    min: 0,
+    max: 100,
+    help: "Of the requests.",
+  },
+  killEveryMs: {
+    type: "integer",
+    env: "KVASIR_SOAK_KILL_EVERY_MS",
+    default: 3_000,
+    min: 100,
+    help: "Between two kills, on average.",
+  },
+});
+
+const CACHE_DIR = process.env.KVASIR_CACHE ?? join(import.meta.dirname, "../../.cache");
+const PROMPTS = [
+  "Who built the old mill?",
+  "Tell me about the sea.",
+  `${"The old mill stood beside the river, and nobody had opened its door for years. ".repeat(30)}Who came?`,
+  `${"A lighthouse keeper counts the ships that pass in the night. ".repeat(12)}How many?`,
+];
+const SAMPLINGS: readonly Readonly<Record<string, unknown>>[] = [
+  { temperature: 0, max_tokens: 48, ignore_eos: true },
+  { temperature: 0.9, seed: 11, max_tokens: 96, ignore_eos: true },
+  { temperature: 1.1, seed: 12, top_p: 0.9, max_tokens: 64, ignore_eos: true, repetition_penalty: 1.2 },
+  { temperature: 0, max_tokens: 200, ignore_eos: true },
+];
+
+interface Ending {
+  readonly kind: "right" | "wrong" | "error" | "cancelled" | "cut";
+  readonly detail: string;
+}
+
+await runMain(FLAGS, async ({ minutes, requests, seed, concurrency, cancelledPercent, killEveryMs }) => {
+  const random = randomFrom(seed);
+  const pick = <T>(items: readonly T[]): T => items[Math.floor(random() * items.length)] as T;
+  const model = await resolveModel("tiny", CACHE_DIR, (line) => process.stderr.write(`${line}\n`));
+  const logDir = mkdtempSync(join(tmpdir(), "kvasir-soak-"));
+  const cluster = await startLocalCluster({
+    ...{ model: model.directory, servedModelName: "tiny", routers: 2, prefill: 2, decode: 2, restart: true },
+    ...{ logDir, threadsPerSidecar: 1, stepTokens: 128 },
+  });
+  try {
+    const bodies = PROMPTS.flatMap((content) =>
+      SAMPLINGS.map((sampling) => ({ model: "tiny", messages: [{ role: "user", content }], ...sampling })),
+    );
+    const expected = new Map<unknown, string>();
+    for (const body of bodies) expected.set(body, await undisturbed(cluster, body));
+    process.stderr.write(`${bodies.length} undisturbed answers; logs in ${logDir}\n`);
+
+    const endings = new Map<Ending["kind"], number>();
+    const bad: string[] = [];
+    const kills = new Map<string, number>();
+    const until = performance.now() + minutes * 60_000;
+    let asked = 0;
+    let isOver = false;
+    const client = async () => {
+      while (asked < requests && performance.now() < until) {
+        asked++;
+        const body = pick(bodies);
+        const cancelAfter = random() * 100 < cancelledPercent ? Math.floor(random() * 40) : undefined;
+        const ending = await request(cluster, body, expected.get(body) ?? "", cancelAfter);
+        endings.set(ending.kind, (endings.get(ending.kind) ?? 0) + 1);
+        if (ending.kind === "wrong" || ending.kind === "cut" || ending.kind === "error") bad.push(ending.detail);
+        if (asked % 100 === 0)
+          process.stderr.write(`${asked} requests ${summary(endings)}; killed ${summary(kills)}\n`);
+      }
+    };
+    const killer = async () => {
+      while (!isOver) {
+        await sleep(killEveryMs * (0.5 + random()));
+        if (isOver) return;
+        const victim = pick(
+          cluster.processes.filter(({ kind }) => kind === "router" || kind === "prefill" || kind === "decode"),
+        );
+        const killed = kill(victim, random() < 0.5);
+        if (killed !== undefined) kills.set(killed, (kills.get(killed) ?? 0) + 1);
+      }
+    };
+    const killing = killer();
+    await Promise.all(Array.from({ length: concurrency }, client));
+    isOver = true;
+    await killing;
+
+    const held = await whatIsHeld(cluster, 45_000);
+    const wrong = (endings.get("wrong") ?? 0) + (endings.get("cut") ?? 0);
+    process.stdout.write(
+      `${asked} requests with seed ${seed}: ${summary(endings)}; killed ${summary(kills)}; held at the end: ${held === "" ? "nothing" : held}\n`,
+    );
+    for (const detail of bad.slice(0, 20)) process.stdout.write(`  ${detail}\n`);
+    if (wrong > 0 || held !== "") process.exitCode = 1;
+  } finally {
+    await cluster.stop();
+  }
+});
+
+/** Uniform in [0, 1), the same for the same seed: mulberry32. */
+function randomFrom(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+function summary(counts: ReadonlyMap<string, number>): string {
+  return [...counts].map(([kind, count]) => `${count} ${kind}`).join(", ") || "nothing";
+}
+
+/** A kill -9 of the process, or of its sidecar; undefined when it is not there just now. */
+function kill(victim: ProcessHandle, sidecar: boolean): string | undefined {
+  if (!victim.isRunning) return undefined;
+  const pid = sidecar && victim.kind !== "router" ? victim.sidecarPid : victim.pid;
+  if (pid === undefined) return undefined;
+  try {
+    process.kill(pid, "SIGKILL");
+  } catch {
+    return undefined; // It ended a moment ago.
+  }
+  return pid === victim.pid ? victim.kind : `${victim.kind}'s sidecar`;
+}
+
+async function undisturbed(cluster: LocalCluster, body: object): Promise<string> {
+  const response = await post(cluster, body);
+  const answer = (await response.json()) as { choices: readonly [{ message: { content: string } }] };
+  if (response.status !== 200) throw new Error(`an undisturbed request ended with ${JSON.stringify(answer)}`);
+  return answer.choices[0].message.content;
+}
+
+function post(cluster: LocalCluster, body: object, signal?: AbortSignal): Promise<Response> {
+  return fetch(`${cluster.gatewayUrl}/v1/chat/completions`, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(body),
+    ...(signal === undefined ? {} : { signal }),
+  });
+}
+
+/** One streamed request, read to whatever end it has; `cancelAfter`: so many events later the client goes away. */
+async function request(cluster: LocalCluster, body: object, expected: string, cancelAfter?: number): Promise<Ending> {
+  const away = new AbortController();
+  let text = "";
+  let events = 0;
+  let ends = 0;
+  try {
+    const response = await post(cluster, { ...body, stream: true }, away.signal);
+    if (response.status !== 200) {
+      const { error } = (await response.json()) as { error?: { code?: string; message?: string } };
+      if (error?.message === undefined)
+        return { kind: "wrong", detail: `status ${response.status} without a typed error` };
+      return { kind: "error", detail: `${response.status} ${error.code}: ${error.message}` };
+    }
+    for await (const event of eventsOf(response)) {
+      if (cancelAfter !== undefined && events++ >= cancelAfter) {
+        away.abort();
+        return { kind: "cancelled", detail: "" };
+      }
+      if (event === "[DONE]") {
+        ends++;
+        continue;
+      }
+      const { choices, error } = JSON.parse(event) as {
+        choices?: readonly { delta?: { content?: string } }[];
+        error?: { code?: string; message?: string };
+      };
+      if (error !== undefined) return { kind: "error", detail: `in the stream: ${error.code}: ${error.message}` };
+      text += choices?.[0]?.delta?.content ?? "";
+    }
+  } catch (error) {
+    return { kind: "cut", detail: `cut after ${text.length} characters: ${String(error)}` };
+  }
+  if (ends !== 1) return { kind: "cut", detail: `${ends} ends after ${text.length} characters` };
+  if (text === expected) return { kind: "right", detail: "" };
+  return { kind: "wrong", detail: `wrong from character ${firstDifference(text, expected)} of ${expected.length}` };
+}
+
+async function* eventsOf(response: Response): AsyncGenerator<string> {
+  let buffer = "";
+  for await (const part of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
+    buffer += part;
+    for (let end = buffer.indexOf("\n\n"); end >= 0; end = buffer.indexOf("\n\n")) {
+      yield buffer.slice("data: ".length, end);
+      buffer = buffer.slice(end + 2);
+    }
+  }
+}
+
+function firstDifference(a: string, b: string): number {
+  let index = 0;
+  while (index < Math.min(a.length, b.length) && a[index] === b[index]) index++;
+  return index;
+}
+
+/** What workers still hold once no request runs; empty as soon as it is nothing, at the latest after `maxMs`: more than a lease. */
+async function whatIsHeld(cluster: LocalCluster, maxMs: number): Promise<string> {
+  for (const until = performance.now() + maxMs; ; await sleep(250)) {
+    const held: string[] = [];
+    for (const { name, kind } of cluster.processes) {
+      if (kind !== "prefill" && kind !== "decode") continue;
+      const metrics = await cluster.metrics(name).catch(() => undefined);
+      if (metrics === undefined) held.push(`${name} does not answer`);
+      for (const state of ["leased", "pinned", "orphaned", "used", "reserved"]) {
+        const count = metrics?.get(`kvasir_blocks{state="${state}"}`) ?? 0;
+        if (count > 0) held.push(`${name} ${state} ${count}`);
+      }
+    }
+    if (held.length === 0 || performance.now() > until) return held.join(", ");
+  }
+}
