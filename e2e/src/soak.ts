@@ -199,6 +199,7 @@ async function request(cluster: LocalCluster, body: object, expected: string, ca
       text += choices?.[0]?.delta?.content ?? "";
     }
   } catch (error) {
+    if (away.signal.aborted) return { kind: "cancelled", detail: "" };
     return { kind: "cut", detail: `cut after ${text.length} characters: ${String(error)}` };
   }
   if (ends !== 1) return { kind: "cut", detail: `${ends} ends after ${text.length} characters` };
