@@ -9,6 +9,7 @@ export * from "./lease/lease-table.ts";
 export * from "./one-line.ts";
 export * from "./placement/index.ts";
 export * from "./prefix/block-hash.ts";
+export * from "./prefix-index/index.ts";
 export * from "./resume/attempts.ts";
 export * from "./resume/request-progress.ts";
 export * from "./scheduler/capacity.ts";
