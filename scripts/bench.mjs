@@ -10,6 +10,7 @@ const COMMON = ["deps", "sidecar", "redis", "model:tiny", "model:smollm2"];
 const BASELINES = {
   engine: ["python:engines"],
   gateway: ["python:gateways"],
+  "prefix-index": ["python:dynamo"],
   "kv-pull": ["iperf3"],
   tracing: ["jaeger"],
 };

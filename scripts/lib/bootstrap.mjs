@@ -18,7 +18,7 @@ import { StopError } from "./stop-error.mjs";
  * Sets up what a command needs, each part only if it is missing or out of date, and says so step by step.
  *
  * `need`: any of `node`, `deps`, `rust`, `sidecar`, `redis` (a running one, or a program to start), `redis-server` (a program, for whoever
- * must not touch a running one), `pip`, `model:tiny`, `model:smollm2`, `python:oracle|engines|gateways` (an environment with packages),
+ * must not touch a running one), `pip`, `model:tiny`, `model:smollm2`, `python:oracle|engines|dynamo|gateways` (an environment with packages),
  * `iperf3`, `jaeger` and `prometheus` (their programs), `jaeger?` and `prometheus?` (the same, but what needs them later is told why they are
  * missing). What a part stands on comes with it. Answers with a `Toolbox`.
  * Throws StopError with one line when a person has to do something.

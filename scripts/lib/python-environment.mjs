@@ -18,6 +18,7 @@ const ENVIRONMENTS = {
     requirements: "bench/baselines/engines.txt",
     remark: "compiles llama.cpp, some minutes the first time",
   },
+  dynamo: { folder: "dynamo", requirements: "bench/baselines/dynamo.txt", remark: "" },
   gateways: { folder: "peers", requirements: "bench/baselines/gateways.txt", remark: "" },
 };
 

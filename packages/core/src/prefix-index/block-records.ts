@@ -1,13 +1,12 @@
 import { assert } from "../assert.ts";
+import { BLOCK_HASH_BYTES } from "../prefix/block-hash.ts";
 
 /** Words of one record: the hash, then what `BlockHolders` keeps of the block. */
 export const RECORD_WORDS = 8;
 const HEAD = 4;
 const COUNT = 7;
 
-/** Bytes of a block hash. */
-export const HASH_BYTES = 16;
-const HASH_WORDS = HASH_BYTES / 4;
+const HASH_WORDS = BLOCK_HASH_BYTES / 4;
 /** A new id is taken while less than one in so many is free. Larger: less memory, ids less in order. */
 const FREE_SHARE = 4;
 
@@ -152,7 +151,10 @@ export class BlockRecords {
 
 /** Packed hashes as words; copied only where they are not aligned. Byte order is the machine's, the same for all. */
 export function hashWords(hashes: Uint8Array): Uint32Array {
-  assert(hashes.length % HASH_BYTES === 0, `${hashes.length} bytes of hashes are not whole hashes of ${HASH_BYTES}`);
+  assert(
+    hashes.length % BLOCK_HASH_BYTES === 0,
+    `${hashes.length} bytes of hashes are not whole hashes of ${BLOCK_HASH_BYTES}`,
+  );
   const aligned = hashes.byteOffset % 4 === 0 ? hashes : hashes.slice();
   return new Uint32Array(aligned.buffer, aligned.byteOffset, aligned.length / 4);
 }

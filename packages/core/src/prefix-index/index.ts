@@ -1,4 +1,3 @@
-export { HASH_BYTES } from "./block-records.ts";
 export type { HolderEvent, HolderEventOutcome } from "./holder-event.ts";
 export { MEDIA, type Medium } from "./media.ts";
 export { PREFIX_INDEX_DEFAULTS, PrefixIndex, type PrefixIndexOptions } from "./prefix-index.ts";

@@ -1,7 +1,8 @@
 import { assert } from "../assert.ts";
 import { unreachable } from "../kvasir-error.ts";
+import { BLOCK_HASH_BYTES } from "../prefix/block-hash.ts";
 import { BlockHolders } from "./block-holders.ts";
-import { ABSENT, BlockRecords, HASH_BYTES, hashWords, RECORD_WORDS } from "./block-records.ts";
+import { ABSENT, BlockRecords, hashWords, RECORD_WORDS } from "./block-records.ts";
 import type { HolderEvent, HolderEventOutcome } from "./holder-event.ts";
 import { HolderNumbers, type HolderStream, judge } from "./holder-streams.ts";
 import { MEDIUM_COUNT, type Medium, mediumRank } from "./media.ts";
@@ -143,7 +144,7 @@ export class PrefixIndex {
   match(hashes: Uint8Array, into: PrefixMatches = new PrefixMatches(this.holderCapacity)): PrefixMatches {
     into.clear();
     const words = hashWords(hashes);
-    const count = hashes.length / HASH_BYTES;
+    const count = hashes.length / BLOCK_HASH_BYTES;
     const records = this.#records;
     const facts = records.words;
     let block = ABSENT;
@@ -267,7 +268,7 @@ export class PrefixIndex {
   #store(holder: number, medium: Medium, hashes: Uint8Array): number {
     const words = hashWords(hashes);
     const rank = mediumRank(medium);
-    const count = hashes.length / HASH_BYTES;
+    const count = hashes.length / BLOCK_HASH_BYTES;
     let ignored = 0;
     let previous = ABSENT;
     for (let index = 0; index < count; index++) {
@@ -284,7 +285,7 @@ export class PrefixIndex {
   #remove(holder: number, medium: Medium, hashes: Uint8Array): void {
     const words = hashWords(hashes);
     const rank = mediumRank(medium);
-    const count = hashes.length / HASH_BYTES;
+    const count = hashes.length / BLOCK_HASH_BYTES;
     let previous = ABSENT;
     for (let index = 0; index < count; index++) {
       const block = this.#records.find(words, index, previous + 1);
