@@ -26,7 +26,7 @@ export interface AuditedSequence {
   readonly blockIds: readonly number[];
   readonly inFlightCount: number;
   readonly transferOpen: boolean;
-  readonly copySource?: number | undefined;
+  readonly copySources: readonly number[];
 }
 
 /**
@@ -59,7 +59,7 @@ export function auditBlocks(facts: {
     const live = draining || (facts.isOwned(sequenceId) && lease !== "lapsed");
     if (!live) continue;
     for (const blockId of sequence.blockIds) accounted[blockId] = 1;
-    if (sequence.copySource !== undefined) accounted[sequence.copySource] = 1;
+    for (const blockId of sequence.copySources) accounted[blockId] = 1;
   }
   let orphaned = 0;
   for (let blockId = 0; blockId < pool.blockCount; blockId++) {

@@ -71,11 +71,17 @@ test("a chain that grows as tokens arrive is the chain of all of them", () => {
       (blockSize, pieces) => {
         const root = prefixRoot(scope, blockSize);
         const chain = new BlockHashChain(root, blockSize);
-        for (const piece of pieces) chain.extend(piece);
+        for (const piece of pieces) {
+          chain.fork().extend([1, 2, 3]);
+          chain.extend(piece);
+        }
         const all = pieces.flat();
         expect(chain.tokenCount).toBe(all.length);
         expect(chain.count).toBe(Math.floor(all.length / blockSize));
         expect(hex(chain.bytes())).toBe(hex(hashBlocks(root, all, blockSize)));
+        const forked = chain.fork();
+        forked.extend(all);
+        expect(hex(forked.bytes())).toBe(hex(hashBlocks(root, [...all, ...all], blockSize)));
       },
     ),
   );

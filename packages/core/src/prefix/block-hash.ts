@@ -68,6 +68,16 @@ export class BlockHashChain {
     this.#hashes = new Uint8Array(0);
   }
 
+  /** The same chain, to be extended by itself. */
+  fork(): BlockHashChain {
+    const forked = new BlockHashChain(new Uint8Array(BLOCK_HASH_BYTES), this.blockSize);
+    forked.#message.set(this.#message);
+    forked.#hashes = this.bytes().slice();
+    forked.#count = this.#count;
+    forked.#pendingCount = this.#pendingCount;
+    return forked;
+  }
+
   /** Full blocks hashed. */
   get count(): number {
     return this.#count;

@@ -20,6 +20,10 @@ export interface SequenceSpec {
   /** At least 1, and promptTokenIds.length + maxTokens fits the context (`clipMaxTokens`). */
   readonly maxTokens: number;
   readonly stopTokenIds: readonly number[];
+  /** Root of its blocks' hashes (`prefixRoot`); absent: KV of others is not reused, and its own not kept for others. */
+  readonly prefixRoot?: Uint8Array;
+  /** Every token of the prompt is computed, because more is wanted of it than its KV. What is computed is kept all the same. */
+  readonly computesWholePrompt?: boolean;
   /**
    * Output that is known, of a request that began elsewhere, for local and decode kind: fewer than maxTokens. It is computed after the prompt,
    * in chunks like the prompt, and the first token sampled is the one after it.
@@ -79,8 +83,8 @@ export type SchedulerEvent =
   /** Decode kind: the prompt's KV is in place and verified, and the first token is known (unused where output is known). */
   | { readonly kind: "KvArrived"; readonly sequenceId: SequenceId; readonly firstTokenId: number }
   /**
-   * Decode kind, not yet arrived: no more KV will come, and none is written. What is beyond these tokens of the prompt is computed here, and the
-   * first token, where it is known, is computed and not sampled.
+   * Decode kind, not yet arrived: no more KV will come, and none is written. What is beyond these tokens of the prompt, at least those that are
+   * cached, is computed here, and the first token, where it is known, is computed and not sampled.
    */
   | {
       readonly kind: "KvLost";
@@ -98,11 +102,19 @@ export type SchedulerEvent =
 export type SequenceEnd = "stop" | "length";
 
 export type SchedulerEffect =
-  /** Admitted. `blockIds`: the prompt's blocks for prefill kind, which must now be published; empty for the others. */
-  | { readonly kind: "AnnounceAdmission"; readonly sequenceId: SequenceId; readonly blockIds: readonly BlockId[] }
+  /**
+   * Admitted. `blockIds`: the prompt's blocks for prefill kind, which must now be published; those that are reused for the others, with
+   * the KV of the input's first `cachedTokenCount` tokens.
+   */
+  | {
+      readonly kind: "AnnounceAdmission";
+      readonly sequenceId: SequenceId;
+      readonly blockIds: readonly BlockId[];
+      readonly cachedTokenCount: number;
+    }
   /** It waited until `waitUntil` in vain, and is forgotten. */
   | { readonly kind: "RefuseSequence"; readonly sequenceId: SequenceId }
-  /** Decode kind: write the prompt's KV into these blocks. */
+  /** Decode kind: write the prompt's KV into these blocks, from the first token on that is not cached. */
   | { readonly kind: "OpenFetch"; readonly sequenceId: SequenceId; readonly blockIds: readonly BlockId[] }
   /** A token was sampled; with `end` it is the last one. */
   | {
@@ -120,6 +132,8 @@ export interface PlannedStart {
   readonly sequenceId: SequenceId;
   readonly promptTokenCount: number;
   readonly blockIds: readonly BlockId[];
+  /** Tokens of its input whose KV is reused. */
+  readonly cachedTokenCount: number;
 }
 
 export interface PlannedSlice {

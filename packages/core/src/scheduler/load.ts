@@ -17,12 +17,12 @@ export function loadOf(sequences: Iterable<Sequence>, availableBlockCount: numbe
   let contextTokenCount = 0;
   let waitingCount = 0;
   let runningCount = 0;
-  for (const { phase, spec, inputTokenIds, inputPlannedCount, samplePlannedCount } of sequences) {
+  for (const { phase, spec, inputTokenIds, inputPlannedCount, samplePlannedCount, started } of sequences) {
     if (phase === "ended" || phase === "pinned") continue;
     if (spec.kind !== "decode" || phase === "prompting")
       queuedPromptTokenCount += inputTokenIds.length - inputPlannedCount;
     if (phase === "decoding") contextTokenCount += spec.promptTokenIds.length + samplePlannedCount;
-    if (phase === "decoding" || (phase !== "receiving" && inputPlannedCount > 0)) runningCount++;
+    if (phase === "decoding" || (phase === "prompting" && started)) runningCount++;
     else waitingCount++;
   }
   return { availableBlockCount, runningCount, waitingCount, queuedPromptTokenCount, contextTokenCount };

@@ -1,12 +1,13 @@
 import { assert } from "../assert.ts";
 import type { BlockId } from "../block/block-pool.ts";
+import { BlockHashChain } from "../prefix/block-hash.ts";
 import type { Instant } from "../time.ts";
 import type { SequenceSpec } from "./events.ts";
 
 /**
  * Where a sequence is.
  * - `waiting`: holds nothing, in the admission queue.
- * - `reserved`: holds a counted reservation and awaits its export (prefill) or its ticket (decode).
+ * - `reserved`: holds a counted reservation, and blocks that are reused, and awaits its export (prefill) or its ticket (decode).
  * - `receiving`: decode kind, its prompt blocks are being written by a fetch.
  * - `prompting`: tokens of the prompt or of known output are left to plan.
  * - `decoding`: in the running batch.
@@ -23,8 +24,14 @@ export interface Sequence {
   readonly worstCaseBlockCount: number;
   phase: SequencePhase;
   blockIds: BlockId[];
-  /** Of `inputTokenIds`, planned or received so far. */
+  /** Of `inputTokenIds`, planned, reused or received so far. */
   inputPlannedCount: number;
+  /** Hashes of its blocks, as far as their tokens are known; absent: nothing is reused or kept. */
+  readonly chain: BlockHashChain | undefined;
+  /** Of `inputTokenIds`: their KV was there, and nobody computes it for this sequence. */
+  cachedTokenCount: number;
+  /** Its first blocks, whose KV others may reuse. */
+  keptBlockCount: number;
   /** Tokens of output that are known, planned or done: what a sequence brought along is among them. */
   samplePlannedCount: number;
   /** Tokens sampled and reported, counted likewise. */
@@ -39,12 +46,31 @@ export interface Sequence {
   transferOpen: boolean;
   /** Further answers that wait for this one's prompt. */
   branches: Sequence[];
-  /** A branch's: the block of its parent that its own last prompt block is copied from, held until that is done. */
-  copySource: BlockId | undefined;
+  /** Blocks that its own are copied from, held until that is done. */
+  copySources: BlockId[];
 }
 
-export function newSequence(spec: SequenceSpec, waitUntil: Instant, worstCaseBlockCount: number): Sequence {
+/** The chain of a prompt's blocks, to be forked for each of its answers. */
+export function promptChain(
+  { prefixRoot, promptTokenIds }: SequenceSpec,
+  blockSize: number,
+): BlockHashChain | undefined {
+  if (prefixRoot === undefined) return undefined;
+  const chain = new BlockHashChain(prefixRoot, blockSize);
+  chain.extend(promptTokenIds);
+  return chain;
+}
+
+/** `prompt`: chain of its prompt, which becomes its own with what is known of its output. */
+export function newSequence(
+  spec: SequenceSpec,
+  waitUntil: Instant,
+  worstCaseBlockCount: number,
+  prompt: BlockHashChain | undefined,
+): Sequence {
   const { promptTokenIds, outputTokenIds = [] } = spec;
+  const chain = prompt?.fork();
+  chain?.extend(outputTokenIds);
   return {
     spec,
     inputTokenIds: outputTokenIds.length === 0 ? promptTokenIds : [...promptTokenIds, ...outputTokenIds],
@@ -53,6 +79,9 @@ export function newSequence(spec: SequenceSpec, waitUntil: Instant, worstCaseBlo
     phase: "waiting",
     blockIds: [],
     inputPlannedCount: 0,
+    chain,
+    cachedTokenCount: 0,
+    keptBlockCount: 0,
     samplePlannedCount: outputTokenIds.length,
     sampleDoneCount: outputTokenIds.length,
     firstTokenId: undefined,
@@ -60,7 +89,7 @@ export function newSequence(spec: SequenceSpec, waitUntil: Instant, worstCaseBlo
     inFlightCount: 0,
     transferOpen: false,
     branches: [],
-    copySource: undefined,
+    copySources: [],
   };
 }
 
@@ -79,7 +108,7 @@ export function isCoherent({ kind, maxTokens, outputTokenIds = [], branches = []
 /** Of a prompt whose KV was to come from elsewhere, so much is there; a first token that is known becomes known output. */
 export function keepReceived(sequence: Sequence, verifiedTokenCount: number, firstTokenId: number | undefined): void {
   const { sequenceId, promptTokenIds, maxTokens, outputTokenIds = [] } = sequence.spec;
-  const thereCount = sequence.phase === "receiving" ? promptTokenIds.length : 0;
+  const thereCount = sequence.phase === "receiving" ? promptTokenIds.length : sequence.cachedTokenCount;
   assert(
     verifiedTokenCount <= thereCount,
     `sequence ${sequenceId} keeps ${verifiedTokenCount} tokens of ${thereCount} that may be there`,
@@ -87,9 +116,11 @@ export function keepReceived(sequence: Sequence, verifiedTokenCount: number, fir
   if (firstTokenId !== undefined && outputTokenIds.length === 0) {
     assert(maxTokens > 1, `sequence ${sequenceId} goes on after its last token`);
     sequence.inputTokenIds = [...promptTokenIds, firstTokenId];
+    sequence.chain?.extend([firstTokenId]);
     sequence.samplePlannedCount = 1;
     sequence.sampleDoneCount = 1;
   }
-  // The last token is computed in any case: its logits are what is sampled from.
-  sequence.inputPlannedCount = Math.min(verifiedTokenCount, sequence.inputTokenIds.length - 1);
+  // The last token is computed in any case: its logits are what is sampled from. What is reused is never computed again: others read it.
+  const thereNow = Math.max(verifiedTokenCount, sequence.cachedTokenCount);
+  sequence.inputPlannedCount = Math.min(thereNow, sequence.inputTokenIds.length - 1);
 }

@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
+import { prefixRoot } from "../prefix/block-hash.ts";
 import { type Instant, nanosFromMs } from "../time.ts";
 import { clipMaxTokens } from "./capacity.ts";
 import type {
@@ -15,6 +16,10 @@ import { StepScheduler } from "./step-scheduler.ts";
 
 const CONTEXT_LENGTH = 64;
 const STOP_TOKEN = 7;
+const FINGERPRINT = new Uint8Array(16);
+
+/** Over all runs, so that the test is known to test something. */
+const reused = { atAdmission: 0, later: 0, copied: 0, evicted: 0 };
 
 interface DeviceSequence {
   blockIds: number[];
@@ -29,19 +34,21 @@ class ModelDevice {
   readonly known = new Map<number, DeviceSequence>();
   readonly queue: StepPlan[] = [];
   readonly chunkEnds = new Map<number, number>();
-  /** Whose token of which position lies where: `block:slot`. */
+  /** Of which text up to there the KV lies where: `block:slot`. */
   readonly content = new Map<string, string>();
+  /** Sampled here, by sequence. */
+  readonly sampled = new Map<number, number[]>();
   readonly world: World;
 
   constructor(world: World) {
     this.world = world;
   }
 
-  /** What has to lie at a position of a sequence: the prompt is its parent's, too. */
+  /** What has to lie at a position of a sequence: its tenant's KV of the tokens up to there. */
   key(sequenceId: number, position: number): string {
-    const promptTokenCount = this.world.specs.get(sequenceId)?.promptTokenIds.length ?? 0;
-    const owner = position < promptTokenCount ? (this.world.parents.get(sequenceId) ?? sequenceId) : sequenceId;
-    return `${owner}@${position}`;
+    const tokens = this.world.tokensOf(sequenceId);
+    expect(position, `position of sequence ${sequenceId}`).toBeLessThan(tokens.length);
+    return `${this.world.tenants.get(sequenceId)}:${tokens.slice(0, position + 1)}`;
   }
 
   write(sequenceId: number, blockIds: readonly number[], begin: number, end: number): void {
@@ -70,6 +77,7 @@ class ModelDevice {
         expect(found).toBeDefined();
         this.content.set(`${targetBlockId}:${slot}`, found ?? "");
       }
+      if (tokenCount === this.world.blockSize) reused.copied++;
     }
     for (const start of plan.starts) {
       expect(this.known.has(start.sequenceId)).toBe(false);
@@ -95,6 +103,7 @@ class ModelDevice {
       if (!slice.sample) return { sequenceId: slice.sequenceId, outcome: "computed" };
       const tokenId = random() < 0.15 ? STOP_TOKEN : 1;
       sequence.samples++;
+      this.sampled.set(slice.sequenceId, [...(this.sampled.get(slice.sequenceId) ?? []), tokenId]);
       sequence.stopped = tokenId === STOP_TOKEN || sequence.samples >= spec.maxTokens;
       const outcome = sequence.stopped ? "stopped" : "sampled";
       return { sequenceId: slice.sequenceId, outcome, token: { tokenId, topLogprobs: [] } };
@@ -127,6 +136,10 @@ class World {
   readonly kept = new Map<number, number>();
   /** Of those, the ones whose first token was known. */
   readonly tokenKnown = new Set<number>();
+  readonly tenants = new Map<number, number>();
+  /** Tokens whose KV was there at admission, and at the first chunk. */
+  readonly cachedAtAdmission = new Map<number, number>();
+  readonly cached = new Map<number, number>();
   /** Where fetches write. */
   readonly fetchBlocks = new Map<number, readonly number[]>();
   now = 0 as Instant;
@@ -142,8 +155,19 @@ class World {
     this.#notePrompting();
   }
 
+  /** Every token of a sequence that is known. */
+  tokensOf(id: number): readonly number[] {
+    const { promptTokenIds, outputTokenIds = [] } = this.specs.get(id) as SequenceSpec;
+    const before = outputTokenIds.length > 0 ? outputTokenIds : Array.from({ length: this.samplesBefore(id) }, () => 1);
+    return [...promptTokenIds, ...before, ...(this.device.sampled.get(id) ?? [])];
+  }
+
   /** Position of a sequence's first slice. */
   firstPosition(id: number): number {
+    return Math.max(this.#firstUncached(id), this.cached.get(id) ?? 0);
+  }
+
+  #firstUncached(id: number): number {
     const { kind, promptTokenIds, outputTokenIds = [] } = this.specs.get(id) as SequenceSpec;
     if (this.parents.has(id)) return promptTokenIds.length - 1;
     const kept = this.kept.get(id);
@@ -159,7 +183,7 @@ class World {
     return kind === "decode" && (!this.kept.has(id) || this.tokenKnown.has(id)) ? 1 : 0;
   }
 
-  /** Branches follow their parents in the order in which those were done. */
+  /** What one event makes computable comes in order of admission, and branches follow their parents in the order in which those were done. */
   #notePrompting(): void {
     const fresh = [...this.scheduler.sequences()]
       .filter(({ phase, spec }) => phase === "prompting" && !this.promptOrder.includes(spec.sequenceId))
@@ -175,7 +199,11 @@ class World {
     switch (effect.kind) {
       case "AnnounceAdmission":
         this.admissions.push(id);
-        if (spec.kind === "local") this.promptOrder.push(id);
+        this.cachedAtAdmission.set(id, effect.cachedTokenCount);
+        expect(effect.cachedTokenCount).toBeLessThan(this.tokensOf(id).length);
+        if (spec.prefixRoot === undefined || spec.computesWholePrompt) expect(effect.cachedTokenCount).toBe(0);
+        this.device.expectWritten(id, effect.blockIds, effect.cachedTokenCount);
+        reused.atAdmission += effect.cachedTokenCount;
         if (spec.kind === "prefill") this.transfers.set(id, "publishing");
         if (spec.kind === "decode") this.transfers.set(id, "offered");
         break;
@@ -216,6 +244,10 @@ class World {
     this.#notePrompting();
     if (inFlightBefore === 2) expect(plan).toBeUndefined();
     if (!plan) return undefined;
+    for (const { sequenceId, cachedTokenCount } of plan.starts) {
+      this.cached.set(sequenceId, cachedTokenCount);
+      reused.later += cachedTokenCount - (this.cachedAtAdmission.get(sequenceId) ?? 0);
+    }
     const tokens = plan.slices.reduce((sum, slice) => sum + slice.tokenCount, 0);
     expect(tokens).toBeLessThanOrEqual(this.scheduler.options.tokenBudget);
     expect(plan.promptTokenCount + plan.decodeTokenCount).toBe(tokens);
@@ -248,21 +280,33 @@ class World {
     waitMs: number,
     wantedBranches: number,
     known: number,
+    text: number,
   ): void {
     const maxTokens = clipMaxTokens(promptTokenCount, wantedTokens, CONTEXT_LENGTH);
     const sequenceId = (this.specs.size + 1) as SequenceId;
-    const promptTokenIds = Array.from({ length: promptTokenCount }, (_, index) => index);
+    // Two texts that every other prompt follows for a while, in two tenants, and now and then none.
+    const commonCount = text % 3 === 0 ? promptTokenCount : (text * 7) % 40;
+    const promptTokenIds = Array.from({ length: promptTokenCount }, (_, index) =>
+      index < commonCount ? 100 + (text % 2) : 200 + sequenceId,
+    );
+    const tenant = text % 5 === 4 ? 1 : 0;
+    const scope = { tenantScope: new Uint8Array(16).fill(tenant), fingerprint: FINGERPRINT };
+    const reuse = {
+      ...(text % 7 === 6 ? {} : { prefixRoot: prefixRoot(scope, this.blockSize) }),
+      computesWholePrompt: text % 11 === 10,
+    };
     const branchCount = kind === "prefill" ? 0 : wantedBranches;
     const outputOf = (wanted: number) => Array.from({ length: Math.min(wanted, maxTokens - 1) }, () => 1);
     const branches = Array.from({ length: branchCount }, (_, index) => ({
       sequenceId: (sequenceId + 1 + index) as SequenceId,
       outputTokenIds: outputOf((known * (index + 1)) % 7),
     }));
-    const common = { promptTokenIds, maxTokens, stopTokenIds: [STOP_TOKEN] };
+    const common = { promptTokenIds, maxTokens, stopTokenIds: [STOP_TOKEN], ...reuse };
     const outputTokenIds = kind === "prefill" ? [] : outputOf(known);
     const spec: SequenceSpec = { sequenceId, kind, ...common, outputTokenIds, branches };
     if (!this.scheduler.fits(spec)) return;
     this.specs.set(sequenceId, spec);
+    for (const id of [sequenceId, ...branches.map((branch) => branch.sequenceId)]) this.tenants.set(id, tenant);
     for (const { sequenceId: id, outputTokenIds } of branches) {
       this.specs.set(id, { sequenceId: id, kind: "local", ...common, outputTokenIds });
       this.parents.set(id, sequenceId);
@@ -282,8 +326,9 @@ class World {
     if (!entry) return;
     const [id, state] = entry;
     const promptTokenCount = this.specs.get(id)?.promptTokenIds.length ?? 0;
-    const verifiedTokenCount = state === "open" ? pick % (promptTokenCount + 1) : 0;
-    this.device.write(id, this.fetchBlocks.get(id) ?? [], 0, verifiedTokenCount);
+    const cached = this.cachedAtAdmission.get(id) ?? 0;
+    const verifiedTokenCount = state === "open" ? Math.max(cached, pick % (promptTokenCount + 1)) : cached;
+    this.device.write(id, this.fetchBlocks.get(id) ?? [], cached, verifiedTokenCount);
     this.kept.set(id, verifiedTokenCount);
     this.transfers.set(id, "none");
     const isTokenKnown = pick % 3 === 0 && (this.specs.get(id)?.maxTokens ?? 0) > 1;
@@ -309,11 +354,12 @@ class World {
       if (this.transfers.get(sequenceId) === "offered") this.transfers.set(sequenceId, "none");
     } else if (entry[1] === "publishing") {
       this.transfers.set(sequenceId, "open");
-      this.promptOrder.push(sequenceId);
       this.apply({ kind: "ExportOpened", sequenceId });
     } else if (kind === "decode") {
       const promptTokenCount = this.specs.get(sequenceId)?.promptTokenIds.length ?? 0;
-      this.device.write(sequenceId, this.fetchBlocks.get(sequenceId) ?? [], 0, promptTokenCount);
+      const cached = this.cachedAtAdmission.get(sequenceId) ?? 0;
+      this.device.expectWritten(sequenceId, this.fetchBlocks.get(sequenceId) ?? [], cached);
+      this.device.write(sequenceId, this.fetchBlocks.get(sequenceId) ?? [], cached, promptTokenCount);
       this.apply({ kind: "KvArrived", sequenceId, firstTokenId: 1 });
       this.transfers.set(sequenceId, "none");
       this.apply({ kind: "TransferClosed", sequenceId });
@@ -377,6 +423,7 @@ const operation = fc.oneof(
       waitMs: fc.constantFrom(5, 1e9),
       branches: fc.constantFrom(0, 0, 1, 3),
       known: fc.constantFrom(0, 0, 1, 5, 29),
+      text: fc.nat(30),
     }),
   },
   { weight: 6, arbitrary: fc.record({ op: fc.constant("plan" as const) }) },
@@ -397,13 +444,13 @@ test("whatever arrives, ends and is answered in whatever order: no block is lost
         sequenceCountMax: fc.integer({ min: 1, max: 6 }),
         seed: fc.nat(),
       }),
-      fc.array(operation, { maxLength: 120 }),
+      fc.array(operation, { minLength: 10, maxLength: 120, size: "max" }),
       (options, operations) => {
         const world = new World(options.blockCount, options.blockSize, options.tokenBudget, options.sequenceCountMax);
         const random = generator(options.seed);
         for (const entry of operations) {
           if (entry.op === "arrive") {
-            world.arrive(entry.kind, entry.prompt, entry.max, entry.waitMs, entry.branches, entry.known);
+            world.arrive(entry.kind, entry.prompt, entry.max, entry.waitMs, entry.branches, entry.known, entry.text);
           } else if (entry.op === "lose") world.loseTransfer(entry.pick);
           else if (entry.op === "plan") world.plan();
           else if (entry.op === "answer") world.answer(random);
@@ -430,8 +477,13 @@ test("whatever arrives, ends and is answered in whatever order: no block is lost
         expect(world.scheduler.pool.freeCount).toBe(options.blockCount);
         expect(world.scheduler.pool.reservedCount).toBe(0);
         expect(world.device.known.size).toBe(0);
+        reused.evicted += world.scheduler.pool.evictedCount;
       },
     ),
-    { numRuns: 1000 },
+    { numRuns: 400 },
   );
+  expect(reused.atAdmission).toBeGreaterThan(500);
+  expect(reused.later).toBeGreaterThan(100);
+  expect(reused.copied).toBeGreaterThan(3);
+  expect(reused.evicted).toBeGreaterThan(50);
 });

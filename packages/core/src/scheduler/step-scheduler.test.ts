@@ -97,7 +97,7 @@ test("the head of the queue is not overtaken by a smaller one, and is refused at
 test("a prefill sequence names its blocks at admission, computes after its export opened, and holds them until the transfer closed", () => {
   const steps = scheduler();
   const [admission] = steps.apply(arrived(1, "prefill", 6, 9), at(0));
-  expect(admission).toEqual({ kind: "AnnounceAdmission", sequenceId: 1, blockIds: [0, 1] });
+  expect(admission).toEqual({ kind: "AnnounceAdmission", sequenceId: 1, blockIds: [0, 1], cachedTokenCount: 0 });
   expect(steps.plan()).toBeUndefined();
   steps.apply({ kind: "ExportOpened", sequenceId: id(1) }, at(0));
   const plan = steps.plan();

@@ -3,6 +3,7 @@ import { type BlockId, BlockPool } from "../block/block-pool.ts";
 import { unreachable } from "../kvasir-error.ts";
 import type { Instant } from "../time.ts";
 import { sharedBlockCount, worstCaseBlockCount } from "./capacity.ts";
+import { checkSequences } from "./check-scheduler.ts";
 import type {
   PlannedCopy,
   PlannedSlice,
@@ -16,7 +17,14 @@ import type {
   StepPlan,
 } from "./events.ts";
 import { loadOf, type SchedulerLoad } from "./load.ts";
-import { groupOf, isCoherent, keepReceived, newSequence, type Sequence } from "./sequence.ts";
+import { PrefixReuse } from "./prefix-reuse.ts";
+import { groupOf, isCoherent, keepReceived, newSequence, promptChain, type Sequence } from "./sequence.ts";
+
+/** A sequence in a step, and how much of its KV is written when that is answered. */
+interface Planned {
+  readonly sequence: Sequence;
+  readonly tokenEnd: number;
+}
 
 /** Steps that may be unanswered: one runs while the next waits on the device, so the device never waits for the scheduler. */
 export const STEPS_IN_FLIGHT_MAX = 2;
@@ -52,12 +60,16 @@ export interface StepSchedulerOptions {
  * Up to two steps are in flight. A sequence is planned for step N+1 before the result of N: its token stays on the device. That it
  * ended is learnt from a result; what was planned beyond comes back `skipped`. `maxTokens` is known, so nothing is planned beyond it.
  *
+ * KV outlives its sequence: full blocks whose KV is written are found by the hash of all tokens before them (`PrefixReuse`), whoever asks for the
+ * same prompt under the same root. A promise counts blocks that nobody holds as free, whatever they hold.
+ *
  * A block returns to the pool only when the sequence has ended, every step in flight that names it is answered, and no transfer
  * touches it (`TransferClosed`).
  */
 export class StepScheduler {
   readonly options: StepSchedulerOptions;
   readonly pool: BlockPool;
+  readonly #reuse: PrefixReuse;
   readonly #sequences = new Map<number, Sequence>();
   /** In order of arrival; ended ones are removed at once. */
   #waiting: Sequence[] = [];
@@ -68,7 +80,7 @@ export class StepScheduler {
   #activeCount = 0;
   #pinnedBlockCount = 0;
   #dropped: SequenceId[] = [];
-  #inFlight: { readonly stepId: number; readonly sequences: readonly Sequence[] }[] = [];
+  #inFlight: { readonly stepId: number; readonly planned: readonly Planned[] }[] = [];
   #lastStepId = 0;
 
   constructor(options: StepSchedulerOptions) {
@@ -78,6 +90,7 @@ export class StepScheduler {
     );
     this.options = { ...options, sequenceCountMax: Math.min(options.sequenceCountMax, options.tokenBudget) };
     this.pool = new BlockPool(options.blockCount);
+    this.#reuse = new PrefixReuse(this.pool, options.blockSize);
   }
 
   /** Whether the sequence could be admitted by an empty scheduler. Ask before `SequenceArrived`. */
@@ -108,7 +121,7 @@ export class StepScheduler {
         if (sequence?.phase !== "reserved" || sequence.spec.kind !== "decode") break;
         sequence.phase = "receiving";
         sequence.transferOpen = true;
-        this.#take(sequence, Math.ceil(sequence.spec.promptTokenIds.length / this.options.blockSize));
+        this.#cover(sequence, sequence.spec.promptTokenIds.length);
         effects.push({ kind: "OpenFetch", sequenceId: event.sequenceId, blockIds: sequence.blockIds.slice() });
         break;
       }
@@ -123,6 +136,7 @@ export class StepScheduler {
         if (sequence?.spec.kind !== "decode") break;
         if (sequence.phase === "receiving" || sequence.phase === "reserved") {
           keepReceived(sequence, event.verifiedTokenCount, event.firstTokenId);
+          this.#reuse.keep(sequence, sequence.inputPlannedCount);
           this.#startPrompt(sequence);
         }
         break;
@@ -153,11 +167,13 @@ export class StepScheduler {
     const copies: PlannedCopy[] = [];
     const starts: PlannedStart[] = [];
     const slices: PlannedSlice[] = [];
-    const sequences: Sequence[] = [];
+    const planned: Planned[] = [];
+    const add = (sequence: Sequence, slice: PlannedSlice): void => {
+      slices.push(slice);
+      planned.push({ sequence, tokenEnd: slice.startPosition + slice.tokenCount });
+    };
     for (const sequence of this.#decoding) {
-      if (sequence.samplePlannedCount >= sequence.spec.maxTokens) continue;
-      slices.push(this.#planDecode(sequence, starts));
-      sequences.push(sequence);
+      if (sequence.samplePlannedCount < sequence.spec.maxTokens) add(sequence, this.#planDecode(sequence, starts));
     }
     const decodeTokenCount = slices.length;
     let budget = this.options.tokenBudget - decodeTokenCount;
@@ -166,17 +182,16 @@ export class StepScheduler {
       if (budget <= 0) break;
       const slice = this.#planChunk(sequence, budget, starts, copies);
       budget -= slice.tokenCount;
-      slices.push(slice);
-      sequences.push(sequence);
+      add(sequence, slice);
     }
     // Drops alone are worth a step only when no other step will carry them soon.
     if (slices.length === 0 && (this.#dropped.length === 0 || this.#inFlight.length > 0)) return undefined;
 
     const droppedSequenceIds = this.#dropped;
     this.#dropped = [];
-    for (const sequence of sequences) sequence.inFlightCount++;
+    for (const { sequence } of planned) sequence.inFlightCount++;
     const stepId = ++this.#lastStepId;
-    this.#inFlight.push({ stepId, sequences });
+    this.#inFlight.push({ stepId, planned });
     const promptTokenCount = this.options.tokenBudget - decodeTokenCount - budget;
     return { stepId, copies, starts, slices, droppedSequenceIds, promptTokenCount, decodeTokenCount };
   }
@@ -208,32 +223,9 @@ export class StepScheduler {
   }
 
   checkInvariants(): void {
-    this.pool.checkInvariants();
-    const holders = new Map<BlockId, number>();
-    let active = 0;
-    let pinned = 0;
-    for (const sequence of this.#sequences.values()) {
-      const { sequenceId, maxTokens } = sequence.spec;
-      const { copySource } = sequence;
-      for (const blockId of copySource === undefined ? sequence.blockIds : [...sequence.blockIds, copySource]) {
-        holders.set(blockId, (holders.get(blockId) ?? 0) + 1);
-      }
-      assert(sequence.samplePlannedCount <= maxTokens, `sequence ${sequenceId} is planned beyond max_tokens`);
-      assert(
-        sequence.inputPlannedCount <= sequence.inputTokenIds.length,
-        `sequence ${sequenceId} is planned beyond its input`,
-      );
-      if (sequence.phase === "pinned") pinned += sequence.blockIds.length;
-      else if (sequence.phase !== "waiting" && sequence.phase !== "ended") active++;
-    }
-    assert(holders.size === this.pool.takenCount, `${this.pool.takenCount} blocks are taken, ${holders.size} held`);
-    for (const [blockId, count] of holders) {
-      const counted = this.pool.holderCount(blockId);
-      assert(counted === count, `block ${blockId} is held by ${count} sequences, counted ${counted}`);
-    }
-    assert(active === this.#activeCount, `${active} sequences are active, counted ${this.#activeCount}`);
-    assert(active <= this.options.sequenceCountMax, `${active} sequences are active`);
-    assert(pinned === this.#pinnedBlockCount, `${pinned} blocks are pinned, counted ${this.#pinnedBlockCount}`);
+    const { sequenceCountMax: activeMax } = this.options;
+    const counted = { active: this.#activeCount, pinned: this.#pinnedBlockCount, activeMax };
+    checkSequences(this.#sequences.values(), this.pool, counted);
     assert(this.#inFlight.length <= STEPS_IN_FLIGHT_MAX, `${this.#inFlight.length} steps are in flight`);
   }
 
@@ -257,14 +249,15 @@ export class StepScheduler {
       isCoherent(spec),
       `sequence ${spec.sequenceId} has more output than max_tokens, or hands over and has output or branches`,
     );
-    const sequence = newSequence(spec, waitUntil, this.#worstCase(spec));
+    const chain = promptChain(spec, this.options.blockSize);
+    const sequence = newSequence(spec, waitUntil, this.#worstCase(spec), chain);
     this.#sequences.set(spec.sequenceId, sequence);
     this.#waiting.push(sequence);
     const { branches = [], ...common } = spec;
     for (const { sequenceId, outputTokenIds = [] } of branches) {
       assert(!this.#sequences.has(sequenceId), `sequence ${sequenceId} arrives twice`);
       const own: SequenceSpec = { ...common, sequenceId, kind: "local", outputTokenIds };
-      const branch = newSequence(own, waitUntil, this.#branchWorstCase(spec));
+      const branch = newSequence(own, waitUntil, this.#branchWorstCase(spec), chain);
       branch.inputPlannedCount = spec.promptTokenIds.length - 1;
       this.#sequences.set(sequenceId, branch);
       sequence.branches.push(branch);
@@ -290,20 +283,24 @@ export class StepScheduler {
       const pinnedBlockCountMax = this.options.pinnedShareMax * this.options.blockCount;
       if (kind === "prefill" && this.#pinnedBlockCount > pinnedBlockCountMax) return;
       const blockCount = group.reduce((count, sequence) => count + sequence.worstCaseBlockCount, 0);
-      if (blockCount > this.pool.availableCount) return;
+      const found = this.#reuse.find(head);
+      if (blockCount - this.pool.heldCount(found) > this.pool.availableCount) return;
       this.#waiting.shift();
       this.#activeCount += group.length;
       for (const sequence of group) {
-        this.pool.reserve(sequence.spec.sequenceId, sequence.worstCaseBlockCount);
+        const reused = sequence === head ? found : [];
+        this.pool.reserve(sequence.spec.sequenceId, sequence.worstCaseBlockCount, reused);
         sequence.phase = "reserved";
       }
+      this.#reuse.begin(head, found);
       if (kind === "local") this.#startPrompt(head);
       if (kind === "prefill") {
         // Its blocks are named in the export, which is opened before anything is computed.
-        this.#take(head, Math.ceil(promptTokenIds.length / this.options.blockSize));
+        this.#cover(head, promptTokenIds.length);
         head.transferOpen = true;
       }
-      effects.push({ kind: "AnnounceAdmission", sequenceId, blockIds: head.blockIds.slice() });
+      const { blockIds, cachedTokenCount } = head;
+      effects.push({ kind: "AnnounceAdmission", sequenceId, blockIds: blockIds.slice(), cachedTokenCount });
     }
   }
 
@@ -315,12 +312,14 @@ export class StepScheduler {
   #receive(sequence: Sequence, firstTokenId: number, effects: SchedulerEffect[]): void {
     const { promptTokenIds, maxTokens } = sequence.spec;
     sequence.inputPlannedCount = promptTokenIds.length;
+    this.#reuse.keep(sequence, promptTokenIds.length);
     const isComplete = sequence.inputTokenIds.length === promptTokenIds.length;
     if (!isComplete) this.#startPrompt(sequence);
     this.#branchOff(sequence);
     if (!isComplete) return;
     sequence.phase = "decoding";
     sequence.firstTokenId = firstTokenId;
+    sequence.chain?.extend([firstTokenId]);
     sequence.samplePlannedCount = 1;
     sequence.sampleDoneCount = 1;
     if (maxTokens === 1) this.#end(sequence, effects);
@@ -340,7 +339,7 @@ export class StepScheduler {
       const source = blockIds[sharedCount];
       if (source !== undefined && (spec.promptTokenIds.length - 1) % this.options.blockSize > 0) {
         this.pool.share([source]);
-        branch.copySource = source;
+        branch.copySources.push(source);
       }
       this.#startPrompt(branch);
     }
@@ -362,8 +361,10 @@ export class StepScheduler {
   }
 
   #planChunk(sequence: Sequence, budget: number, starts: PlannedStart[], copies: PlannedCopy[]): PlannedSlice {
-    const { inputTokenIds } = sequence;
+    const { inputTokenIds, copySources } = sequence;
     const { sequenceId, kind } = sequence.spec;
+    const [parentBlockId] = copySources;
+    if (!sequence.started) this.#reuse.findMore(sequence, copies);
     const startPosition = sequence.inputPlannedCount;
     const tokenCount = Math.min(inputTokenIds.length - startPosition, budget);
     const end = startPosition + tokenCount;
@@ -371,9 +372,13 @@ export class StepScheduler {
     const appendedBlockIds = this.#cover(sequence, inputTokenIds.length);
     if (!sequence.started) this.#start(sequence, appendedBlockIds.length, starts);
     const [targetBlockId] = appendedBlockIds;
-    if (sequence.copySource !== undefined && targetBlockId !== undefined) {
-      const tokenCount = startPosition % this.options.blockSize;
-      copies.push({ sourceBlockId: sequence.copySource, targetBlockId, tokenCount });
+    // A branch begins within a block of its parent.
+    if (parentBlockId !== undefined && targetBlockId !== undefined) {
+      copies.push({
+        sourceBlockId: parentBlockId,
+        targetBlockId,
+        tokenCount: startPosition % this.options.blockSize,
+      });
     }
     const sample = end === inputTokenIds.length;
     sequence.inputPlannedCount = end;
@@ -397,18 +402,16 @@ export class StepScheduler {
   /** Names the sequence to the device with the blocks it held before this step's own. */
   #start(sequence: Sequence, appendedCount: number, starts: PlannedStart[]): void {
     const { sequenceId, promptTokenIds } = sequence.spec;
+    const { cachedTokenCount } = sequence;
     const blockIds = sequence.blockIds.slice(0, sequence.blockIds.length - appendedCount);
-    starts.push({ sequenceId, promptTokenCount: promptTokenIds.length, blockIds });
+    starts.push({ sequenceId, promptTokenCount: promptTokenIds.length, blockIds, cachedTokenCount });
     sequence.started = true;
   }
 
   #cover(sequence: Sequence, tokenCount: number): readonly BlockId[] {
     const missing = Math.ceil(tokenCount / this.options.blockSize) - sequence.blockIds.length;
-    return missing > 0 ? this.#take(sequence, missing) : [];
-  }
-
-  #take(sequence: Sequence, count: number): readonly BlockId[] {
-    const blockIds = this.pool.take(sequence.spec.sequenceId, count);
+    if (missing <= 0) return [];
+    const blockIds = this.pool.take(sequence.spec.sequenceId, missing);
     for (const blockId of blockIds) sequence.blockIds.push(blockId);
     return blockIds;
   }
@@ -417,17 +420,18 @@ export class StepScheduler {
     const step = this.#inFlight.shift();
     assert(step !== undefined && step.stepId === stepId, `step ${stepId} is answered, ${step?.stepId} was next`);
     assert(
-      results.length === step.sequences.length,
-      `step ${stepId} has ${results.length} results for ${step.sequences.length} slices`,
+      results.length === step.planned.length,
+      `step ${stepId} has ${results.length} results for ${step.planned.length} slices`,
     );
-    for (const [index, sequence] of step.sequences.entries()) {
+    for (const [index, { sequence, tokenEnd }] of step.planned.entries()) {
       const result = results[index];
       assert(
         result?.sequenceId === sequence.spec.sequenceId,
         `step ${stepId} answers slice ${index} for another sequence`,
       );
       sequence.inFlightCount--;
-      this.#freeCopySource(sequence);
+      this.#freeCopySources(sequence);
+      if (result.outcome !== "skipped") this.#reuse.keep(sequence, tokenEnd);
       if (sequence.phase !== "ended") this.#applyResult(sequence, result, effects);
       this.#freeIfQuiet(sequence, effects);
     }
@@ -442,6 +446,7 @@ export class StepScheduler {
       `sequence ${sequenceId} is ${result.outcome} without a token`,
     );
     const tokenIndex = sequence.sampleDoneCount++;
+    sequence.chain?.extend([token.tokenId]);
     let end: SequenceEnd | undefined;
     if (result.outcome === "stopped" && stopTokenIds.includes(token.tokenId)) end = "stop";
     else if (result.outcome === "stopped" || tokenIndex + 1 >= maxTokens) end = "length";
@@ -474,17 +479,16 @@ export class StepScheduler {
   }
 
   /** The step that copied from it is answered, or will never be. */
-  #freeCopySource(sequence: Sequence): void {
-    if (sequence.copySource === undefined) return;
-    this.pool.free([sequence.copySource]);
-    sequence.copySource = undefined;
+  #freeCopySources(sequence: Sequence): void {
+    this.pool.free(sequence.copySources);
+    sequence.copySources = [];
   }
 
   #freeIfQuiet(sequence: Sequence, effects: SchedulerEffect[]): void {
     if (sequence.phase !== "ended" || sequence.inFlightCount > 0 || sequence.transferOpen) return;
     const { sequenceId } = sequence.spec;
     if (!this.#sequences.delete(sequenceId)) return;
-    this.#freeCopySource(sequence);
+    this.#freeCopySources(sequence);
     this.pool.free(sequence.blockIds);
     sequence.blockIds = [];
     effects.push({ kind: "ForgetSequence", sequenceId });
