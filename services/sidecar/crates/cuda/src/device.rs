@@ -1,0 +1,133 @@
+//! The seam between launchers and what runs kernels: a GPU's driver, or the SIMT layer that stands for one in tests.
+
+use std::sync::Arc;
+
+/// Why a device refused or failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// No memory left.
+    #[error("the device has no {bytes} bytes left; use a smaller --kv-bytes or model")]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// A transfer beyond a buffer's end.
+    #[error("bytes {begin}..{end} of a buffer of {length}")]
+    Range {
+        /// First byte.
+        begin: usize,
+        /// One past the last.
+        end: usize,
+        /// Bytes of the buffer.
+        length: usize,
+    },
+    /// What the kernels cannot do.
+    #[error("{what} is {value}; the CUDA kernels take {allowed}")]
+    Unsupported {
+        /// Which number.
+        what: &'static str,
+        /// Its value.
+        value: usize,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+    /// The device, its driver or a kernel failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Memory of a device. Addresses are the device's.
+pub trait Memory: Send + Sync {
+    /// Gives back what [`Device::allocate`] gave.
+    fn release(&self, address: u64);
+}
+
+/// Memory that is given back when dropped.
+pub struct Buffer {
+    memory: Arc<dyn Memory>,
+    address: u64,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// Takes over an allocation.
+    pub fn new(memory: Arc<dyn Memory>, address: u64, bytes: usize) -> Self {
+        Self { memory, address, bytes }
+    }
+
+    /// Of the first byte.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Length.
+    pub fn byte_len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Checks that a transfer stays inside.
+    ///
+    /// # Errors
+    /// [`DeviceError::Range`].
+    pub fn check(&self, offset: usize, bytes: usize) -> Result<(), DeviceError> {
+        match offset.checked_add(bytes) {
+            Some(end) if end <= self.bytes => Ok(()),
+            end => Err(DeviceError::Range {
+                begin: offset,
+                end: end.unwrap_or(usize::MAX),
+                length: self.bytes,
+            }),
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.memory.release(self.address);
+    }
+}
+
+/// A kernel and its grid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    /// File in `services/sidecar/kernels`, without `.cu`.
+    pub file: &'static str,
+    /// Symbol in it.
+    pub kernel: &'static str,
+    /// Blocks along x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: usize,
+}
+
+/// What runs kernels. Work is done in the order it was given; [`Device::read`] waits for it.
+pub trait Device: Send + Sync {
+    /// New memory; what it holds is undefined.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    fn allocate(&self, bytes: usize) -> Result<Buffer, DeviceError>;
+
+    /// Copies to the device. `from` may be changed as soon as this returns.
+    ///
+    /// # Errors
+    /// [`DeviceError::Range`], [`DeviceError::Failed`].
+    fn write(&self, to: &Buffer, offset: usize, from: &[u8]) -> Result<(), DeviceError>;
+
+    /// Waits for all work, then copies from the device.
+    ///
+    /// # Errors
+    /// [`DeviceError::Range`], [`DeviceError::Failed`], also for what failed before.
+    fn read(&self, from: &Buffer, offset: usize, to: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Starts a kernel; `arguments` is its struct.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn launch(&self, launch: Launch, arguments: &[u8]) -> Result<(), DeviceError>;
+
+    /// For people: `NVIDIA H200, compute capability 9.0`.
+    fn description(&self) -> String;
+}

@@ -1,0 +1,171 @@
+//! The calls into the SIMT layer.
+
+use kvasir_cuda::{Buffer, Device, DeviceError, Launch, Memory};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+unsafe extern "C" {
+    fn kvasir_simt_new(bytes: usize) -> *mut c_void;
+    fn kvasir_simt_free(device: *mut c_void);
+    fn kvasir_simt_allocate(device: *mut c_void, bytes: usize) -> u64;
+    fn kvasir_simt_release(device: *mut c_void, address: u64);
+    fn kvasir_simt_write(device: *mut c_void, address: u64, from: *const c_void, bytes: usize) -> c_int;
+    fn kvasir_simt_read(device: *mut c_void, address: u64, to: *mut c_void, bytes: usize) -> u64;
+    fn kvasir_simt_peek(device: *mut c_void, address: u64, to: *mut c_void, bytes: usize) -> c_int;
+    fn kvasir_simt_launch(
+        device: *mut c_void,
+        name: *const c_char,
+        grid: *const u32,
+        block: *const u32,
+        shared_bytes: usize,
+        parameters: *const c_void,
+        parameter_bytes: usize,
+        seed: u64,
+        message: *mut c_char,
+        capacity: usize,
+    ) -> c_int;
+}
+
+/// The layer's device. It belongs to one caller at a time.
+struct Raw(*mut c_void);
+
+// SAFETY: the layer keeps nothing that belongs to a thread of the host between calls.
+unsafe impl Send for Raw {}
+
+struct Shared(Mutex<Raw>);
+
+impl Shared {
+    fn with<T>(&self, call: impl FnOnce(*mut c_void) -> T) -> T {
+        call(self.0.lock().unwrap_or_else(PoisonError::into_inner).0)
+    }
+}
+
+impl Memory for Shared {
+    fn release(&self, address: u64) {
+        // SAFETY: the device lives as long as `self`, and the lock makes this its only caller.
+        self.with(|device| unsafe { kvasir_simt_release(device, address) });
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: made by `kvasir_simt_new`, freed once, and nobody else can have it any more.
+        self.with(|device| unsafe { kvasir_simt_free(device) });
+    }
+}
+
+/// A simulated device that checks every access of a kernel: its bounds, its alignment, that what is read was written, and that no two threads
+/// meet without a barrier. Threads run in an order drawn from the seed.
+pub struct SimtDevice {
+    shared: Arc<Shared>,
+    seed: AtomicU64,
+}
+
+impl SimtDevice {
+    /// A device with so much memory.
+    pub fn new(bytes: usize, seed: u64) -> Self {
+        // SAFETY: no arguments that could be wrong; the layer ends the process when the system has no address space.
+        let raw = Raw(unsafe { kvasir_simt_new(bytes) });
+        Self {
+            shared: Arc::new(Shared(Mutex::new(raw))),
+            seed: AtomicU64::new(seed),
+        }
+    }
+
+    /// Copies from the device without asking whether it was written.
+    ///
+    /// # Errors
+    /// [`DeviceError::Range`].
+    pub fn peek(&self, from: &Buffer, offset: usize, to: &mut [u8]) -> Result<(), DeviceError> {
+        from.check(offset, to.len())?;
+        let address = from.address() + offset as u64;
+        // SAFETY: the range was checked, `to` has its length.
+        let status = self
+            .shared
+            .with(|device| unsafe { kvasir_simt_peek(device, address, to.as_mut_ptr().cast(), to.len()) });
+        failed_unless(status == 0, "a buffer of another device")
+    }
+}
+
+fn failed_unless(good: bool, what: &str) -> Result<(), DeviceError> {
+    if good {
+        Ok(())
+    } else {
+        Err(DeviceError::Failed(what.to_owned()))
+    }
+}
+
+impl Device for SimtDevice {
+    fn allocate(&self, bytes: usize) -> Result<Buffer, DeviceError> {
+        let bytes = bytes.max(2).next_multiple_of(2);
+        // SAFETY: the device lives and is locked.
+        match self
+            .shared
+            .with(|device| unsafe { kvasir_simt_allocate(device, bytes) })
+        {
+            0 => Err(DeviceError::OutOfMemory { bytes }),
+            address => Ok(Buffer::new(Arc::clone(&self.shared) as Arc<dyn Memory>, address, bytes)),
+        }
+    }
+
+    fn write(&self, to: &Buffer, offset: usize, from: &[u8]) -> Result<(), DeviceError> {
+        to.check(offset, from.len())?;
+        let address = to.address() + offset as u64;
+        // SAFETY: the range was checked, and the layer looks once more whether it has such a buffer.
+        let status = self
+            .shared
+            .with(|device| unsafe { kvasir_simt_write(device, address, from.as_ptr().cast(), from.len()) });
+        failed_unless(status == 0, "a buffer of another device")
+    }
+
+    fn read(&self, from: &Buffer, offset: usize, to: &mut [u8]) -> Result<(), DeviceError> {
+        from.check(offset, to.len())?;
+        let address = from.address() + offset as u64;
+        // SAFETY: the range was checked, and `to` has its length.
+        let status = self
+            .shared
+            .with(|device| unsafe { kvasir_simt_read(device, address, to.as_mut_ptr().cast(), to.len()) });
+        match status {
+            0 => Ok(()),
+            1 => failed_unless(false, "a buffer of another device"),
+            at => Err(DeviceError::Failed(format!(
+                "byte {} of {} read back was never written",
+                at - 2,
+                to.len()
+            ))),
+        }
+    }
+
+    fn launch(&self, launch: Launch, arguments: &[u8]) -> Result<(), DeviceError> {
+        let name = CString::new(launch.kernel).map_err(|error| DeviceError::Failed(error.to_string()))?;
+        let seed = self.seed.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
+        let (mut message, block) = ([0 as c_char; 512], [launch.threads, 1, 1]);
+        // SAFETY: pointers and lengths belong together and outlive the call; the layer compares the arguments' length with the kernel's
+        // struct, checks every access of the kernel against the buffers, and writes a terminated message.
+        let status = self.shared.with(|device| unsafe {
+            kvasir_simt_launch(
+                device,
+                name.as_ptr(),
+                launch.grid.as_ptr(),
+                block.as_ptr(),
+                launch.shared_bytes,
+                arguments.as_ptr().cast(),
+                arguments.len(),
+                seed,
+                message.as_mut_ptr(),
+                message.len(),
+            )
+        });
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: the layer ended the message with a zero.
+        let text = unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy();
+        Err(DeviceError::Failed(format!("{text} (seed {seed})")))
+    }
+
+    fn description(&self) -> String {
+        "simulated device".to_owned()
+    }
+}

@@ -1,0 +1,5 @@
+//! A simulated CUDA device on the CPU: `services/sidecar/kernels/host` behind [`kvasir_cuda::Device`].
+
+mod device;
+
+pub use device::SimtDevice;
