@@ -3,17 +3,21 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { issueCertificates, issuedFiles } from "@kvasir/cli";
 import { tlsFlags } from "@kvasir/cli/certificates";
+import { startMooncake } from "./lib/mooncake.ts";
 import { freePort } from "./lib/peer-gateway.ts";
 import { option, publish, table } from "./lib/report.ts";
 import { output, SIDECAR, startUntilLine } from "./lib/run.ts";
 
 // KV from one sidecar process to another over loopback: the transfer code as it serves, digests and copies included, plain and with mutual TLS,
-// beside iperf3's plain TCP. Ways alternate, so that a noisy moment hits them alike.
+// beside iperf3's plain TCP and beside Mooncake's Transfer Engine over TCP. Ways alternate, so that a noisy moment hits them alike.
 interface Pull {
   readonly bytes: number;
   readonly gb_per_s: number;
-  readonly first_block_ms: number;
+  /** Mooncake tells only the end. */
+  readonly first_block_ms?: number;
 }
+
+const SIZES = [64 << 10, 1 << 20, 16 << 20, 1 << 30];
 
 const SOURCE = { role: "prefill", id: "bench-source" } as const;
 const SINK = { role: "decode", id: "bench-sink" } as const;
@@ -22,18 +26,23 @@ const rounds = Number(option("repetitions", "5"));
 const directory = mkdtempSync(join(tmpdir(), "kvasir-bench-"));
 await issueCertificates({ directory, identities: [SOURCE, SINK], hours: 1 });
 const certificatesOf = ({ id }: { readonly id: string }) => tlsFlags(issuedFiles(directory, id));
-const ways = [
-  { name: "plain", source: await startSource([]), sink: [] },
-  { name: "TLS", source: await startSource(certificatesOf(SOURCE)), sink: certificatesOf(SINK) },
+const sources = [
+  await startUntilLine(SIDECAR, ["bench-pull", "serve", "--bytes", "1GiB"]),
+  await startUntilLine(SIDECAR, ["bench-pull", "serve", "--bytes", "1GiB", ...certificatesOf(SOURCE)]),
+] as const;
+const mooncake = await startMooncake(SIZES);
+const ways: readonly { readonly name: string; readonly pull: () => Promise<readonly Pull[]> }[] = [
+  { name: "plain", pull: () => pullFrom(sources[0].line, []) },
+  { name: "TLS", pull: () => pullFrom(sources[1].line, certificatesOf(SINK)) },
+  ...(mooncake === undefined ? [] : [{ name: "Mooncake", pull: mooncake.read }]),
 ];
 
 /** By way and size: one measurement a round, with the TCP streams before and after it. */
 const measured = new Map<string, (Pull & { readonly tcp: number | undefined })[]>();
 const tcpRates = [await iperf()];
 for (let round = 0; round < rounds; round++) {
-  for (const { name, source, sink } of ways) {
-    const fetch = ["bench-pull", "fetch", "--offer", source.line, "--repetitions", "1", ...sink];
-    const pulls = JSON.parse(await output(SIDECAR, fetch)) as readonly Pull[];
+  for (const { name, pull } of ways) {
+    const pulls = await pull();
     tcpRates.push(await iperf());
     const [before, after] = tcpRates.slice(-2);
     const tcp = before === undefined || after === undefined ? undefined : (before + after) / 2;
@@ -43,7 +52,8 @@ for (let round = 0; round < rounds; round++) {
     }
   }
 }
-for (const { source } of ways) source.child.stdin?.end();
+for (const { child } of sources) child.stdin?.end();
+mooncake?.stop();
 rmSync(directory, { recursive: true });
 
 const isComplete = (rates: readonly (number | undefined)[]): rates is readonly number[] => !rates.includes(undefined);
@@ -58,15 +68,27 @@ ${
     : "iperf3 is not installed (Debian package iperf3), so there is no plain figure."
 }
 
-${table(["", "size", "GB/s", "best GB/s", "of iperf3", "first block ms"], [...measured].map(rowOf))}`,
+${
+  mooncake === undefined
+    ? "Mooncake's Transfer Engine could not be had (PyPI), so there is no figure of it."
+    : "Mooncake's Transfer Engine reads over TCP from another process's registered memory into its own; it computes no digest and places no block."
+}
+
+${table(["", "size", "GB/s", "best GB/s", "of iperf3", "of Mooncake", "first block ms"], [...measured].map(rowOf))}`,
 );
 
-function startSource(flags: readonly string[]) {
-  return startUntilLine(SIDECAR, ["bench-pull", "serve", "--bytes", "1GiB", ...flags]);
+async function pullFrom(offer: string, flags: readonly string[]): Promise<readonly Pull[]> {
+  const sizes = ["--sizes", SIZES.join(",")];
+  const fetch = ["bench-pull", "fetch", "--offer", offer, "--repetitions", "1", ...sizes, ...flags];
+  return JSON.parse(await output(SIDECAR, fetch)) as readonly Pull[];
 }
 
 function rowOf([key, pulls]: [string, readonly (Pull & { readonly tcp: number | undefined })[]]): string[] {
   const [name = "", bytes = ""] = key.split(" ");
+  const firstBlocks = pulls.map((pull) => pull.first_block_ms);
+  const size = SIZES.find((size) => Number(bytes) > size / 2 && Number(bytes) <= size);
+  const peers = measured.get(`Mooncake ${size}`);
+  const mooncakeRate = peers === undefined ? undefined : median(peers.map((pull) => pull.gb_per_s));
   const shares = pulls.map(({ gb_per_s, tcp }) => (tcp === undefined ? undefined : (100 * gb_per_s) / tcp));
   return [
     name,
@@ -74,7 +96,8 @@ function rowOf([key, pulls]: [string, readonly (Pull & { readonly tcp: number | 
     median(pulls.map((pull) => pull.gb_per_s)).toFixed(2),
     Math.max(...pulls.map((pull) => pull.gb_per_s)).toFixed(2),
     isComplete(shares) ? `${median(shares).toFixed(0)} %` : "–",
-    median(pulls.map((pull) => pull.first_block_ms)).toFixed(2),
+    mooncakeRate === undefined ? "–" : `${(median(pulls.map((pull) => pull.gb_per_s)) / mooncakeRate).toFixed(2)}x`,
+    isComplete(firstBlocks) ? median(firstBlocks).toFixed(2) : "–",
   ];
 }
 

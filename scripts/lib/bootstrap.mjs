@@ -14,12 +14,19 @@ import { step } from "./report.mjs";
 import { ensureRust, ensureSidecar } from "./sidecar-build.mjs";
 import { StopError } from "./stop-error.mjs";
 
+/** What benches compare with and Debian packs. Without them the bench runs and leaves the figures out. */
+const DEBIAN_PARTS = {
+  iperf3: { packages: ["iperf3"], isThere: () => findProgram("iperf3") !== undefined },
+  rdma: { packages: ["libibverbs1", "librdmacm1"], isThere: () => isLibraryThere("librdmacm.so.1") },
+};
+
 /**
  * Sets up what a command needs, each part only if it is missing or out of date, and says so step by step.
  *
  * `need`: any of `node`, `deps`, `rust`, `sidecar`, `redis` (a running one, or a program to start), `redis-server` (a program, for whoever
- * must not touch a running one), `pip`, `model:tiny`, `model:smollm2`, `python:oracle|engines|dynamo|gateways` (an environment with packages),
- * `iperf3`, `jaeger` and `prometheus` (their programs), `jaeger?` and `prometheus?` (the same, but what needs them later is told why they are
+ * must not touch a running one), `pip`, `model:tiny`, `model:smollm2`, `python:NAME` (one of the environments of python-environment.mjs),
+ * `iperf3`, `rdma` (libraries that Mooncake is linked against), `jaeger` and `prometheus` (their programs), `jaeger?` and `prometheus?` (the
+ * same, but what needs them later is told why they are
  * missing). What a part stands on comes with it. Answers with a `Toolbox`.
  * Throws StopError with one line when a person has to do something.
  */
@@ -68,9 +75,10 @@ export async function bootstrap({ need }) {
         toolbox.python = await ensurePythonEnvironment(name.slice("python:".length), progress);
       });
     }
-    if (wanted.has("iperf3") && findProgram("iperf3") === undefined) {
-      await step("iperf3", async (progress) =>
-        (await installDebianPackages(["iperf3"], progress)) ? undefined : "not there; its figures will be missing",
+    for (const [name, { packages, isThere }] of Object.entries(DEBIAN_PARTS)) {
+      if (!wanted.has(name) || isThere()) continue;
+      await step(name, async (progress) =>
+        (await installDebianPackages(packages, progress)) ? undefined : "not there; its figures will be missing",
       );
     }
     const others = { jaeger: ["KVASIR_JAEGER", ensureJaeger], prometheus: ["KVASIR_PROMETHEUS", ensurePrometheus] };
@@ -149,4 +157,9 @@ async function ensureModel(toolbox, name, progress) {
     onLine: progress,
   });
   if (code !== 0) throw new StopError(`model ${name}: ${output}`);
+}
+
+function isLibraryThere(name) {
+  const folders = ["/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64"];
+  return folders.some((folder) => existsSync(join(folder, name)));
 }

@@ -20,6 +20,7 @@ const ENVIRONMENTS = {
   },
   dynamo: { folder: "dynamo", requirements: "bench/baselines/dynamo.txt", remark: "" },
   gateways: { folder: "peers", requirements: "bench/baselines/gateways.txt", remark: "" },
+  mooncake: { folder: "peers", requirements: "bench/baselines/mooncake.txt", remark: "" },
 };
 
 /** Makes or completes an environment; answers with its interpreter. */

@@ -10,9 +10,14 @@ export const SIDECAR = join(
 );
 
 /** Runs a program to its end and answers with its stdout; what it says on stderr is shown when it fails. */
-export function output(command: string, args: readonly string[], onLine?: (line: string) => void): Promise<string> {
+export function output(
+  command: string,
+  args: readonly string[],
+  onLine?: (line: string) => void,
+  env: NodeJS.ProcessEnv = process.env,
+): Promise<string> {
   return new Promise((resolve, reject) => {
-    const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"], env });
     let text = "";
     let errors = "";
     child.stdout.setEncoding("utf8").on("data", (chunk: string) => {
@@ -33,9 +38,10 @@ export function output(command: string, args: readonly string[], onLine?: (line:
 export function startUntilLine(
   command: string,
   args: readonly string[],
+  { env = process.env, showErrors = true }: { env?: NodeJS.ProcessEnv; showErrors?: boolean } = {},
 ): Promise<{ line: string; child: ChildProcess }> {
   return new Promise((resolve, reject) => {
-    const child = spawn(command, args, { stdio: ["pipe", "pipe", "inherit"] });
+    const child = spawn(command, args, { stdio: ["pipe", "pipe", showErrors ? "inherit" : "ignore"], env });
     let text = "";
     child.stdout.setEncoding("utf8").on("data", (chunk: string) => {
       text += chunk;

@@ -9,17 +9,29 @@ export interface StreamTimes {
   readonly events: number;
 }
 
-export interface LoadResult {
-  readonly streams: readonly StreamTimes[];
+/** What only a stream of events tells. */
+export interface SseTimes extends StreamTimes {
+  /** Longest and mean time between two arrivals of events; NaN with fewer than two. */
+  readonly gapMaxMs: number;
+  readonly gapMeanMs: number;
+  /** Of the answer's header `x-kvasir-trace-id`; empty when it has none. */
+  readonly traceId: string;
+}
+
+export interface LoadResult<Times extends StreamTimes = StreamTimes> {
+  readonly streams: readonly Times[];
   readonly wallMs: number;
 }
 
 /** One streaming POST; counts `data:` events by bytes without parsing them, so that the client stays cheap. */
-export function streamOnce(url: URL, body: string, agent: Agent): Promise<StreamTimes> {
+export function streamOnce(url: URL, body: string, agent: Agent): Promise<SseTimes> {
   return new Promise((resolve, reject) => {
     const start = performance.now();
     let first = Number.NaN;
     let events = 0;
+    let last = Number.NaN;
+    let gaps = 0;
+    let gapMaxMs = Number.NaN;
     const call = request(
       url,
       {
@@ -38,10 +50,20 @@ export function streamOnce(url: URL, body: string, agent: Agent): Promise<Stream
           return;
         }
         response.on("data", (chunk: Buffer) => {
-          if (Number.isNaN(first)) first = performance.now();
+          const now = performance.now();
+          if (Number.isNaN(first)) first = now;
+          else {
+            gaps++;
+            gapMaxMs = gaps === 1 ? now - last : Math.max(gapMaxMs, now - last);
+          }
+          last = now;
           for (let at = chunk.indexOf("data:"); at >= 0; at = chunk.indexOf("data:", at + 5)) events++;
         });
-        response.on("end", () => resolve({ ttftMs: first - start, totalMs: performance.now() - start, events }));
+        const traceId = String(response.headers["x-kvasir-trace-id"] ?? "");
+        response.on("end", () => {
+          const times = { ttftMs: first - start, totalMs: performance.now() - start };
+          resolve({ ...times, events, gapMaxMs, gapMeanMs: gaps === 0 ? Number.NaN : (last - first) / gaps, traceId });
+        });
         response.on("error", reject);
       },
     );
@@ -51,12 +73,12 @@ export function streamOnce(url: URL, body: string, agent: Agent): Promise<Stream
 }
 
 /** Runs `total` calls of `one`, at most `concurrency` at a time. */
-export async function runLoad(
+export async function runLoad<Times extends StreamTimes>(
   total: number,
   concurrency: number,
-  one: (index: number) => Promise<StreamTimes>,
-): Promise<LoadResult> {
-  const streams: StreamTimes[] = [];
+  one: (index: number) => Promise<Times>,
+): Promise<LoadResult<Times>> {
+  const streams: Times[] = [];
   const start = performance.now();
   let next = 0;
   await Promise.all(
