@@ -1,0 +1,9 @@
+export { OUTPUT_LENGTH_DEFAULTS, type OutputLengthOptions, OutputLengthPredictor } from "./output-length.ts";
+export {
+  decodeStepMs,
+  prefillMs,
+  type StepCost,
+  StepCostModel,
+  type StepWork,
+  stepMs,
+} from "./step-cost.ts";
