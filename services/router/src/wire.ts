@@ -2,9 +2,11 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import {
   type AttachedWorker,
   KvasirError,
+  type Objectives,
   type PlacementDecision,
   type ReportedLoad,
   type RequestShape,
+  type StepCost,
   type WorkerFacts,
   type WorkerRole,
 } from "@kvasir/core";
@@ -76,7 +78,16 @@ export function loadFromWire(load: WorkerLoad): ReportedLoad {
     prefillTokensPerSecond: measured(load.prefillTokensPerSecond),
     decodeStepMs: measured(load.decodeStepMs),
     isDraining: load.draining,
+    ...costFromWire(load),
   };
+}
+
+/** A cost with a number that cannot be counts as not measured. */
+function costFromWire({ stepCost }: WorkerLoad): { stepCost?: StepCost } {
+  if (stepCost === undefined) return {};
+  const { fixedMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs } = stepCost;
+  const cost = { fixedMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs };
+  return Object.values(cost).every((value) => Number.isFinite(value) && value >= 0) ? { stepCost: cost } : {};
 }
 
 export function wireFromLoad(load: ReportedLoad): MessageInitShape<typeof WorkerLoadSchema> {
@@ -89,6 +100,7 @@ export function wireFromLoad(load: ReportedLoad): MessageInitShape<typeof Worker
     prefillTokensPerSecond: load.prefillTokensPerSecond,
     decodeStepMs: load.decodeStepMs,
     draining: load.isDraining,
+    ...(load.stepCost === undefined ? {} : { stepCost: load.stepCost }),
   };
 }
 
@@ -99,7 +111,22 @@ export function requestFromStart(start: PlaceStart): RequestShape {
   if (length !== 0 && length !== 16)
     throw wrong("start.tenant_scope", `the tenant scope has ${length} bytes; it has 16`);
   const { model, promptTokenCount, maxTokens, choiceCount } = start;
-  return { model, promptTokenCount, maxTokens, choiceCount: Math.max(1, choiceCount) };
+  const objectives = objectivesFromStart(start);
+  return {
+    model,
+    promptTokenCount,
+    maxTokens,
+    choiceCount: Math.max(1, choiceCount),
+    tenant: Buffer.from(start.tenantScope).toString("hex"),
+    ...(objectives === undefined ? {} : { objectives }),
+  };
+}
+
+function objectivesFromStart({ ttftTargetMs, tbtTargetMs, mayBeLate }: PlaceStart): Objectives | undefined {
+  const ttftMs = measured(ttftTargetMs);
+  const tbtMs = measured(tbtTargetMs);
+  if (ttftMs === 0 && tbtMs === 0) return undefined;
+  return { mayBeLate, ...(ttftMs > 0 ? { ttftMs } : {}), ...(tbtMs > 0 ? { tbtMs } : {}) };
 }
 
 export function wireFromDecision(

@@ -1,4 +1,6 @@
+import type { StepCost } from "../cost/step-cost.ts";
 import { sharedBlockCount, worstCaseBlockCount } from "../scheduler/capacity.ts";
+
 /** What a worker does: computes prompts, generates from KV that it pulls, or both in one engine. */
 export type WorkerRole = "prefill" | "decode" | "mixed";
 
@@ -35,19 +37,33 @@ export interface ReportedLoad {
   readonly prefillTokensPerSecond: number;
   /** 0 before the first measurement. */
   readonly decodeStepMs: number;
+  /** What its steps cost, fitted to those it ran; absent before it ran enough. */
+  readonly stepCost?: StepCost;
   /** Finishes what it has, and is given nothing new. */
   readonly isDraining: boolean;
+}
+
+/** What a request's caller wants of its times. */
+export interface Objectives {
+  /** From arrival to the first token, in milliseconds. Absent: whenever. */
+  readonly ttftMs?: number;
+  /** Mean gap between tokens, in milliseconds. Absent: any. */
+  readonly tbtMs?: number;
+  /** What cannot be met is not refused, but served after those that can. */
+  readonly mayBeLate: boolean;
 }
 
 /** What a placement must know of a request. */
 export interface RequestShape {
   readonly model: string;
   readonly promptTokenCount: number;
-  /** Upper bound of what will be generated. */
-  /** Of one answer. */
+  /** Upper bound of what will be generated, of one answer. */
   readonly maxTokens: number;
   /** Answers, which share the prompt's full blocks. Default 1. */
   readonly choiceCount?: number;
+  readonly objectives?: Objectives;
+  /** Whose it is, as hex; answers of one tenant are alike. */
+  readonly tenant?: string;
 }
 
 /** Blocks that a request can come to hold where it is decoded: its prompt and everything it may generate. */

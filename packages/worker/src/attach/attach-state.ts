@@ -36,6 +36,7 @@ export function attachState(
     },
     load: () => {
       const load = engine.scheduler.load();
+      const stepCost = engine.meter.stepCost();
       return {
         freeBlocks: load.availableBlockCount,
         running: load.runningCount,
@@ -44,6 +45,7 @@ export function attachState(
         contextTokens: BigInt(load.contextTokenCount),
         prefillTokensPerSecond: engine.meter.prefillTokensPerSecond,
         decodeStepMs: engine.meter.decodeStepMs,
+        ...(stepCost === undefined ? {} : { stepCost }),
         draining: isDraining(),
       };
     },

@@ -1,4 +1,4 @@
-import type { StepPlan } from "@kvasir/core";
+import { type StepCost, StepCostModel, type StepPlan, type StepWork } from "@kvasir/core";
 
 /** Weight of the newest step in the recent speeds. Larger: follows load changes sooner, and noise too. */
 const NEWEST_WEIGHT = 0.2;
@@ -10,13 +10,18 @@ export interface StepTimes {
   readonly idleNanos: number | undefined;
 }
 
+/** Believed before any step ran: a small model on a CPU. Enough steps overrule it whatever the device. */
+const UNKNOWN_COST: StepCost = { fixedMs: 20, promptTokenMs: 1, attentionMs: 1e-5, decodeMs: 1, contextTokenMs: 1e-3 };
+
 /** Recent speeds of the engine, exponentially weighted. Hints for placement and lease lengths; 0 before the first measurement. */
 export class StepMeter {
   #prefillTokensPerSecond = 0;
   #decodeStepMs = 0;
+  readonly #cost = new StepCostModel(UNKNOWN_COST);
 
   observe(plan: StepPlan, deviceNanos: number): void {
     if (deviceNanos <= 0) return;
+    this.#cost.observe(workOf(plan), deviceNanos / 1e6);
     if (plan.promptTokenCount > 0) {
       this.#prefillTokensPerSecond = blend(this.#prefillTokensPerSecond, plan.promptTokenCount / (deviceNanos / 1e9));
     } else if (plan.decodeTokenCount > 0) {
@@ -34,6 +39,11 @@ export class StepMeter {
     return this.#decodeStepMs;
   }
 
+  /** What steps cost; undefined before enough of them ran. */
+  stepCost(): StepCost | undefined {
+    return this.#cost.cost();
+  }
+
   /** How long computing `tokenCount` prompt tokens may take; 0 while unknown. */
   prefillMs(tokenCount: number): number {
     return this.#prefillTokensPerSecond === 0 ? 0 : (tokenCount / this.#prefillTokensPerSecond) * 1_000;
@@ -42,4 +52,16 @@ export class StepMeter {
 
 function blend(old: number, newest: number): number {
   return old === 0 ? newest : old + NEWEST_WEIGHT * (newest - old);
+}
+
+function workOf(plan: StepPlan): StepWork {
+  let attentionArea = 0;
+  let contextTokenCount = 0;
+  // Decodes come first.
+  for (const [index, { startPosition, tokenCount }] of plan.slices.entries()) {
+    if (index < plan.decodeTokenCount) contextTokenCount += startPosition;
+    else attentionArea += (startPosition + tokenCount) ** 2 - startPosition ** 2;
+  }
+  const { promptTokenCount, decodeTokenCount: decodeCount } = plan;
+  return { promptTokenCount, attentionArea, decodeCount, contextTokenCount };
 }

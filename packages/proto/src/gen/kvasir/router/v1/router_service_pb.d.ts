@@ -111,6 +111,27 @@ export declare type PlaceStart = Message<"kvasir.router.v1.PlaceStart"> & {
    * @generated from field: repeated string excluded_worker_ids = 7;
    */
   excludedWorkerIds: string[];
+
+  /**
+   * When the first token shall be there after the request's arrival, in milliseconds; 0: whenever.
+   *
+   * @generated from field: double ttft_target_ms = 12;
+   */
+  ttftTargetMs: number;
+
+  /**
+   * Mean gap between its tokens, at most, in milliseconds; 0: any.
+   *
+   * @generated from field: double tbt_target_ms = 13;
+   */
+  tbtTargetMs: number;
+
+  /**
+   * A request that cannot meet its targets is served all the same, after those that can; else it is refused early.
+   *
+   * @generated from field: bool may_be_late = 14;
+   */
+  mayBeLate: boolean;
 };
 
 /**
@@ -404,6 +425,13 @@ export declare type WorkerLoad = Message<"kvasir.router.v1.WorkerLoad"> & {
    * @generated from field: bool draining = 8;
    */
   draining: boolean;
+
+  /**
+   * What its steps cost, fitted to those it ran; absent before it ran enough of them.
+   *
+   * @generated from field: kvasir.router.v1.StepCost step_cost = 9;
+   */
+  stepCost?: StepCost | undefined;
 };
 
 /**
@@ -411,6 +439,54 @@ export declare type WorkerLoad = Message<"kvasir.router.v1.WorkerLoad"> & {
  * Use `create(WorkerLoadSchema)` to create a new message.
  */
 export declare const WorkerLoadSchema: GenMessage<WorkerLoad>;
+
+/**
+ * Device time of one step, in milliseconds: fixed + a term for each amount of work in it. A hint, up to a second old.
+ *
+ * @generated from message kvasir.router.v1.StepCost
+ */
+export declare type StepCost = Message<"kvasir.router.v1.StepCost"> & {
+  /**
+   * Of any step.
+   *
+   * @generated from field: double fixed_ms = 1;
+   */
+  fixedMs: number;
+
+  /**
+   * For each prompt token computed.
+   *
+   * @generated from field: double prompt_token_ms = 2;
+   */
+  promptTokenMs: number;
+
+  /**
+   * For each unit of the sum over the prompts of L² - p²: L tokens of context after the step, p before it.
+   *
+   * @generated from field: double attention_ms = 3;
+   */
+  attentionMs: number;
+
+  /**
+   * For each sequence that gets one more token.
+   *
+   * @generated from field: double decode_ms = 4;
+   */
+  decodeMs: number;
+
+  /**
+   * For each token of those sequences' contexts.
+   *
+   * @generated from field: double context_token_ms = 5;
+   */
+  contextTokenMs: number;
+};
+
+/**
+ * Describes the message kvasir.router.v1.StepCost.
+ * Use `create(StepCostSchema)` to create a new message.
+ */
+export declare const StepCostSchema: GenMessage<StepCost>;
 
 /**
  * Leaves on purpose.
