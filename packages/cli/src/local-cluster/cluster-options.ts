@@ -34,8 +34,8 @@ export interface LocalClusterOptions {
    * Absent: plain.
    */
   readonly tlsDirectory?: string;
-  /** More flags, by kind of process. */
-  readonly extraFlags?: Partial<Record<"router" | "gateway" | "worker", readonly string[]>>;
+  /** More flags, by kind of process (`router`, `gateway`, `worker`) or by its name, e.g. `prefill-0`. */
+  readonly extraFlags?: Readonly<Record<string, readonly string[]>>;
   /** Where services and sidecars send their spans: OTLP over gRPC. Absent: OTEL_EXPORTER_OTLP_ENDPOINT of this process, if set. */
   readonly otlpEndpoint?: string;
   /** Environment variables of the services beyond this process's own. */
@@ -68,13 +68,17 @@ export function serviceArgs(
   const tls = tlsDirectory === undefined ? [] : tlsFlags(issuedFiles(tlsDirectory, id));
   const common = ["--id", id, "--redis-url", shared.redisUrl, "--cluster", shared.cluster, "--parent-watch", ...tls];
   const model = ["--model", options.model, ...flag("--served-model-name", options.servedModelName)];
+  const extra = (kindOfProcess: string) => [
+    ...(options.extraFlags?.[kindOfProcess] ?? []),
+    ...(options.extraFlags?.[id] ?? []),
+  ];
   const main = (service: string) => join(ROOT, "services", service, "src/main.ts");
   switch (kind) {
     case "router":
-      return [main("router"), ...common, ...(options.extraFlags?.router ?? [])];
+      return [main("router"), ...common, ...extra("router")];
     case "gateway": {
       const listen = ["--listen", `127.0.0.1:${shared.gatewayPort}`];
-      return [main("gateway"), ...common, ...model, ...listen, ...(options.extraFlags?.gateway ?? [])];
+      return [main("gateway"), ...common, ...model, ...listen, ...extra("gateway")];
     }
     default: {
       const sizes = [
@@ -88,7 +92,7 @@ export function serviceArgs(
       ];
       const place = ["--role", kind, "--state-dir", shared.stateDir];
       const service = kind === "prefill" ? "prefill" : "decode";
-      return [main(service), ...common, ...model, ...place, ...sizes, ...(options.extraFlags?.worker ?? [])];
+      return [main(service), ...common, ...model, ...place, ...sizes, ...extra("worker")];
     }
   }
 }

@@ -31,7 +31,7 @@ export interface DecodeHandover {
 export type DecodeHandoverKind =
   /** Waits for a counted reservation. */
   | "reserving"
-  /** Asked a prefill worker, which answers at once or not at all. */
+  /** Asked a prefill worker, which says at once that it heard, or is not there; its ticket follows. */
   | "requesting"
   /** Has physical blocks and an open fetch; nothing has arrived through it. */
   | "ticketed"
@@ -52,7 +52,10 @@ export type DecodeHandoverKind =
   | "cancelled";
 
 export type DecodeHandoverEvent =
-  | { readonly kind: "Reserved"; readonly requestDeadline: Instant }
+  /** `heardBy`: when the prefill worker should have said that the request reached it. */
+  | { readonly kind: "Reserved"; readonly heardBy: Instant }
+  /** The prefill worker has the request; its ticket may have to wait for blocks. */
+  | { readonly kind: "RequestHeard"; readonly ticketBy: Instant }
   | { readonly kind: "TicketReceived"; readonly leaseEnd: Instant }
   /** The source confirmed the lease. */
   | { readonly kind: "LeaseRenewed"; readonly leaseEnd: Instant }
@@ -62,7 +65,7 @@ export type DecodeHandoverEvent =
   /** The prefill worker or the way to it failed; another one may serve. */
   | { readonly kind: "PeerLost"; readonly error: ErrorFacts }
   /** After `StopTransfer`: nothing writes into the blocks any more. */
-  | { readonly kind: "Fenced"; readonly requestDeadline: Instant }
+  | { readonly kind: "Fenced"; readonly heardBy: Instant }
   /** This worker cannot go on. */
   | { readonly kind: "Failed"; readonly error: ErrorFacts }
   | { readonly kind: "Cancelled" }
@@ -128,7 +131,10 @@ export function advanceDecodeHandover(
   const same: Step = { next: state, effects: [] };
   switch (event.kind) {
     case "Reserved":
-      return state.kind === "reserving" ? request(state, event.requestDeadline) : same;
+      return state.kind === "reserving" ? request(state, event.heardBy) : same;
+    case "RequestHeard":
+      if (state.kind !== "requesting" || event.ticketBy <= state.deadline) return same;
+      return { next: { ...state, deadline: event.ticketBy }, effects: [] };
     case "TicketReceived":
       if (state.kind !== "requesting") return same;
       return {
@@ -155,7 +161,7 @@ export function advanceDecodeHandover(
           effects: [{ kind: "ComputeTail", verifiedTokenCount, token }],
         };
       }
-      return request(state, event.requestDeadline);
+      return request(state, event.heardBy);
     case "Failed":
       return over(state, "failed", event.error);
     case "Cancelled":
@@ -241,7 +247,7 @@ function overdue({ kind }: DecodeHandover): ErrorFacts {
         retryAfterMs: 500,
       };
     case "requesting":
-      return { reason: "unavailable", message: "the prefill worker did not answer with a ticket in time" };
+      return { reason: "unavailable", message: "the prefill worker did not answer in time" };
     default:
       return { reason: "lease_expired", message: `the lease ended while the hand-over was ${kind}` };
   }

@@ -24,7 +24,7 @@ function decode(...events: DecodeHandoverEvent[]) {
   return { state: state.kind, effects: effects.map((effect) => effect.kind) };
 }
 
-const reserved: DecodeHandoverEvent = { kind: "Reserved", requestDeadline: at(20) };
+const reserved: DecodeHandoverEvent = { kind: "Reserved", heardBy: at(20) };
 const ticket: DecodeHandoverEvent = { kind: "TicketReceived", leaseEnd: at(30) };
 const frames = (complete: boolean): DecodeHandoverEvent => ({
   kind: "FramesVerified",
@@ -63,7 +63,19 @@ test("each waiting state of decode fails at its own deadline, for its own reason
 });
 
 const lost: DecodeHandoverEvent = { kind: "PeerLost", error: { reason: "unavailable", message: "gone" } };
-const fenced: DecodeHandoverEvent = { kind: "Fenced", requestDeadline: at(25) };
+const fenced: DecodeHandoverEvent = { kind: "Fenced", heardBy: at(25) };
+
+test("a prefill worker that says nothing is left soon; one that heard may take longer for its ticket", () => {
+  const heard: DecodeHandoverEvent = { kind: "RequestHeard", ticketBy: at(40) };
+  const stateOf = (...events: DecodeHandoverEvent[]) =>
+    events.reduce(
+      (state, event) => advanceDecodeHandover(state, event, plan, at(25)).next,
+      newDecodeHandover(at(10), 2),
+    );
+  expect(stateOf(reserved, { kind: "TimePassed" }).kind).toBe("fencing");
+  expect(stateOf(reserved, heard, { kind: "TimePassed" })).toMatchObject({ kind: "requesting", deadline: at(40) });
+  expect(stateOf(reserved, heard, ticket, heard)).toMatchObject({ kind: "ticketed", deadline: at(30) });
+});
 
 test("a short rest of a prompt is computed here when the prefill worker is lost, with the token that the client has", () => {
   const before = [reserved, ticket, first(false)] as const;

@@ -28,6 +28,9 @@ import type { LeaseRenewals } from "./lease-renewals.ts";
 import type { PrefillPeers } from "./peers.ts";
 import { Transfer } from "./transfer.ts";
 
+/** Time for the prefill worker to say that it heard. Larger: busy peers pass; smaller: those behind a broken link are left sooner. */
+const HEARD_WAIT_MS = 3_000;
+
 /** Time for the prefill worker's ticket beyond its own wait for blocks. Larger: slower peers pass; smaller: dead ones are left sooner. */
 const TICKET_WAIT_MS = 5_000;
 
@@ -189,7 +192,7 @@ export class SplitGeneration {
     const lifetime = nanosFromMs(this.#requestWaitMs());
     incarnation.leases.grant(this.#leaseId, "reservation", this.#sequenceId, lifetime, now());
     this.#generation.accepted();
-    this.#apply({ kind: "Reserved", requestDeadline: this.#requestDeadline() });
+    this.#apply({ kind: "Reserved", heardBy: this.#after(HEARD_WAIT_MS) });
   }
 
   #requestWaitMs(): number {
@@ -197,8 +200,8 @@ export class SplitGeneration {
     return leaseMs + admissionWaitMs + TICKET_WAIT_MS;
   }
 
-  #requestDeadline(): Instant {
-    return addNanos(now(), nanosFromMs(this.#facts.admissionWaitMs + TICKET_WAIT_MS));
+  #after(ms: number): Instant {
+    return addNanos(now(), nanosFromMs(ms));
   }
 
   #requestPrefill(): void {
@@ -221,6 +224,10 @@ export class SplitGeneration {
     this.#transfer = new Transfer(
       { peers, prefill, transferId, kernel, metadata, start },
       {
+        heard: () => {
+          const ticketBy = this.#after(this.#facts.admissionWaitMs + TICKET_WAIT_MS);
+          this.#apply({ kind: "RequestHeard", ticketBy });
+        },
         ticket: (ticket) => this.#ticketReceived(ticket),
         firstToken: (token) => this.#firstTokenReceived(token),
         progress: (progress) => this.#progress(progress),
@@ -328,7 +335,7 @@ export class SplitGeneration {
   async #stopTransfer(): Promise<void> {
     this.#bytesBefore = this.#generation.kvBytesMoved;
     await this.#endTransfer("abort");
-    this.#apply({ kind: "Fenced", requestDeadline: this.#requestDeadline() });
+    this.#apply({ kind: "Fenced", heardBy: this.#after(HEARD_WAIT_MS) });
   }
 
   #computeTail(verifiedTokenCount: number, token: Token | undefined): void {

@@ -19,6 +19,8 @@ const ABORT_GRACE_MS = 1_000;
 
 /** What a transfer tells its owner, as long as it is not ended. */
 export interface TransferListener {
+  /** The request reached the prefill worker. */
+  heard(): void;
   ticket(ticket: RunTicket): void;
   firstToken(token: RunFirstToken): void;
   progress(progress: FetchResponse): void;
@@ -52,6 +54,9 @@ export class Transfer {
     const where = `prefill worker ${prefill.workerId}`;
     const run = peers.run(prefill.address, { metadata });
     this.#run = run;
+    run.on("metadata", () => {
+      if (!this.#isOver) listener.heard();
+    });
     run.on("data", ({ kind }: RunResponse) => {
       if (this.#isOver) return;
       if (kind.case === "ticket") listener.ticket(kind.value);

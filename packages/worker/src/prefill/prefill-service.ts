@@ -1,3 +1,4 @@
+import { Metadata } from "@grpc/grpc-js";
 import { addNanos, KvasirError, nanosFromMs, Tombstones } from "@kvasir/core";
 import type { PrefillService, RunRequest, RunStart } from "@kvasir/proto";
 import { contextFromMetadata, type Implementation, messages } from "@kvasir/rpc";
@@ -85,6 +86,7 @@ export function prefillService(options: PrefillServiceOptions): Implementation<t
 
   return {
     async run(call) {
+      call.sendMetadata(new Metadata());
       const ended = Promise.withResolvers<never>();
       let run: PrefillRun | undefined;
       call.on("cancelled", () => {

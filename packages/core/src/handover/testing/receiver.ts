@@ -90,7 +90,8 @@ export class Receiver {
     if (said.kind === "ticket") {
       this.#epoch = said.epoch;
       this.apply({ kind: "TicketReceived", leaseEnd });
-    } else if (said.kind === "renewed") this.apply({ kind: "LeaseRenewed", leaseEnd });
+    } else if (said.kind === "heard") this.apply({ kind: "RequestHeard", ticketBy: this.#soon(TIMES.ticket) });
+    else if (said.kind === "renewed") this.apply({ kind: "LeaseRenewed", leaseEnd });
     else if (said.kind === "error") this.apply({ kind: "PeerLost", error: LOST });
     else {
       const stopped = said.stopped && !this.#isResumed;
@@ -110,7 +111,7 @@ export class Receiver {
     if (!this.isAlive) return false;
     if (this.reservation === "none" && !this.isOver) {
       this.reservation = "ticket";
-      this.apply({ kind: "Reserved", requestDeadline: this.#requestDeadline() });
+      this.apply({ kind: "Reserved", heardBy: this.#soon(TIMES.heard) });
       return true;
     }
     if (this.fetch?.copy !== undefined) {
@@ -121,7 +122,7 @@ export class Receiver {
       this.fence = "none";
       this.fetch = undefined;
       if (this.isOver) this.#free();
-      else this.apply({ kind: "Fenced", requestDeadline: this.#requestDeadline() });
+      else this.apply({ kind: "Fenced", heardBy: this.#soon(TIMES.heard) });
       return true;
     }
     if (this.fetch === undefined || this.fetch.isStopped || this.fetch.isSilent) return false;
@@ -146,8 +147,8 @@ export class Receiver {
     }
   }
 
-  #requestDeadline(): Instant {
-    return (this.#world.now + TIMES.ticket) as Instant;
+  #soon(after: number): Instant {
+    return (this.#world.now + after) as Instant;
   }
 
   #perform(effect: DecodeHandoverEffect): void {

@@ -131,6 +131,7 @@ export class Source {
   }
 
   start(transferId: string, streamId: number): void {
+    this.world.send({ to: "receiver", streamId, said: { kind: "heard" } });
     const known = this.runs.get(transferId);
     if (known !== undefined) {
       // A repetition of a stream that was taken over changes nothing: streams are numbered in their order.

@@ -5,11 +5,12 @@ import { Receiver } from "./receiver.ts";
 import { Source } from "./source.ts";
 
 export const FIRST_TOKEN: Token = { tokenId: 5, topLogprobs: [] };
-export const TIMES = { admission: 20, ticket: 25, lease: 40, adoption: 15, fence: 30, tombstone: 200 };
+export const TIMES = { admission: 20, heard: 10, ticket: 25, lease: 40, adoption: 15, fence: 30, tombstone: 200 };
 const ATTEMPTS_MAX = 3;
 
 /** What a prefill worker says on a stream. */
 export type Said =
+  | { readonly kind: "heard" }
   | { readonly kind: "ticket"; readonly epoch: number }
   | { readonly kind: "firstToken"; readonly stopped: boolean }
   | { readonly kind: "renewed" }

@@ -745,8 +745,8 @@ export declare const PrefillService: GenService<{
   /**
    * One hand-over, from the decode side. The caller sends `start` first and `received` or `aborted` last; either frees the pinned blocks,
    * as does the lease's end. A stream that ends without such a word is one whose decode worker is lost: the KV waits a few seconds for a
-   * stream with the same transfer_id, from any decode worker, which is told everything again. The answer is `ticket` at once, before
-   * anything is computed, then `first_token` when the prompt is done.
+   * stream with the same transfer_id, from any decode worker, which is told everything again. Headers are answered when the
+   * request is heard, `ticket` as soon as there are blocks, before anything is computed, and `first_token` when the prompt is done.
    * Errors: OVERLOADED, STALE_EPOCH, LAYOUT_MISMATCH, INVALID_REQUEST, LEASE_EXPIRED, UNAVAILABLE.
    *
    * @generated from rpc kvasir.worker.v1.PrefillService.Run
