@@ -17,6 +17,7 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
   "packages/tokenizer": ["core"],
   "packages/models": ["core", "tokenizer"],
   "packages/worker": ["config", "core", "proto", "rpc", "state", "telemetry"],
+  "packages/sim": ["core"],
   "packages/testkit": ["cli", "core", "proto", "rpc"],
   "packages/cli": ["config", "core", "models", "proto", "rpc", "state", "telemetry", "tokenizer"],
   "services/prefill": ["worker"],

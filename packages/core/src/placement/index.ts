@@ -1,5 +1,12 @@
-export { type Candidate, type ChoiceOutcome, choosePlacement, type Exclusion } from "./choose-placement.ts";
-export type { AttachedWorker, ClusterViewOptions, StreamId } from "./cluster-view.ts";
+export {
+  type Candidate,
+  type ChoiceOptions,
+  type ChoiceOutcome,
+  choosePlacement,
+  type Exclusion,
+  type PlacementPolicy,
+} from "./choose-placement.ts";
+export { type AttachedWorker, type ClusterViewOptions, isOpen, type StreamId } from "./cluster-view.ts";
 export { candidateName } from "./describe-placement.ts";
 export { PREDICTION_DEFAULTS, type PredictionOptions } from "./predict.ts";
 export { placementReadiness } from "./readiness.ts";

@@ -7,6 +7,7 @@ import {
   type ChoiceOutcome,
   choosePlacement,
   type Exclusion,
+  type PlacementPolicy,
   preferPrefill,
 } from "./choose-placement.ts";
 import { type AttachedWorker, ClusterView, type ClusterViewOptions, type ViewOutcome } from "./cluster-view.ts";
@@ -33,6 +34,8 @@ export interface RouterOptions {
   readonly positionInterval: Nanos;
   readonly view: ClusterViewOptions;
   readonly prediction: PredictionOptions;
+  /** Chooses among the workers. Default `choosePlacement`; the simulator compares others with it. */
+  readonly policy?: PlacementPolicy;
 }
 
 interface LiveRequest {
@@ -266,7 +269,8 @@ export class RouterState {
   }
 
   #choose(live: LiveRequest, now: Instant): ChoiceOutcome {
-    const outcome = choosePlacement(
+    const choose = this.#options.policy ?? choosePlacement;
+    const outcome = choose(
       this.#view.workers(),
       live.request,
       this.#reservedOf,

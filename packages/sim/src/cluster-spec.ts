@@ -1,0 +1,60 @@
+import type { PlacementPolicy, ReportedLoad, WorkerRole } from "@kvasir/core";
+import type { DeviceProfile } from "./device-profile.ts";
+import type { LinkOptions } from "./link.ts";
+
+/** A worker that is not like the others. */
+export interface WorkerQuirk {
+  readonly workerIndex: number;
+  /** How much slower its device is. Default 1. */
+  readonly slowdown?: number;
+  /** What it makes of its load before it tells. */
+  readonly distort?: (load: ReportedLoad) => ReportedLoad;
+}
+
+/** Something that happens to a worker. */
+export interface Fault {
+  readonly atMs: number;
+  readonly workerIndex: number;
+  /** It dies, and comes back under a new epoch after so long. */
+  readonly restartAfterMs: number;
+}
+
+/** Everything that decides a simulation beside its trace. */
+export interface SimulationSpec {
+  readonly seed: number;
+  readonly profile: DeviceProfile;
+  readonly roles: readonly WorkerRole[];
+  readonly blockSize: number;
+  readonly tokenBudget: number;
+  readonly sequenceCountMax: number;
+  readonly link: LinkOptions;
+  /** One way between any two processes. */
+  readonly rpcMs: number;
+  /** Shortest time between two reports of a worker that is busy. */
+  readonly reportMs: number;
+  readonly objectives: { readonly ttftMs: number; readonly tbtMs: number } | undefined;
+  /** The router's own when absent. */
+  readonly policy?: PlacementPolicy | undefined;
+  readonly queueMax: number;
+  readonly quirks?: readonly WorkerQuirk[];
+  readonly faults?: readonly Fault[];
+}
+
+export const SIMULATION_DEFAULTS = {
+  seed: 1,
+  blockSize: 64,
+  tokenBudget: 512,
+  sequenceCountMax: 256,
+  link: { bytesPerSecond: 12.5e9, latencyMs: 0.1 },
+  rpcMs: 0.5,
+  reportMs: 100,
+  objectives: undefined,
+  queueMax: 100_000,
+} as const;
+
+/** So many workers of each role, in one list. */
+export function rolesOf(counts: Partial<Record<WorkerRole, number>>): WorkerRole[] {
+  return (["mixed", "prefill", "decode"] as const).flatMap((role) =>
+    Array.from({ length: counts[role] ?? 0 }, (): WorkerRole => role),
+  );
+}

@@ -1,0 +1,120 @@
+import type { StepCost, StepPlan, StepWork } from "@kvasir/core";
+
+/** A model on a device, as far as times depend on it. */
+export interface DeviceProfile {
+  readonly name: string;
+  /** What a step takes, in milliseconds. */
+  readonly stepMs: (work: StepWork) => number;
+  /** Pipeline stages: so many steps run at once, each in one of them. Default 1, at most 2, as so many steps are in flight. */
+  readonly stageCount?: 1 | 2;
+  /** A linear cost close to it: what a worker would be believed to cost before it ran anything. */
+  readonly believed: StepCost;
+  /** Tokens that the KV pool holds. */
+  readonly kvTokenCapacity: number;
+  readonly kvBytesPerToken: number;
+  readonly contextLength: number;
+}
+
+/** DistServe's simulator's coefficients, in milliseconds: prefill `a + b·Σlen + c·Σlen²`, decode `a + b·Σ(context + 1) + c·batch`. */
+interface DistServeCoefficients {
+  readonly prefill: readonly [number, number, number];
+  readonly decodeSmall: readonly [number, number, number];
+  readonly decodeLarge: readonly [number, number, number];
+}
+
+/** Batch above which the second decode coefficients hold. */
+const LARGE_BATCH = 95;
+
+/**
+ * A step of the published form. A step that does both reads the weights once: the larger constant counts, and the variable parts add up
+ * (Sarathi-Serve, §3: decodes ride along with a prompt's chunk).
+ */
+function distServe(coefficients: DistServeCoefficients): (work: StepWork) => number {
+  const { prefill, decodeSmall, decodeLarge } = coefficients;
+  return ({ promptTokenCount, attentionArea, decodeCount, contextTokenCount }) => {
+    const decode = decodeCount > LARGE_BATCH ? decodeLarge : decodeSmall;
+    const prefillPart = promptTokenCount > 0 ? prefill[1] * promptTokenCount + prefill[2] * attentionArea : 0;
+    const decodePart = decodeCount > 0 ? decode[1] * (contextTokenCount + decodeCount) + decode[2] * decodeCount : 0;
+    const fixed = Math.max(promptTokenCount > 0 ? prefill[0] : 0, decodeCount > 0 ? decode[0] : 0);
+    return fixed + prefillPart + decodePart;
+  };
+}
+
+/** Any step of the linear form that the cost model fits. */
+function linear(cost: StepCost): (work: StepWork) => number {
+  return (work) =>
+    cost.fixedMs +
+    cost.promptTokenMs * work.promptTokenCount +
+    cost.attentionMs * work.attentionArea +
+    cost.decodeMs * work.decodeCount +
+    cost.contextTokenMs * work.contextTokenCount;
+}
+
+/** One 8B model with 8 KV heads in bf16 on an H100: 989 TFLOP/s at 55 %, 3.35 TB/s at 75 %; weights 16 GB, KV 128 KiB a token. */
+const H100_8B: StepCost = {
+  fixedMs: 6.5,
+  promptTokenMs: 0.0295,
+  attentionMs: 4.8e-7,
+  decodeMs: 0.03,
+  contextTokenMs: 5.2e-5,
+};
+
+/** SmolLM2-135M on the CPU engine of this repository, two cores (docs/results/step-overhead.md and engine.md). */
+const CPU_SMOLLM2: StepCost = {
+  fixedMs: 12.6,
+  promptTokenMs: 2.1,
+  attentionMs: 4e-4,
+  decodeMs: 1.75,
+  contextTokenMs: 1.2e-3,
+};
+
+const OPT_13B: DistServeCoefficients = {
+  prefill: [18.1, 0.1019, 7.12e-6],
+  decodeSmall: [19.93, 6.27e-4, 0.0385],
+  decodeLarge: [7.17, 5.8e-4, 0.1583],
+};
+
+export const DEVICE_PROFILES: Readonly<Record<string, DeviceProfile>> = {
+  "a100-opt-13b": {
+    name: "OPT-13B on an A100 (DistServe's published coefficients)",
+    stepMs: distServe(OPT_13B),
+    believed: { fixedMs: 18.1, promptTokenMs: 0.1019, attentionMs: 7.12e-6, decodeMs: 0.0385, contextTokenMs: 6.27e-4 },
+    kvTokenCapacity: 66_144,
+    kvBytesPerToken: 819_200,
+    contextLength: 16_384,
+  },
+  "h100-8b": {
+    name: "an 8B model with grouped queries on an H100 (roofline)",
+    stepMs: linear(H100_8B),
+    believed: H100_8B,
+    kvTokenCapacity: 420_000,
+    kvBytesPerToken: 131_072,
+    contextLength: 131_072,
+  },
+  "cpu-smollm2": {
+    name: "SmolLM2-135M on the CPU engine, two cores",
+    stepMs: linear(CPU_SMOLLM2),
+    believed: CPU_SMOLLM2,
+    kvTokenCapacity: 65_536,
+    kvBytesPerToken: 46_080,
+    contextLength: 8_192,
+  },
+};
+
+/** What a planned step computes. */
+export function workOfPlan(plan: StepPlan): StepWork {
+  let attentionArea = 0;
+  let contextTokenCount = 0;
+  for (let index = 0; index < plan.slices.length; index++) {
+    const { startPosition, tokenCount } = plan.slices[index]!;
+    // Decodes come first.
+    if (index < plan.decodeTokenCount) contextTokenCount += startPosition;
+    else attentionArea += (startPosition + tokenCount) ** 2 - startPosition ** 2;
+  }
+  return {
+    promptTokenCount: plan.promptTokenCount,
+    attentionArea,
+    decodeCount: plan.decodeTokenCount,
+    contextTokenCount,
+  };
+}

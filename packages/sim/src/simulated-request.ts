@@ -1,0 +1,376 @@
+import {
+  Attempts,
+  addNanos,
+  advanceDecodeHandover,
+  advancePrefillHandover,
+  type DecodeHandover,
+  type DecodeHandoverEvent,
+  type ErrorFacts,
+  type Instant,
+  nanosFromMs,
+  newDecodeHandover,
+  newPrefillHandover,
+  type PlacementDecision,
+  type PrefillHandover,
+  type PrefillHandoverEvent,
+  type SequenceId,
+  type Token,
+} from "@kvasir/core";
+import type { EventQueue } from "./event-queue.ts";
+import type { SimulatedWorker } from "./simulated-worker.ts";
+import type { TraceRequest } from "./trace.ts";
+
+/** What a request needs of its surroundings. */
+export interface RequestWorld {
+  readonly events: EventQueue;
+  /** One way, between any two processes. */
+  readonly rpcNanos: number;
+  worker(workerId: string): SimulatedWorker;
+  tokensOf(request: TraceRequest): readonly number[];
+  firstToken(request: SimulatedRequest): void;
+  /** Asks for another placement. */
+  placeAgain(request: SimulatedRequest, failedWorkerIds: readonly string[]): void;
+  ended(request: SimulatedRequest): void;
+}
+
+const TOKEN: Token = { tokenId: 1, topLogprobs: [] };
+const ADMISSION_WAIT = nanosFromMs(60_000);
+const LEASE = nanosFromMs(600_000);
+const FENCE = nanosFromMs(1_000);
+/** As long a rest as the real decode worker computes itself. */
+const TAIL_TOKEN_MAX = 512;
+const ATTEMPT_OPTIONS = { fruitlessMax: 3, placeWithin: nanosFromMs(10_000) };
+const LOST: ErrorFacts = { reason: "unavailable", message: "the worker is gone" };
+
+export type RequestOutcome = "running" | "finished" | "rejected" | "failed";
+
+/**
+ * One request as its gateway sees it, with both sides of the hand-over of its present attempt: the production state machines, whose effects are
+ * carried out on simulated workers.
+ */
+export class SimulatedRequest {
+  readonly key: number;
+  readonly trace: TraceRequest;
+  readonly arrivedAt: Instant;
+  decision: PlacementDecision | undefined;
+  outcome: RequestOutcome = "running";
+  reason = "";
+  placedAt: Instant | undefined;
+  firstTokenAt: Instant | undefined;
+  lastTokenAt: Instant | undefined;
+  tokenCount = 0;
+  gapMaxNanos = 0;
+  attemptCount = 0;
+  readonly #world: RequestWorld;
+  readonly #attempts = new Attempts(ATTEMPT_OPTIONS);
+  /** Goes up with each attempt, so that what an earlier one set in motion is ignored. */
+  #attempt = 0;
+  #tokensBefore = 0;
+  #decode: DecodeHandover | undefined;
+  #prefill: PrefillHandover | undefined;
+  #decodeWorker: SimulatedWorker | undefined;
+  #prefillWorker: SimulatedWorker | undefined;
+  #decodeSequence: SequenceId | undefined;
+  #prefillSequence: SequenceId | undefined;
+
+  constructor(key: number, trace: TraceRequest, world: RequestWorld) {
+    this.key = key;
+    this.trace = trace;
+    this.#world = world;
+    this.arrivedAt = world.events.now;
+  }
+
+  /** From arrival to the first token; undefined before it. */
+  get ttftMs(): number | undefined {
+    return this.firstTokenAt === undefined ? undefined : (this.firstTokenAt - this.arrivedAt) / 1e6;
+  }
+
+  /** Mean gap between tokens; 0 of a single token. */
+  get tpotMs(): number {
+    if (this.firstTokenAt === undefined || this.lastTokenAt === undefined || this.tokenCount < 2) return 0;
+    return (this.lastTokenAt - this.firstTokenAt) / 1e6 / (this.tokenCount - 1);
+  }
+
+  placed(decision: PlacementDecision): void {
+    const { events, rpcNanos } = this.#world;
+    const [best] = decision.candidates;
+    this.decision = decision;
+    this.placedAt ??= events.now;
+    this.attemptCount++;
+    const attempt = ++this.#attempt;
+    this.#tokensBefore = this.tokenCount;
+    this.#decodeWorker = this.#world.worker(best.decode.facts.workerId);
+    this.#prefillWorker = best.prefill === undefined ? undefined : this.#world.worker(best.prefill.facts.workerId);
+    events.after(2 * rpcNanos, () => {
+      if (attempt !== this.#attempt) return;
+      if (best.prefill === undefined) this.#startLocal(attempt);
+      else this.#startDecode(attempt);
+    });
+  }
+
+  rejected(reason: string): void {
+    this.reason = reason;
+    this.#end("rejected");
+  }
+
+  /** A worker is gone; what ran there is lost. */
+  workerLost(worker: SimulatedWorker): void {
+    if (this.outcome !== "running") return;
+    if (worker === this.#decodeWorker) this.#attemptFailed(LOST, worker.facts.workerId);
+    else if (worker === this.#prefillWorker && this.#decode !== undefined) {
+      this.#prefillWorker = undefined;
+      this.#applyDecode({ kind: "PeerLost", error: { ...LOST, workerId: worker.facts.workerId } });
+    }
+  }
+
+  #startLocal(attempt: number): void {
+    const worker = this.#decodeWorker as SimulatedWorker;
+    if (!worker.isAlive) {
+      this.#attemptFailed(LOST, worker.facts.workerId);
+      return;
+    }
+    const known = Array.from({ length: this.tokenCount }, () => 1);
+    const spec = {
+      kind: "local" as const,
+      promptTokenIds: this.#world.tokensOf(this.trace),
+      maxTokens: this.trace.outputTokenCount,
+      stopTokenIds: [],
+      ...(known.length > 0 ? { outputTokenIds: known } : {}),
+    };
+    this.#decodeSequence = worker.submit(spec, addNanos(this.#world.events.now, ADMISSION_WAIT), {
+      admitted: () => undefined,
+      refused: () => attempt === this.#attempt && this.#attemptFailed({ reason: "overloaded", message: "" }, ""),
+      computed: () => undefined,
+      sampled: (isLast) => attempt === this.#attempt && this.#token(isLast),
+      openFetch: () => undefined,
+    });
+  }
+
+  #startDecode(attempt: number): void {
+    const { events } = this.#world;
+    const worker = this.#decodeWorker as SimulatedWorker;
+    if (!worker.isAlive) {
+      this.#attemptFailed(LOST, worker.facts.workerId);
+      return;
+    }
+    const waitUntil = addNanos(events.now, ADMISSION_WAIT);
+    this.#decode = newDecodeHandover(waitUntil, 1);
+    this.#prefill = undefined;
+    const known = Array.from({ length: this.tokenCount }, () => 1);
+    const spec = {
+      kind: "decode" as const,
+      promptTokenIds: this.#world.tokensOf(this.trace),
+      maxTokens: this.trace.outputTokenCount,
+      stopTokenIds: [],
+      ...(known.length > 0 ? { outputTokenIds: known } : {}),
+    };
+    // The id is needed before `submit` answers: admission may come within it.
+    const whenKnown: (() => void)[] = [];
+    const current = () => attempt === this.#attempt;
+    this.#decodeSequence = undefined;
+    const sequenceId = worker.submit(spec, waitUntil, {
+      admitted: () => {
+        const go = () => current() && this.#applyDecode({ kind: "Reserved", requestDeadline: this.#leaseEnd() });
+        if (this.#decodeSequence === undefined) whenKnown.push(go);
+        else go();
+      },
+      refused: () => current() && this.#attemptFailed({ reason: "overloaded", message: "no room" }, ""),
+      computed: () => undefined,
+      sampled: (isLast) => current() && this.#token(isLast),
+      openFetch: () => undefined,
+    });
+    this.#decodeSequence = sequenceId;
+    for (const go of whenKnown) go();
+  }
+
+  /** The prefill side of the hand-over begins: `Run` has arrived there. */
+  #startPrefill(attempt: number): void {
+    const { events } = this.#world;
+    const worker = this.#prefillWorker;
+    if (worker === undefined || !worker.isAlive) {
+      this.#applyDecode({ kind: "PeerLost", error: { ...LOST, workerId: worker?.facts.workerId ?? "" } });
+      return;
+    }
+    const waitUntil = addNanos(events.now, ADMISSION_WAIT);
+    this.#prefill = newPrefillHandover(waitUntil);
+    const current = () => attempt === this.#attempt && worker === this.#prefillWorker;
+    const kvBytes = worker.facts.kvBytesPerToken;
+    let sentTokenCount = 0;
+    let isPlanned = false;
+    const whenKnown: (() => void)[] = [];
+    this.#prefillSequence = undefined;
+    const spec = {
+      kind: "prefill" as const,
+      promptTokenIds: this.#world.tokensOf(this.trace),
+      maxTokens: this.trace.outputTokenCount,
+      stopTokenIds: [],
+    };
+    this.#prefillSequence = worker.submit(spec, waitUntil, {
+      admitted: () => {
+        const go = () => current() && this.#applyPrefill({ kind: "BlocksTaken", leaseEnd: this.#leaseEnd() }, worker);
+        if (this.#prefillSequence === undefined) whenKnown.push(go);
+        else go();
+      },
+      refused: () => current() && this.#applyPrefill({ kind: "TimePassed" }, worker),
+      computed: (tokenCount) => {
+        if (!current()) return;
+        if (!isPlanned) this.#applyPrefill({ kind: "StepPlanned" }, worker);
+        isPlanned = true;
+        // Frames flow as soon as their tokens are computed.
+        const arrival = worker.link.arrival((tokenCount - sentTokenCount) * kvBytes, events.now);
+        sentTokenCount = tokenCount;
+        events.at(arrival, () => {
+          if (!current()) return;
+          const progressBy = this.#leaseEnd();
+          this.#applyDecode({ kind: "FramesVerified", verifiedTokenCount: tokenCount, progressBy });
+        });
+      },
+      sampled: (isLast) =>
+        current() && this.#applyPrefill({ kind: "TokenSampled", token: TOKEN, stopped: isLast }, worker),
+      openFetch: () => undefined,
+    });
+    for (const go of whenKnown) go();
+  }
+
+  #applyPrefill(event: PrefillHandoverEvent, worker: SimulatedWorker): void {
+    const { events, rpcNanos } = this.#world;
+    if (this.#prefill === undefined) return;
+    const attempt = this.#attempt;
+    const { next, effects } = advancePrefillHandover(this.#prefill, event, events.now);
+    this.#prefill = next;
+    const sequenceId = this.#prefillSequence as SequenceId;
+    const toDecode = (decodeEvent: () => DecodeHandoverEvent) =>
+      events.after(rpcNanos, () => attempt === this.#attempt && this.#applyDecode(decodeEvent()));
+    for (const effect of effects) {
+      switch (effect.kind) {
+        case "OpenExport":
+          this.#applyPrefill({ kind: "ExportOpened" }, worker);
+          break;
+        case "SendTicket":
+          worker.apply({ kind: "ExportOpened", sequenceId });
+          toDecode(() => ({ kind: "TicketReceived", leaseEnd: this.#leaseEnd() }));
+          break;
+        case "SendFirstToken": {
+          const { token, stopped } = effect;
+          toDecode(() => ({ kind: "FirstTokenReceived", token, stopped }));
+          break;
+        }
+        case "FreeBlocks":
+          worker.apply({ kind: "SequenceClosed", sequenceId });
+          worker.apply({ kind: "TransferClosed", sequenceId });
+          break;
+        case "EndStream": {
+          const { error } = effect;
+          if (error !== undefined) toDecode(() => ({ kind: "PeerLost", error }));
+          break;
+        }
+      }
+    }
+  }
+
+  #applyDecode(event: DecodeHandoverEvent): void {
+    const { events, rpcNanos } = this.#world;
+    if (this.#decode === undefined) return;
+    const attempt = this.#attempt;
+    const plan = { promptTokenCount: this.trace.promptTokenCount, tailTokenMax: TAIL_TOKEN_MAX, fenceWithin: FENCE };
+    const { next, effects } = advanceDecodeHandover(this.#decode, event, plan, events.now);
+    this.#decode = next;
+    const worker = this.#decodeWorker as SimulatedWorker;
+    const sequenceId = this.#decodeSequence as SequenceId;
+    const prefillWorker = this.#prefillWorker;
+    const toPrefill = (prefillEvent: PrefillHandoverEvent) => {
+      if (prefillWorker === undefined) return;
+      events.after(rpcNanos, () => {
+        if (attempt === this.#attempt || this.outcome === "finished") this.#applyPrefill(prefillEvent, prefillWorker);
+      });
+    };
+    for (const effect of effects) {
+      switch (effect.kind) {
+        case "RequestPrefill":
+          events.after(rpcNanos, () => attempt === this.#attempt && this.#startPrefill(attempt));
+          break;
+        case "OpenFetch":
+          worker.apply({ kind: "KvOffered", sequenceId });
+          break;
+        case "SendFirstToken":
+          // A request that goes on after a loss has it already.
+          if (this.#tokensBefore === 0) this.#token(effect.final);
+          break;
+        case "Join":
+          worker.apply({ kind: "KvArrived", sequenceId, firstTokenId: effect.firstTokenId });
+          worker.apply({ kind: "TransferClosed", sequenceId });
+          toPrefill({ kind: "PeerReceived" });
+          break;
+        case "StopTransfer":
+          events.after(0, () => {
+            if (attempt === this.#attempt) this.#applyDecode({ kind: "Fenced", requestDeadline: this.#leaseEnd() });
+          });
+          break;
+        case "ComputeTail": {
+          const { verifiedTokenCount, token } = effect;
+          worker.apply({ kind: "KvLost", sequenceId, verifiedTokenCount, firstTokenId: token?.tokenId });
+          worker.apply({ kind: "TransferClosed", sequenceId });
+          break;
+        }
+        case "AbandonTransfer":
+          toPrefill({ kind: "PeerClosed" });
+          worker.apply({ kind: "SequenceClosed", sequenceId });
+          worker.apply({ kind: "TransferClosed", sequenceId });
+          break;
+        case "EndStream":
+          if (effect.error !== undefined) this.#attemptFailed(effect.error, worker.facts.workerId);
+          break;
+      }
+    }
+  }
+
+  #token(isLast: boolean): void {
+    const { now } = this.#world.events;
+    if (this.firstTokenAt === undefined) {
+      this.firstTokenAt = now;
+      this.#world.firstToken(this);
+    } else this.gapMaxNanos = Math.max(this.gapMaxNanos, now - (this.lastTokenAt ?? now));
+    this.lastTokenAt = now;
+    this.tokenCount++;
+    if (isLast) this.#end("finished");
+  }
+
+  #attemptFailed(error: ErrorFacts, decodeWorkerId: string): void {
+    if (this.outcome !== "running") return;
+    this.#attempt++;
+    this.#leaveWorkers();
+    const newTokenCount = this.tokenCount - this.#tokensBefore;
+    const decision = this.#attempts.failed({ decodeWorkerId, newTokenCount, error }, this.#world.events.now);
+    if (decision.kind === "give_up") {
+      this.reason = error.message;
+      this.#end("failed");
+    } else this.#world.placeAgain(this, this.#attempts.failedWorkerIds);
+  }
+
+  /** What a live worker still holds for the attempt goes; the real ones learn it from broken streams. */
+  #leaveWorkers(): void {
+    const held = [
+      [this.#decodeWorker, this.#decodeSequence],
+      [this.#prefillWorker, this.#prefillSequence],
+    ] as const;
+    for (const [worker, sequenceId] of held) {
+      if (worker === undefined || sequenceId === undefined) continue;
+      worker.apply({ kind: "SequenceClosed", sequenceId });
+      worker.apply({ kind: "TransferClosed", sequenceId });
+    }
+    this.#decode = undefined;
+    this.#prefill = undefined;
+    this.#decodeSequence = undefined;
+    this.#prefillSequence = undefined;
+  }
+
+  #leaseEnd(): Instant {
+    return addNanos(this.#world.events.now, LEASE);
+  }
+
+  #end(outcome: RequestOutcome): void {
+    if (this.outcome !== "running") return;
+    this.outcome = outcome;
+    this.#world.ended(this);
+  }
+}

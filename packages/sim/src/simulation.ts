@@ -1,0 +1,234 @@
+import {
+  type Instant,
+  nanosFromMs,
+  PREDICTION_DEFAULTS,
+  type RequestKey,
+  type RequestShape,
+  type RouterEffect,
+  type RouterEvent,
+  RouterState,
+  unreachable,
+} from "@kvasir/core";
+import type { SimulationSpec } from "./cluster-spec.ts";
+import { EventQueue } from "./event-queue.ts";
+import { type RequestWorld, SimulatedRequest } from "./simulated-request.ts";
+import { SimulatedWorker } from "./simulated-worker.ts";
+import type { Trace, TraceRequest } from "./trace.ts";
+
+/** A worker that has nothing to say says so once in this time. */
+const HEARTBEAT = nanosFromMs(1_000);
+const MODEL = "model";
+
+export interface SimulationResult {
+  readonly requests: readonly SimulatedRequest[];
+  readonly workers: readonly SimulatedWorker[];
+  /** Virtual time at the end of the last request. */
+  readonly endMs: number;
+}
+
+/**
+ * One run of a cluster in virtual time. The router's state, the workers' step schedulers, both sides of each hand-over and the gateway's
+ * attempts are the production modules; sidecars are device profiles, connections are links and a time for each message. Nothing reads a clock
+ * or a random number that is not drawn from the seed, so that one spec and one trace give one result, bit for bit.
+ */
+export class Simulation implements RequestWorld {
+  readonly events = new EventQueue();
+  readonly rpcNanos: number;
+  readonly #spec: SimulationSpec;
+  readonly #router: RouterState;
+  readonly #workers: SimulatedWorker[] = [];
+  readonly #workerById = new Map<string, SimulatedWorker>();
+  readonly #streams = new Map<SimulatedWorker, { streamId: number; sequence: number; sentAt: number }>();
+  readonly #running = new Set<SimulatedRequest>();
+  readonly #requests: SimulatedRequest[] = [];
+  readonly #tokens = new Map<number, readonly number[]>();
+  #nextStreamId = 1;
+  #arrivalsLeft = 0;
+
+  constructor(spec: SimulationSpec) {
+    this.#spec = spec;
+    this.rpcNanos = nanosFromMs(spec.rpcMs);
+    const { believed } = spec.profile;
+    this.#router = new RouterState({
+      queueMax: spec.queueMax,
+      queueTimeout: nanosFromMs(60_000),
+      noWorkerGrace: nanosFromMs(5_000),
+      localPrefillAfter: nanosFromMs(1_000),
+      positionInterval: nanosFromMs(1e9),
+      view: { silenceMax: nanosFromMs(5_000), returnGrace: nanosFromMs(5_000) },
+      prediction: {
+        ...PREDICTION_DEFAULTS,
+        prefillTokensPerSecond: 1_000 / (believed.promptTokenMs + believed.fixedMs / spec.tokenBudget),
+        decodeStepMs: believed.fixedMs + believed.decodeMs,
+        kvBytesPerSecond: spec.link.bytesPerSecond,
+        handoverMs: 4 * spec.rpcMs,
+      },
+      ...(spec.policy === undefined ? {} : { policy: spec.policy }),
+    });
+    spec.roles.forEach((role, index) => {
+      const { profile, blockSize } = spec;
+      const quirk = spec.quirks?.find(({ workerIndex }) => workerIndex === index);
+      const workerId = `${role[0]}${String(index).padStart(4, "0")}`;
+      const worker = new SimulatedWorker(
+        {
+          facts: {
+            workerId,
+            role,
+            address: `${workerId}:1`,
+            model: MODEL,
+            fingerprint: "00".repeat(16),
+            blockSize,
+            kvBytesPerToken: profile.kvBytesPerToken,
+            blockCount: Math.floor(profile.kvTokenCapacity / blockSize),
+            contextLength: profile.contextLength,
+          },
+          profile,
+          tokenBudget: spec.tokenBudget,
+          sequenceCountMax: spec.sequenceCountMax,
+          link: spec.link,
+          slowdown: quirk?.slowdown ?? 1,
+          distort: quirk?.distort,
+        },
+        this.events,
+      );
+      this.#workers.push(worker);
+      this.#workerById.set(workerId, worker);
+    });
+  }
+
+  /** Runs until every request has ended. */
+  run(trace: Trace): SimulationResult {
+    for (const worker of this.#workers) this.#attach(worker);
+    this.#arrivalsLeft = trace.requests.length;
+    for (const [key, request] of trace.requests.entries()) {
+      this.events.at(nanosFromMs(request.arrivalMs) as number as Instant, () => this.#arrive(key, request));
+    }
+    for (const fault of this.#spec.faults ?? []) {
+      this.events.at(nanosFromMs(fault.atMs) as number as Instant, () =>
+        this.#kill(fault.workerIndex, fault.restartAfterMs),
+      );
+    }
+    this.#tick();
+    while ((this.#arrivalsLeft > 0 || this.#running.size > 0) && this.events.runNext());
+    return { requests: this.#requests, workers: this.#workers, endMs: this.events.now / 1e6 };
+  }
+
+  worker(workerId: string): SimulatedWorker {
+    return this.#workerById.get(workerId) as SimulatedWorker;
+  }
+
+  /** Prompts differ in their length alone, as far as the scheduler sees. */
+  tokensOf({ promptTokenCount }: TraceRequest): readonly number[] {
+    const known = this.#tokens.get(promptTokenCount);
+    if (known !== undefined) return known;
+    const tokens = new Array<number>(promptTokenCount).fill(1);
+    this.#tokens.set(promptTokenCount, tokens);
+    return tokens;
+  }
+
+  firstToken(request: SimulatedRequest): void {
+    this.events.after(this.rpcNanos, () => this.#tell({ kind: "FirstTokenArrived", key: request.key as RequestKey }));
+  }
+
+  placeAgain(request: SimulatedRequest, failedWorkerIds: readonly string[]): void {
+    const key = request.key as RequestKey;
+    this.events.after(this.rpcNanos, () => {
+      if (this.#running.has(request)) this.#tell({ kind: "RequestRetried", key, excludedWorkerIds: failedWorkerIds });
+    });
+  }
+
+  ended(request: SimulatedRequest): void {
+    this.#running.delete(request);
+    if (request.outcome === "rejected") return;
+    this.events.after(this.rpcNanos, () => this.#tell({ kind: "RequestEnded", key: request.key as RequestKey }));
+  }
+
+  #arrive(key: number, trace: TraceRequest): void {
+    const request = new SimulatedRequest(key, trace, this);
+    this.#arrivalsLeft--;
+    this.#requests.push(request);
+    this.#running.add(request);
+    const { objectives } = this.#spec;
+    const shape: RequestShape = {
+      model: MODEL,
+      promptTokenCount: trace.promptTokenCount,
+      maxTokens: trace.outputTokenCount,
+      tenant: trace.tenant,
+      ...(objectives === undefined ? {} : { objectives: { ...objectives, mayBeLate: false } }),
+    };
+    this.events.after(this.rpcNanos, () =>
+      this.#tell({ kind: "RequestArrived", key: key as RequestKey, request: shape }),
+    );
+  }
+
+  #tell(event: RouterEvent): void {
+    for (const effect of this.#router.apply(event, this.events.now)) this.#perform(effect);
+  }
+
+  #perform(effect: RouterEffect): void {
+    switch (effect.kind) {
+      case "SendPlacement":
+        this.#requests[effect.key]?.placed(effect.decision);
+        break;
+      case "RejectRequest":
+        this.#requests[effect.key]?.rejected(effect.reason);
+        break;
+      case "AcknowledgeWorker":
+      case "RefuseWorker":
+      case "ReportLostWorker":
+      case "SendQueued":
+        break;
+      default:
+        unreachable(effect);
+    }
+  }
+
+  #attach(worker: SimulatedWorker): void {
+    const streamId = this.#nextStreamId++;
+    this.#streams.set(worker, { streamId, sequence: 1, sentAt: 0 });
+    this.#tell({ kind: "WorkerAttached", streamId, epoch: worker.epoch, sequence: 1, facts: worker.facts });
+    this.#report(worker);
+  }
+
+  #report(worker: SimulatedWorker): void {
+    const stream = this.#streams.get(worker);
+    if (stream === undefined) return;
+    const load = worker.load();
+    stream.sequence++;
+    stream.sentAt = this.events.now;
+    const { streamId, sequence } = stream;
+    this.#tell({ kind: "WorkerReported", streamId, epoch: worker.epoch, sequence, load });
+  }
+
+  /** Reports are due at their interval while a worker is busy, and as heartbeats else. */
+  #tick(): void {
+    const interval = nanosFromMs(this.#spec.reportMs);
+    for (const worker of this.#workers) {
+      const stream = this.#streams.get(worker);
+      if (stream === undefined || !worker.isAlive) continue;
+      const silence = this.events.now - stream.sentAt;
+      const isBusy = worker.scheduler.inFlightCount > 0;
+      if (silence >= HEARTBEAT || (isBusy && silence >= interval)) this.#report(worker);
+    }
+    this.#tell({ kind: "Ticked" });
+    this.events.after(interval, () => this.#tick());
+  }
+
+  #kill(workerIndex: number, restartAfterMs: number): void {
+    const worker = this.#workers[workerIndex];
+    const stream = worker === undefined ? undefined : this.#streams.get(worker);
+    if (worker === undefined || stream === undefined) return;
+    worker.isAlive = false;
+    this.#streams.delete(worker);
+    this.#tell({ kind: "WorkerLeft", streamId: stream.streamId });
+    for (const request of [...this.#running]) request.workerLost(worker);
+    this.events.after(nanosFromMs(restartAfterMs), () => {
+      worker.restart();
+      this.#attach(worker);
+    });
+  }
+}
+
+export function simulate(spec: SimulationSpec, trace: Trace): SimulationResult {
+  return new Simulation(spec).run(trace);
+}
