@@ -170,7 +170,7 @@ export class SimulatedRequest {
     this.#decodeSequence = undefined;
     const sequenceId = worker.submit(spec, waitUntil, {
       admitted: () => {
-        const go = () => current() && this.#applyDecode({ kind: "Reserved", requestDeadline: this.#leaseEnd() });
+        const go = () => current() && this.#applyDecode({ kind: "Reserved", heardBy: this.#leaseEnd() });
         if (this.#decodeSequence === undefined) whenKnown.push(go);
         else go();
       },
@@ -303,7 +303,7 @@ export class SimulatedRequest {
           break;
         case "StopTransfer":
           events.after(0, () => {
-            if (attempt === this.#attempt) this.#applyDecode({ kind: "Fenced", requestDeadline: this.#leaseEnd() });
+            if (attempt === this.#attempt) this.#applyDecode({ kind: "Fenced", heardBy: this.#leaseEnd() });
           });
           break;
         case "ComputeTail": {

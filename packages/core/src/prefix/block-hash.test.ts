@@ -86,3 +86,14 @@ test("a chain that grows as tokens arrive is the chain of all of them", () => {
     ),
   );
 });
+
+test("a chain goes on after hashes that are known as after the tokens they stand for", () => {
+  const root = prefixRoot({ tenantScope: new Uint8Array(16), fingerprint: new Uint8Array(16) }, 4);
+  const tokens = Array.from({ length: 23 }, (_, index) => index * 7);
+  for (const known of [0, 4, 20]) {
+    const chain = BlockHashChain.after(root, hashBlocks(root, tokens.slice(0, known), 4), 4);
+    chain.extend(tokens, known);
+    expect(chain.bytes()).toEqual(hashBlocks(root, tokens, 4));
+    expect(chain.tokenCount).toBe(23);
+  }
+});

@@ -68,6 +68,16 @@ export class BlockHashChain {
     this.#hashes = new Uint8Array(0);
   }
 
+  /** The chain whose full blocks have these hashes, to go on after them. */
+  static after(root: Uint8Array, hashes: Uint8Array, blockSize: number): BlockHashChain {
+    const { length } = hashes;
+    assert(length % BLOCK_HASH_BYTES === 0, `${length} bytes are not whole hashes of ${BLOCK_HASH_BYTES}`);
+    const chain = new BlockHashChain(length === 0 ? root : hashes.subarray(length - BLOCK_HASH_BYTES), blockSize);
+    chain.#hashes = hashes.slice();
+    chain.#count = length / BLOCK_HASH_BYTES;
+    return chain;
+  }
+
   /** The same chain, to be extended by itself. */
   fork(): BlockHashChain {
     const forked = new BlockHashChain(new Uint8Array(BLOCK_HASH_BYTES), this.blockSize);

@@ -1,4 +1,5 @@
 import type { BlockId } from "../block/block-pool.ts";
+import type { BlockHashChain } from "../prefix/block-hash.ts";
 import type { Instant } from "../time.ts";
 
 /** One request inside one engine; unique for the life of the engine. */
@@ -22,6 +23,8 @@ export interface SequenceSpec {
   readonly stopTokenIds: readonly number[];
   /** Root of its blocks' hashes (`prefixRoot`); absent: KV of others is not reused, and its own not kept for others. */
   readonly prefixRoot?: Uint8Array;
+  /** The chain of the prompt under that root, where it is known already; else it is computed. */
+  readonly promptChain?: BlockHashChain;
   /** Every token of the prompt is computed, because more is wanted of it than its KV. What is computed is kept all the same. */
   readonly computesWholePrompt?: boolean;
   /**

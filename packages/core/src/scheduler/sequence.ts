@@ -51,11 +51,10 @@ export interface Sequence {
 }
 
 /** The chain of a prompt's blocks, to be forked for each of its answers. */
-export function promptChain(
-  { prefixRoot, promptTokenIds }: SequenceSpec,
-  blockSize: number,
-): BlockHashChain | undefined {
+export function promptChain(spec: SequenceSpec, blockSize: number): BlockHashChain | undefined {
+  const { prefixRoot, promptTokenIds } = spec;
   if (prefixRoot === undefined) return undefined;
+  if (spec.promptChain !== undefined) return spec.promptChain;
   const chain = new BlockHashChain(prefixRoot, blockSize);
   chain.extend(promptTokenIds);
   return chain;
