@@ -1,3 +1,4 @@
+import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
 
 export default defineConfig({
@@ -11,5 +12,7 @@ export default defineConfig({
     ],
     testTimeout: 20_000,
     hookTimeout: 60_000,
+    // Tests of real processes mostly wait for a lease or a restart: two files at a time even on two processors.
+    maxWorkers: Math.max(2, availableParallelism() - 1),
   },
 });

@@ -6,7 +6,7 @@ import { runScript } from "./lib/stop-error.mjs";
 
 // `npm run check`: types, lint, protos, clippy, rustfmt. Every check runs, whatever the others say; exit code 1 if any failed.
 await runScript(async () => {
-  const tools = await bootstrap({ need: ["deps", "rust"] });
+  const tools = await bootstrap({ need: ["deps", "rust", "c++"] });
   const queue = checks(tools);
   const failed = [];
   const work = async () => {

@@ -13,6 +13,7 @@ try {
   for (const [part, file] of Object.entries(PARTS_OF_TESTS)) {
     if (patterns.length === 0 || patterns.some((pattern) => file.includes(pattern))) need.push(`${part}?`);
   }
+  if (patterns.length === 0) need.push("c++");
   const tools = await bootstrap({ need });
   total = await runVitest(tools, patterns);
   if (patterns.length === 0) total = plus(total, await runCargoTests(tools));

@@ -14,10 +14,18 @@ import { step } from "./report.mjs";
 import { ensureRust, ensureSidecar } from "./sidecar-build.mjs";
 import { StopError } from "./stop-error.mjs";
 
-/** What benches compare with and Debian packs. Without them the bench runs and leaves the figures out. */
+/** What Debian packs, and what it means when it cannot be had. Without what benches compare with they run and leave the figures out. */
+const FIGURES_MISSING = "not there; its figures will be missing";
 const DEBIAN_PARTS = {
-  iperf3: { packages: ["iperf3"], isThere: () => findProgram("iperf3") !== undefined },
-  rdma: { packages: ["libibverbs1", "librdmacm1"], isThere: () => isLibraryThere("librdmacm.so.1") },
+  "c++": {
+    ...{ packages: ["g++"], isThere: () => findProgram("c++") !== undefined },
+    without: "not there; the crate kvasir-simt will not compile: install a C++ compiler that is called c++",
+  },
+  iperf3: { packages: ["iperf3"], isThere: () => findProgram("iperf3") !== undefined, without: FIGURES_MISSING },
+  rdma: {
+    ...{ packages: ["libibverbs1", "librdmacm1"], isThere: () => isLibraryThere("librdmacm.so.1") },
+    without: FIGURES_MISSING,
+  },
 };
 
 /**
@@ -25,7 +33,7 @@ const DEBIAN_PARTS = {
  *
  * `need`: any of `node`, `deps`, `rust`, `sidecar`, `redis` (a running one, or a program to start), `redis-server` (a program, for whoever
  * must not touch a running one), `pip`, `model:tiny`, `model:smollm2`, `python:NAME` (one of the environments of python-environment.mjs),
- * `iperf3`, `rdma` (libraries that Mooncake is linked against), `jaeger` and `prometheus` (their programs), `jaeger?` and `prometheus?` (the
+ * `c++`, `iperf3`, `rdma` (libraries that Mooncake is linked against), `jaeger` and `prometheus` (their programs), `jaeger?` and `prometheus?` (the
  * same, but what needs them later is told why they are
  * missing). What a part stands on comes with it. Answers with a `Toolbox`.
  * Throws StopError with one line when a person has to do something.
@@ -75,11 +83,9 @@ export async function bootstrap({ need }) {
         toolbox.python = await ensurePythonEnvironment(name.slice("python:".length), progress);
       });
     }
-    for (const [name, { packages, isThere }] of Object.entries(DEBIAN_PARTS)) {
+    for (const [name, { packages, isThere, without }] of Object.entries(DEBIAN_PARTS)) {
       if (!wanted.has(name) || isThere()) continue;
-      await step(name, async (progress) =>
-        (await installDebianPackages(packages, progress)) ? undefined : "not there; its figures will be missing",
-      );
+      await step(name, async (progress) => ((await installDebianPackages(packages, progress)) ? undefined : without));
     }
     const others = { jaeger: ["KVASIR_JAEGER", ensureJaeger], prometheus: ["KVASIR_PROMETHEUS", ensurePrometheus] };
     for (const [name, [variable, ensure]] of Object.entries(others)) {
