@@ -21,6 +21,11 @@ const ENVIRONMENTS = {
   dynamo: { folder: "dynamo", requirements: "bench/baselines/dynamo.txt", remark: "" },
   gateways: { folder: "peers", requirements: "bench/baselines/gateways.txt", remark: "" },
   mooncake: { folder: "peers", requirements: "bench/baselines/mooncake.txt", remark: "" },
+  cuda: {
+    folder: "cuda",
+    requirements: "services/sidecar/kernels/compiler.txt",
+    remark: "250 MB",
+  },
 };
 
 /** Makes or completes an environment; answers with its interpreter. */

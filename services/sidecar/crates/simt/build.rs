@@ -31,6 +31,7 @@ fn main() {
         "-fsanitize=thread",
         "-ffp-contract=off",
         "-Wno-unused-parameter",
+        "-Wno-unknown-pragmas",
         "-x",
         "c++",
     ];

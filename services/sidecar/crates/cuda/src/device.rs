@@ -42,17 +42,33 @@ pub trait Memory: Send + Sync {
     fn release(&self, address: u64);
 }
 
-/// Memory that is given back when dropped.
+/// Memory that is given back when the last part of it is dropped.
+#[derive(Clone)]
 pub struct Buffer {
-    memory: Arc<dyn Memory>,
+    allocation: Arc<Allocation>,
     address: u64,
     bytes: usize,
+}
+
+struct Allocation {
+    memory: Arc<dyn Memory>,
+    address: u64,
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        self.memory.release(self.address);
+    }
 }
 
 impl Buffer {
     /// Takes over an allocation.
     pub fn new(memory: Arc<dyn Memory>, address: u64, bytes: usize) -> Self {
-        Self { memory, address, bytes }
+        Self {
+            allocation: Arc::new(Allocation { memory, address }),
+            address,
+            bytes,
+        }
     }
 
     /// Of the first byte.
@@ -63,6 +79,19 @@ impl Buffer {
     /// Length.
     pub fn byte_len(&self) -> usize {
         self.bytes
+    }
+
+    /// Some of its bytes.
+    ///
+    /// # Errors
+    /// [`DeviceError::Range`].
+    pub fn part(&self, offset: usize, bytes: usize) -> Result<Self, DeviceError> {
+        self.check(offset, bytes)?;
+        Ok(Self {
+            allocation: Arc::clone(&self.allocation),
+            address: self.address + offset as u64,
+            bytes,
+        })
     }
 
     /// Checks that a transfer stays inside.
@@ -78,12 +107,6 @@ impl Buffer {
                 length: self.bytes,
             }),
         }
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        self.memory.release(self.address);
     }
 }
 

@@ -1,9 +1,12 @@
 //! The engine on a CUDA device: kernels of `services/sidecar/kernels`, launched on whatever implements [`Device`].
 
-#![forbid(unsafe_code)]
-
 mod args;
+mod attend;
 mod device;
+pub mod ops;
+mod step_plan;
 
 pub use args::Args;
+pub use attend::{Attend, DeviceRows, attend, partial_bytes};
 pub use device::{Buffer, Device, DeviceError, Launch, Memory};
+pub use step_plan::{Division, StepRows};

@@ -21,10 +21,12 @@ pub mod synthetic;
 mod validate;
 mod weights;
 
+pub use adjust::adjust;
 pub use backend::Backend;
 pub use engine::{Engine, EngineOptions, WeightFormat};
 pub use error::{EngineError, StepError};
 pub use footprint::Footprint;
+pub use history::History;
 pub use kvasir_grammar::{Constraint, GrammarError, Grammars};
 pub use kvasir_kernels::{Isa, KvDtype, KvPool, PackedMatrix, PoolError, WeightType};
 pub use layout::{KvLayout, dtype_name};
@@ -32,4 +34,5 @@ pub use plan::{
     Placement, PromptLogprob, SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, SliceResult,
     StepOutput, StepPlan, TokenLogprob,
 };
+pub use sampling::{Past, SamplingScratch, sample};
 pub use weights::{LayerExtras, LayerWeights, Weights};

@@ -1,5 +1,7 @@
-//! A simulated CUDA device on the CPU: `services/sidecar/kernels/host` behind [`kvasir_cuda::Device`].
+//! A simulated CUDA device on the CPU (`services/sidecar/kernels/host` behind [`kvasir_cuda::Device`]), and the conformance suite of the kernels,
+//! which runs on it and on a GPU alike.
 
 mod device;
+pub mod suite;
 
 pub use device::SimtDevice;

@@ -1,0 +1,187 @@
+//! From logits to tokens.
+
+use super::grid;
+use crate::args::Args;
+use crate::device::{Buffer, Device, DeviceError, Launch};
+
+const THREADS: u32 = 512;
+
+/// Most likely tokens that [`logprobs`] gives at most.
+pub const TOP_MAX: usize = 32;
+
+/// How one token is drawn; zeros as in `SamplingParams`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SampleRow {
+    /// Of the request.
+    pub seed: u64,
+    /// Of the token among the generated ones.
+    pub index: u64,
+    /// Row of the logits.
+    pub row: u32,
+    /// 0 takes the most likely.
+    pub temperature: f32,
+    /// 0 keeps all.
+    pub top_k: u32,
+    /// 0 or 1 keeps all.
+    pub top_p: f32,
+    /// 0 keeps all.
+    pub min_p: f32,
+}
+
+impl SampleRow {
+    /// As the kernel reads it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        Args::new()
+            .u64(self.seed)
+            .u64(self.index)
+            .u32(self.row)
+            .f32(self.temperature)
+            .u32(self.top_k)
+            .f32(self.top_p)
+            .f32(self.min_p)
+            .finish()
+    }
+}
+
+/// Draws a token a row: `kernels/sample.cu`. logits f32 `[_, vocab]`; rows [`SampleRow::to_bytes`]; tokens u32 `[rows]`.
+///
+/// # Errors
+/// [`DeviceError::Failed`].
+pub fn sample(
+    device: &dyn Device,
+    [logits, rows, tokens]: [&Buffer; 3],
+    row_count: usize,
+    vocab: usize,
+) -> Result<(), DeviceError> {
+    if row_count == 0 {
+        return Ok(());
+    }
+    let arguments = Args::new()
+        .buffer(logits)
+        .buffer(rows)
+        .buffer(tokens)
+        .count(vocab)
+        .finish();
+    device.launch(blocks("sample", "sample", row_count), &arguments)
+}
+
+/// Which token's probability is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogprobRow {
+    /// Row of the logits.
+    pub row: u32,
+    /// Token.
+    pub token: u32,
+}
+
+/// `ln p` of one token a row and of the `top` most likely: `kernels/logprobs.cu`. logits f32 `[_, vocab]`; rows pairs of u32; out f32
+/// `[rows, 1 + top]`; top_tokens u32 `[rows, top]`.
+///
+/// # Errors
+/// [`DeviceError::Unsupported`] when `top` is above [`TOP_MAX`] or the vocabulary, [`DeviceError::Failed`].
+pub fn logprobs(
+    device: &dyn Device,
+    [logits, rows, out, top_tokens]: [&Buffer; 4],
+    row_count: usize,
+    vocab: usize,
+    top: usize,
+) -> Result<(), DeviceError> {
+    if top > TOP_MAX.min(vocab) {
+        return Err(DeviceError::Unsupported {
+            what: "top_logprobs",
+            value: top,
+            allowed: "at most 32",
+        });
+    }
+    if row_count == 0 {
+        return Ok(());
+    }
+    let arguments = Args::new()
+        .buffer(logits)
+        .buffer(rows)
+        .buffer(out)
+        .buffer(top_tokens)
+        .count(vocab)
+        .count(top)
+        .finish();
+    device.launch(blocks("logprobs", "logprobs", row_count), &arguments)
+}
+
+/// Changes of one logit; no token of a row has two.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PenaltyEntry {
+    /// Row of the logits.
+    pub row: u32,
+    /// Token.
+    pub token: u32,
+    /// Added first.
+    pub bias: f32,
+    /// Divides positive and multiplies negative logits of tokens seen.
+    pub repetition: f32,
+    /// Taken once for each occurrence in the output.
+    pub frequency: f32,
+    /// Taken when the output has it.
+    pub presence: f32,
+    /// Occurrences in the output.
+    pub count: u32,
+    /// Whether prompt or output has it.
+    pub is_seen: bool,
+    /// Whether it must not be sampled.
+    pub is_forbidden: bool,
+}
+
+impl PenaltyEntry {
+    /// As the kernel reads it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        Args::new()
+            .u32(self.row)
+            .u32(self.token)
+            .f32(self.bias)
+            .f32(self.repetition)
+            .f32(self.frequency)
+            .f32(self.presence)
+            .u32(self.count)
+            .u32(u32::from(self.is_seen) | u32::from(self.is_forbidden) << 1)
+            .finish()
+    }
+}
+
+/// Changes logits in place: `kernels/penalties.cu`. logits f32 `[_, vocab]`; entries [`PenaltyEntry::to_bytes`].
+///
+/// # Errors
+/// [`DeviceError::Failed`].
+pub fn penalties(
+    device: &dyn Device,
+    logits: &Buffer,
+    entries: &Buffer,
+    entry_count: usize,
+    vocab: usize,
+) -> Result<(), DeviceError> {
+    if entry_count == 0 {
+        return Ok(());
+    }
+    let arguments = Args::new()
+        .buffer(logits)
+        .buffer(entries)
+        .count(entry_count)
+        .count(vocab)
+        .finish();
+    let launch = Launch {
+        file: "penalties",
+        kernel: "penalties",
+        grid: grid(entry_count.div_ceil(128), 1),
+        threads: 128,
+        shared_bytes: 0,
+    };
+    device.launch(launch, &arguments)
+}
+
+fn blocks(file: &'static str, kernel: &'static str, rows: usize) -> Launch {
+    Launch {
+        file,
+        kernel,
+        grid: grid(rows, 1),
+        threads: THREADS,
+        shared_bytes: 0,
+    }
+}

@@ -1,0 +1,182 @@
+//! From logits to tokens: the CPU engine is the reference, token by token.
+
+use super::harness::{Harness, Random, near, same, text};
+use kvasir_cuda::ops::{self, LogprobRow, PenaltyEntry, SampleRow};
+use kvasir_engine::{History, Isa, Past, SamplingParams, SamplingScratch, adjust, sample as cpu_sample};
+
+fn drawn(h: &Harness<'_>, logits: &[f32], vocab: usize, rows: &[SampleRow]) -> Result<Vec<u32>, String> {
+    let bytes: Vec<u8> = rows.iter().flat_map(SampleRow::to_bytes).collect();
+    let out = h.output(rows.len() * 4)?;
+    ops::sample(h.device, [&h.f32s(logits)?, &h.bytes(&bytes)?, &out], rows.len(), vocab).map_err(text)?;
+    h.read_u32s(&out, rows.len())
+}
+
+fn reference(logits: &[f32], vocab: usize, row: &SampleRow) -> u32 {
+    let params = SamplingParams {
+        temperature: row.temperature,
+        top_k: row.top_k,
+        top_p: row.top_p,
+        min_p: row.min_p,
+        seed: row.seed,
+        ..SamplingParams::default()
+    };
+    let logits = &logits[row.row as usize * vocab..][..vocab];
+    let scratch = &mut SamplingScratch::default();
+    cpu_sample(Isa::detect(), logits, &params, Past::default(), row.index, scratch).token_id
+}
+
+fn random_row(random: &mut Random, rows: usize, vocab: usize) -> SampleRow {
+    SampleRow {
+        seed: random.bits(),
+        index: random.bits() >> random.range(0, 64),
+        row: random.range(0, rows) as u32,
+        temperature: random.pick(&[0.0, 0.3, 1.0, 1.0, 2.0]),
+        top_k: random.pick(&[0, 0, 1, 7, 40, vocab as u32, u32::MAX]),
+        top_p: random.pick(&[0.0, 1.0, 1.0, 0.9, 0.5, 0.01, 0.999]),
+        min_p: random.pick(&[0.0, 0.0, 0.1, 0.5]),
+    }
+}
+
+pub fn sample(h: &mut Harness<'_>) -> Result<(), String> {
+    for (vocab, rows, draws) in [(1, 1, 3), (83, 2, 12), (3001, 2, 8)] {
+        let deviation = h.random.pick(&[0.5, 2.0, 6.0]);
+        let logits = h.random.normals(rows * vocab, deviation);
+        let chosen: Vec<SampleRow> = (0..draws).map(|_| random_row(&mut h.random, rows, vocab)).collect();
+        let found = drawn(h, &logits, vocab, &chosen)?;
+        for (row, found) in chosen.iter().zip(found) {
+            let expected = reference(&logits, vocab, row);
+            same(&format!("token for {row:?}"), &[found], &[expected])?;
+        }
+    }
+    Ok(())
+}
+
+/// Equal logits, minus infinity, NaN, -0 beside 0, and all of a row forbidden.
+pub fn hard_rows(h: &mut Harness<'_>) -> Result<(), String> {
+    let (vocab, rows) = (600, 5);
+    let mut logits = h.random.normals(rows * vocab, 1.0);
+    for (row, logits) in logits.chunks_mut(vocab).enumerate() {
+        for logit in logits.iter_mut() {
+            *logit = match row {
+                0 => logit.round(),
+                1 if *logit < 1.0 => f32::NEG_INFINITY,
+                2 => f32::NEG_INFINITY,
+                3 if *logit < 0.0 => f32::NAN,
+                4 => 0.0 * logit.signum(),
+                _ => *logit,
+            };
+        }
+    }
+    let chosen: Vec<SampleRow> = (0..20)
+        .map(|i| SampleRow {
+            row: i % rows as u32,
+            ..random_row(&mut h.random, rows, vocab)
+        })
+        .collect();
+    let found = drawn(h, &logits, vocab, &chosen)?;
+    for (row, found) in chosen.iter().zip(found) {
+        same(
+            &format!("token for {row:?}"),
+            &[found],
+            &[reference(&logits, vocab, row)],
+        )?;
+    }
+    Ok(())
+}
+
+pub fn logprobs(h: &mut Harness<'_>) -> Result<(), String> {
+    for (vocab, top) in [(83, 0), (83, 20), (2500, 5), (4, 4)] {
+        let mut logits = h.random.normals(2 * vocab, 3.0);
+        logits[1] = logits[0];
+        let rows = [0, 1].map(|row| LogprobRow {
+            row,
+            token: h.random.range(0, vocab) as u32,
+        });
+        let words: Vec<u32> = rows.iter().flat_map(|row| [row.row, row.token]).collect();
+        let (out, tokens) = (h.output(2 * (1 + top) * 4)?, h.output(2 * top * 4)?);
+        ops::logprobs(
+            h.device,
+            [&h.f32s(&logits)?, &h.u32s(&words)?, &out, &tokens],
+            2,
+            vocab,
+            top,
+        )
+        .map_err(text)?;
+        let found = h.read_f32s(&out, 2 * (1 + top))?;
+        let found_tokens = if top == 0 {
+            Vec::new()
+        } else {
+            h.read_u32s(&tokens, 2 * top)?
+        };
+        for (row, LogprobRow { token, .. }) in rows.iter().enumerate() {
+            let logits = &logits[row * vocab..][..vocab];
+            let total: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+            let logprob = |token: u32| f64::from(logits[token as usize]) - total.ln();
+            let mut order: Vec<u32> = (0..vocab as u32).collect();
+            order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+            same(
+                "most likely tokens",
+                &found_tokens[row * top..(row + 1) * top],
+                &order[..top],
+            )?;
+            for (i, token) in [*token].iter().chain(&order[..top]).enumerate() {
+                near(
+                    "logprob",
+                    i,
+                    f64::from(found[row * (1 + top) + i]),
+                    logprob(*token),
+                    2e-6,
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+pub fn penalties(h: &mut Harness<'_>) -> Result<(), String> {
+    let (vocab, rows) = (200, 3);
+    let logits = h.random.normals(rows * vocab, 2.0);
+    let (mut expected, mut entries) = (logits.clone(), Vec::new());
+    for row in 0..rows {
+        let order = h.random.permutation(vocab);
+        let (prompt, output) = (&order[..20], h.random.range(1, 60));
+        let mut history = History::new(prompt, prompt.len());
+        for position in 0..output {
+            history.push(prompt.len() + position, order[h.random.range(10, 40)]);
+        }
+        let params = SamplingParams {
+            repetition_penalty: 1.3,
+            presence_penalty: 0.4,
+            frequency_penalty: 0.15,
+            logit_bias: order[5..60]
+                .iter()
+                .map(|token| (*token, h.random.normal(3.0)))
+                .collect(),
+            bad_words: vec![vec![order[7]], vec![order[199]]],
+            ..SamplingParams::default()
+        };
+        adjust(&mut expected[row * vocab..][..vocab], &params, &history, 0);
+        let seen: std::collections::HashMap<u32, u32> = history.seen().collect();
+        entries.extend(order.iter().map(|token| {
+            PenaltyEntry {
+                row: row as u32,
+                token: *token,
+                bias: params
+                    .logit_bias
+                    .iter()
+                    .find(|(biased, _)| biased == token)
+                    .map_or(0.0, |(_, bias)| *bias),
+                repetition: params.repetition_penalty,
+                frequency: params.frequency_penalty,
+                presence: params.presence_penalty,
+                count: seen.get(token).copied().unwrap_or(0),
+                is_seen: seen.contains_key(token),
+                is_forbidden: params.bad_words.iter().any(|word| word == &[*token]),
+            }
+        }));
+    }
+    let buffer = h.f32s(&logits)?;
+    let bytes: Vec<u8> = entries.iter().flat_map(PenaltyEntry::to_bytes).collect();
+    ops::penalties(h.device, &buffer, &h.bytes(&bytes)?, entries.len(), vocab).map_err(text)?;
+    same("logits", &h.read_f32s(&buffer, rows * vocab)?, &expected)
+}
