@@ -5,20 +5,21 @@ import { addNanos, type Instant, type Nanos, NEVER } from "../time.ts";
 /**
  * One hand-over as the decode side sees it. Every state that waits has a deadline; from `ticketed` on it is the lease's end, which heartbeats
  * move as long as the prompt is being computed, and after that frames only: a peer that lives and sends nothing is lost. The first token and the last of the KV travel apart and may come in either order. What is verified is kept when the prefill worker is
- * lost: once no fetch writes any more, the rest comes from another prefill worker or, when it is short, is computed here.
+ * lost: once no fetch writes any more, the rest comes from another prefill worker or, when it is short, is computed here. What this worker has
+ * cached counts as verified from the beginning: of a partial hit only the rest travels, and after a hit of nearly everything nobody is asked.
  *
  * ```
  * reserving ─▶ requesting ─▶ ticketed ─frame─▶ pulling ─┬─token─▶ firstToken ─KV─┬─▶ joined
  *                  ▲  │          │                │     └─KV────▶ kvComplete ─token┘   (token is final: finished)
  *                  │  └──────────┴──── lost ──────┴──────────────────┘
  *                  └───────── fencing ◀──────────────────────────┘ ──no copy runs──▶ tail
- *     each that waits ──▶ failed | cancelled
+ *     reserving ──nearly all is cached──▶ localHit          each that waits ──▶ failed | cancelled
  * ```
  */
 export interface DecodeHandover {
   readonly kind: DecodeHandoverKind;
   readonly deadline: Instant;
-  /** Of the prompt, from its beginning: verified and in place. Never less than it was. */
+  /** Of the prompt, from its beginning: cached, or verified and in place. Never less than it was. */
   readonly verifiedTokenCount: number;
   /** The first token; the client has it. */
   readonly token: Token | undefined;
@@ -44,6 +45,8 @@ export type DecodeHandoverKind =
   | "fencing"
   /** The rest of the prompt is computed here, like any prompt. */
   | "tail"
+  /** The same, because so little of it was not cached that no prefill worker was asked. */
+  | "localHit"
   /** In the running batch. */
   | "joined"
   /** The first token was the last. */
@@ -52,8 +55,11 @@ export type DecodeHandoverKind =
   | "cancelled";
 
 export type DecodeHandoverEvent =
-  /** `heardBy`: when the prefill worker should have said that the request reached it. */
-  | { readonly kind: "Reserved"; readonly heardBy: Instant }
+  /**
+   * `heardBy`: when the prefill worker should have said that the request reached it. `cachedTokenCount`: of the prompt, whole blocks that were
+   * here; this hand-over holds them.
+   */
+  | { readonly kind: "Reserved"; readonly heardBy: Instant; readonly cachedTokenCount: number }
   /** The prefill worker has the request; its ticket may have to wait for blocks. */
   | { readonly kind: "RequestHeard"; readonly ticketBy: Instant }
   | { readonly kind: "TicketReceived"; readonly leaseEnd: Instant }
@@ -95,6 +101,11 @@ export interface DecodeHandoverPlan {
    * the batch; smaller: more prompts are computed twice.
    */
   readonly tailTokenMax: number;
+  /**
+   * Longest rest of a prompt that is computed here, unasked, when all before it was cached. Larger: more prompts need no transfer and no other
+   * worker; smaller: those who decode here see fewer prompt tokens in their steps.
+   */
+  readonly hitTailTokenMax: number;
   /** Longest wait for a copy to end that may still write. */
   readonly fenceWithin: Nanos;
 }
@@ -131,7 +142,7 @@ export function advanceDecodeHandover(
   const same: Step = { next: state, effects: [] };
   switch (event.kind) {
     case "Reserved":
-      return state.kind === "reserving" ? request(state, event.heardBy) : same;
+      return state.kind === "reserving" ? reserved(state, event, plan) : same;
     case "RequestHeard":
       if (state.kind !== "requesting" || event.ticketBy <= state.deadline) return same;
       return { next: { ...state, deadline: event.ticketBy }, effects: [] };
@@ -175,6 +186,20 @@ export function advanceDecodeHandover(
 
 function isPulling({ kind }: DecodeHandover): boolean {
   return kind === "ticketed" || kind === "pulling" || kind === "firstToken" || kind === "kvComplete";
+}
+
+function reserved(
+  state: DecodeHandover,
+  { cachedTokenCount, heardBy }: Extract<DecodeHandoverEvent, { readonly kind: "Reserved" }>,
+  plan: DecodeHandoverPlan,
+): Step {
+  const next = { ...state, verifiedTokenCount: cachedTokenCount };
+  const isNearlyAll = cachedTokenCount > 0 && plan.promptTokenCount - cachedTokenCount <= plan.hitTailTokenMax;
+  if (!isNearlyAll) return request(next, heardBy);
+  return {
+    next: { ...next, kind: "localHit", deadline: NEVER },
+    effects: [{ kind: "ComputeTail", verifiedTokenCount: cachedTokenCount, token: undefined }],
+  };
 }
 
 function isTailShort(state: DecodeHandover, plan: DecodeHandoverPlan): boolean {

@@ -16,6 +16,8 @@ test("no schedule of faults loses a block, frees one too early, or leaves a requ
       fc.record({
         promptTokenCount: fc.integer({ min: 1, max: 4 }),
         tailTokenMax: fc.integer({ min: 0, max: 4 }),
+        hitTailTokenMax: fc.integer({ min: 0, max: 2 }),
+        cachedTokenCount: fc.constantFrom(0, 0, 1, 2, 3),
         sourceCount: fc.integer({ min: 1, max: 2 }),
         isFinal: fc.integer({ min: 0, max: 7 }).map((value) => value === 0),
       }),
@@ -31,7 +33,7 @@ test("no schedule of faults loses a block, frees one too early, or leaves a requ
     { numRuns: SCHEDULES },
   );
   // The schedules reach every end of the machines.
-  for (const end of ["joined", "tail", "finished", "failed", "lost", "answered", "cancelled"]) {
+  for (const end of ["joined", "tail", "localHit", "finished", "failed", "lost", "answered", "cancelled"]) {
     expect(outcomes.get(end) ?? 0, end).toBeGreaterThan(SCHEDULES / 1_000);
   }
 }, 180_000);

@@ -12,7 +12,7 @@ import {
 
 const at = (value: number) => value as Instant;
 const token: Token = { tokenId: 50, topLogprobs: [] };
-const plan = { promptTokenCount: 4, tailTokenMax: 1, fenceWithin: nanosFromMs(1) };
+const plan = { promptTokenCount: 4, tailTokenMax: 1, hitTailTokenMax: 1, fenceWithin: nanosFromMs(1) };
 
 function decode(...events: DecodeHandoverEvent[]) {
   let state = newDecodeHandover(at(10));
@@ -24,7 +24,11 @@ function decode(...events: DecodeHandoverEvent[]) {
   return { state: state.kind, effects: effects.map((effect) => effect.kind) };
 }
 
-const reserved: DecodeHandoverEvent = { kind: "Reserved", heardBy: at(20) };
+const reserved: Extract<DecodeHandoverEvent, { readonly kind: "Reserved" }> = {
+  kind: "Reserved",
+  heardBy: at(20),
+  cachedTokenCount: 0,
+};
 const ticket: DecodeHandoverEvent = { kind: "TicketReceived", leaseEnd: at(30) };
 const frames = (complete: boolean): DecodeHandoverEvent => ({
   kind: "FramesVerified",
@@ -37,6 +41,22 @@ test("decode joins once token and KV are both there, in either order, and the cl
   const expected = { state: "joined", effects: ["RequestPrefill", "OpenFetch", "SendFirstToken", "Join"] };
   expect(decode(reserved, ticket, frames(false), first(false), frames(true))).toEqual(expected);
   expect(decode(reserved, ticket, frames(true), first(false))).toEqual(expected);
+});
+
+test("of what is cached nothing is fetched, and when nearly all is, nobody is asked", () => {
+  const cached = (cachedTokenCount: number): DecodeHandoverEvent => ({ ...reserved, cachedTokenCount });
+  let state = newDecodeHandover(at(10));
+  state = advanceDecodeHandover(state, cached(2), plan, at(0)).next;
+  expect(advanceDecodeHandover(state, ticket, plan, at(0)).effects).toEqual([
+    { kind: "OpenFetch", verifiedTokenCount: 2 },
+  ]);
+  const hit = advanceDecodeHandover(newDecodeHandover(at(10)), cached(3), plan, at(0));
+  expect(hit.next).toMatchObject({ kind: "localHit", deadline: NEVER });
+  expect(hit.effects).toEqual([{ kind: "ComputeTail", verifiedTokenCount: 3, token: undefined }]);
+  // A short prompt of which nothing is cached is for a prefill worker all the same.
+  expect(
+    advanceDecodeHandover(newDecodeHandover(at(10)), reserved, { ...plan, promptTokenCount: 1 }, at(0)).effects,
+  ).toEqual([{ kind: "RequestPrefill" }]);
 });
 
 test("a final first token ends everything without a join", () => {

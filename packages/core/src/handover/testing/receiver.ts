@@ -48,18 +48,19 @@ export class Receiver {
   fetch: Fetch | undefined;
   fence: "none" | "asked" = "none";
   /** Of whose position the KV is, in each place. */
-  readonly memory: (number | undefined)[] = [];
+  readonly memory: (number | undefined)[];
   reservation: "none" | "ticket" | "blocks" = "none";
   freedCount = 0;
-  end: "joined" | "tail" | "finished" | "failed" | undefined;
+  end: "joined" | "tail" | "localHit" | "finished" | "failed" | undefined;
 
   constructor(world: World, sources: readonly Source[], transferIds: readonly string[], isResumed: boolean) {
     this.#world = world;
     this.#sources = sources;
     this.#transferIds = transferIds;
     this.#isResumed = isResumed;
-    const { promptTokenCount, tailTokenMax } = world;
-    this.#plan = { promptTokenCount, tailTokenMax, fenceWithin: TIMES.fence as Nanos };
+    const { promptTokenCount, tailTokenMax, hitTailTokenMax, cachedTokenCount } = world;
+    this.#plan = { promptTokenCount, tailTokenMax, hitTailTokenMax, fenceWithin: TIMES.fence as Nanos };
+    this.memory = Array.from({ length: cachedTokenCount }, (_, position) => position);
     this.state = newDecodeHandover((world.now + TIMES.admission) as Instant, sources.length);
   }
 
@@ -111,7 +112,8 @@ export class Receiver {
     if (!this.isAlive) return false;
     if (this.reservation === "none" && !this.isOver) {
       this.reservation = "ticket";
-      this.apply({ kind: "Reserved", heardBy: this.#soon(TIMES.heard) });
+      const { cachedTokenCount } = this.#world;
+      this.apply({ kind: "Reserved", heardBy: this.#soon(TIMES.heard), cachedTokenCount });
       return true;
     }
     if (this.fetch?.copy !== undefined) {
@@ -163,6 +165,7 @@ export class Receiver {
         assert(source !== undefined, "a ticket from nobody");
         this.reservation = "blocks";
         const { verifiedTokenCount: position } = effect;
+        assert(position >= this.#world.cachedTokenCount, "what is cached is fetched, over blocks that others read");
         const transferId = this.#transferId;
         this.fetch = {
           source,
@@ -189,7 +192,7 @@ export class Receiver {
       case "ComputeTail":
         assert(this.fetch === undefined, "I4: the tail is computed while a fetch may write");
         assert(effect.verifiedTokenCount <= this.memory.length, "the tail begins beyond what is there");
-        this.#finish("tail");
+        this.#finish(this.state.kind === "localHit" ? "localHit" : "tail");
         break;
       case "AbandonTransfer":
         this.#stop();
@@ -200,7 +203,7 @@ export class Receiver {
     }
   }
 
-  #finish(end: "joined" | "tail"): void {
+  #finish(end: "joined" | "tail" | "localHit"): void {
     this.end = end;
     if (this.fetch) this.fetch.isStopped = true;
     this.fence = "asked";

@@ -29,6 +29,9 @@ export type Message =
 export interface WorldOptions {
   readonly promptTokenCount: number;
   readonly tailTokenMax: number;
+  readonly hitTailTokenMax: number;
+  /** Of the prompt, in the cache of whoever decodes; fewer than all. */
+  readonly cachedTokenCount: number;
   readonly sourceCount: number;
   /** The first token ends the answer. */
   readonly isFinal: boolean;
@@ -42,6 +45,8 @@ export class World {
   now = 0 as Instant;
   readonly promptTokenCount: number;
   readonly tailTokenMax: number;
+  readonly hitTailTokenMax: number;
+  readonly cachedTokenCount: number;
   readonly isFinal: boolean;
   readonly buriedAt = new Set<string>();
   readonly sources: readonly Source[];
@@ -57,6 +62,8 @@ export class World {
   constructor(options: WorldOptions) {
     this.promptTokenCount = options.promptTokenCount;
     this.tailTokenMax = options.tailTokenMax;
+    this.hitTailTokenMax = options.hitTailTokenMax;
+    this.cachedTokenCount = Math.min(options.cachedTokenCount, options.promptTokenCount - 1);
     this.isFinal = options.isFinal;
     this.sources = Array.from({ length: options.sourceCount }, (_, index) => new Source(this, index));
     this.#transferIds = this.sources.map((_, index) => `t${index}`);
