@@ -42,6 +42,7 @@ test("blocks of owned, draining and leased sequences are accounted for", () => {
     reserved: 2,
     leased: 3,
     pinned: 1,
+    cached: 0,
     orphaned: 0,
   });
 });

@@ -15,6 +15,8 @@ export interface AuditedBlocks {
   readonly leased: number;
   /** Of prompts under a lease that wait to be pulled. */
   readonly pinned: number;
+  /** With KV that later requests may reuse, held or free. */
+  readonly cached: number;
   /** Taken, but behind them is no owner, no valid lease, no step in flight and no transfer that ends. */
   readonly orphaned: number;
 }
@@ -72,6 +74,7 @@ export function auditBlocks(facts: {
     reserved: pool.reservedCount,
     leased,
     pinned,
+    cached: pool.cachedCount,
     orphaned,
   };
 }

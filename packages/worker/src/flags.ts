@@ -108,6 +108,13 @@ export function workerFlags(service: string, summary: string, roles: readonly [R
       min: 1,
       help: "Most requests that may wait for blocks. Larger: bursts are ridden out; smaller: they are sent elsewhere sooner.",
     },
+    prefixCaching: {
+      type: "string",
+      env: "KVASIR_PREFIX_CACHING",
+      default: "on",
+      choices: ["on", "off"],
+      help: "Whether KV of prompts and answers is kept for later requests of the same tenant, as long as nobody needs its blocks.",
+    },
     leaseMs: {
       type: "integer",
       env: "KVASIR_LEASE_MS",

@@ -3,6 +3,7 @@ import {
   type KvasirError,
   type Lease,
   LeaseTable,
+  prefixRoot,
   type SequenceId,
   type StepSchedulerOptions,
 } from "@kvasir/core";
@@ -23,6 +24,7 @@ export class Incarnation {
   readonly transferAddress: string;
   readonly leases = new LeaseTable();
   readonly #waitingCountMax: number;
+  readonly #cachesPrefixes: boolean;
 
   constructor(parts: {
     readonly epoch: bigint;
@@ -49,12 +51,20 @@ export class Incarnation {
       pinnedShareMax: limits.pinnedShareMax,
     };
     this.#waitingCountMax = limits.waitingCountMax;
+    this.#cachesPrefixes = limits.cachesPrefixes;
     this.engine = new Engine(parts.kernel.execute(), options, parts.hooks);
   }
 
   /** Whether the admission queue takes no more. */
   get isQueueFull(): boolean {
     return this.engine.scheduler.waitingCount >= this.#waitingCountMax;
+  }
+
+  /** Root of a tenant's block hashes; undefined when prefixes are not cached. The cache lives and dies with this incarnation. */
+  prefixRootOf(tenantScope: Uint8Array): Uint8Array | undefined {
+    if (!this.#cachesPrefixes) return undefined;
+    const { fingerprint, blockSize } = this.layout;
+    return prefixRoot({ tenantScope, fingerprint }, blockSize);
   }
 
   /**
@@ -92,4 +102,6 @@ export interface EngineLimits {
   readonly pinnedShareMax: number;
   /** Most requests that may wait for blocks. Larger: bursts are ridden out; smaller: they are sent elsewhere sooner. */
   readonly waitingCountMax: number;
+  /** Whether KV of prompts and answers is kept for later requests of the same tenant. */
+  readonly cachesPrefixes: boolean;
 }

@@ -36,7 +36,7 @@ export interface WorkerMetrics {
 }
 
 /** Why a decode worker computed what a prefill worker should have. */
-export type LocalPrefillCause = "no_prefill_worker" | "prefill_lost";
+export type LocalPrefillCause = "no_prefill_worker" | "prefill_lost" | "prefix_hit";
 
 /** Registers the worker's metrics. Everything but the step histogram is read when it is scraped. */
 export function registerMetrics(
@@ -50,14 +50,23 @@ export function registerMetrics(
 
   new Gauge({
     name: "kvasir_blocks",
-    help: "KV blocks by state. total = free + used; reserved, leased and pinned overlap with them; orphaned must be 0",
+    help: "KV blocks by state. total = free + used; reserved, leased, pinned and cached (KV that may be reused) overlap with them; orphaned must be 0",
     labelNames: ["state"],
     registers,
     collect() {
       const audit = current()?.audit();
-      for (const state of ["total", "free", "used", "reserved", "leased", "pinned", "orphaned"] as const) {
+      for (const state of ["total", "free", "used", "reserved", "leased", "pinned", "cached", "orphaned"] as const) {
         this.set({ state }, audit?.[state] ?? 0);
       }
+    },
+  });
+  new Counter({
+    name: "kvasir_prefix_evicted_blocks_total",
+    help: "Blocks whose KV gave way to another sequence, since the sidecar started",
+    registers,
+    collect() {
+      this.reset();
+      this.inc(current()?.engine.scheduler.pool.evictedCount ?? 0);
     },
   });
   new Gauge({
@@ -129,7 +138,7 @@ export function registerMetrics(
     labelNames: ["cause"],
     registers,
   });
-  for (const cause of ["no_prefill_worker", "prefill_lost"] satisfies LocalPrefillCause[])
+  for (const cause of ["no_prefill_worker", "prefill_lost", "prefix_hit"] satisfies LocalPrefillCause[])
     localPrefills.inc({ cause }, 0);
   const steps = new Histogram({
     name: "kvasir_step_seconds",

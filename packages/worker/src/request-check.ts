@@ -1,5 +1,5 @@
 import { create } from "@bufbuild/protobuf";
-import { clipMaxTokens, KvasirError } from "@kvasir/core";
+import { clipMaxTokens, KvasirError, type SequenceSpec } from "@kvasir/core";
 import { type GenerateRequest, type SamplingParams, SamplingParamsSchema } from "@kvasir/proto";
 import type { Incarnation } from "./incarnation.ts";
 import { invalid } from "./invalid.ts";
@@ -12,6 +12,8 @@ export interface CheckedRequest {
   /** With `maxTokens` cut at the context's end. */
   readonly sampling: SamplingParams;
   readonly tenantScope: Uint8Array;
+  /** What it may take from the prefix cache and leave there. */
+  readonly reuse: Pick<SequenceSpec, "prefixRoot" | "computesWholePrompt">;
 }
 
 /** Checks what a gateway or a decode worker sent, as far as the engine relies on it; throws INVALID_REQUEST naming the field. */
@@ -44,7 +46,13 @@ export function checkRequest(
       `the prompt has ${length} tokens, the context ${contextLength}: no room for an answer`,
     );
   }
-  return { promptTokenIds, sampling: create(SamplingParamsSchema, { ...sampling, maxTokens }), tenantScope };
+  const prefixRoot = incarnation.prefixRootOf(tenantScope);
+  const reuse = {
+    ...(prefixRoot === undefined ? {} : { prefixRoot }),
+    // Log-probabilities of the prompt come from computing it.
+    computesWholePrompt: sampling.promptLogprobs !== undefined,
+  };
+  return { promptTokenIds, sampling: create(SamplingParamsSchema, { ...sampling, maxTokens }), tenantScope, reuse };
 }
 
 /** One answer that is still wanted. */

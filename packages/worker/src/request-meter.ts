@@ -5,10 +5,10 @@ import { Counter, Histogram, type Registry } from "prom-client";
 export type GenerationOutcome = "stop" | "length" | "abort" | "error";
 
 /**
- * How a hand-over ended. Decode: `joined`, `finished` when its first token was its last, `tail` when the rest of the prompt was computed here. Prefill: `received`, `closed` when decode wanted no
+ * How a hand-over ended. Decode: `joined`, `finished` when its first token was its last, `tail` when the rest of the prompt was computed here, `local_hit` when that was so because nearly all of it was cached. Prefill: `received`, `closed` when decode wanted no
  * more of it. Else why it failed.
  */
-export type HandoverOutcome = "joined" | "finished" | "tail" | "received" | "closed" | ErrorReason;
+export type HandoverOutcome = "joined" | "finished" | "tail" | "local_hit" | "received" | "closed" | ErrorReason;
 
 /** What requests tell as they go. Called on hot paths; must be cheap and never throw. */
 export interface RequestMeter {
@@ -28,6 +28,10 @@ export interface RequestMeter {
   transferEnded(outcome: HandoverOutcome, facts: { readonly bytes: number; readonly seconds: number }): void;
   /** Tokens whose KV is computed again, because the worker that had it is lost to the request. */
   recomputed(tokenCount: number): void;
+  /** A prompt is about to be computed here: how much of it was cached. */
+  lookedUp(facts: { readonly promptTokenCount: number; readonly cachedTokenCount: number }): void;
+  /** Of a prompt that is computed elsewhere, what was cached here and need not travel. */
+  fetchSpared(tokenCount: number): void;
 }
 
 const HANDOVER_SECONDS = [5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
@@ -77,8 +81,26 @@ export function requestMeter(registry: Registry, vllm: VllmMeter): RequestMeter 
     help: "Tokens of prompts and of output so far in kvasir_reprefills_total",
     registers,
   });
+  const queriedTokens = new Counter({
+    name: "kvasir_prefix_queried_tokens_total",
+    help: "Tokens of prompts that were looked up in the prefix cache before they were computed here",
+    registers,
+  });
+  const hitTokens = new Counter({
+    name: "kvasir_prefix_hit_tokens_total",
+    help: "Tokens whose KV was in the prefix cache, by what that spared: computing them here, or fetching them",
+    labelNames: ["spared"],
+    registers,
+  });
+  for (const spared of ["compute", "fetch"]) hitTokens.inc({ spared }, 0);
   return {
     ...vllm,
+    lookedUp(facts) {
+      vllm.lookedUp(facts);
+      queriedTokens.inc(facts.promptTokenCount);
+      hitTokens.inc({ spared: "compute" }, facts.cachedTokenCount);
+    },
+    fetchSpared: (tokenCount) => hitTokens.inc({ spared: "fetch" }, tokenCount),
     handedOver: (seconds) => handover.observe(seconds),
     handoverEnded: (side, outcome) => handovers.inc({ side, outcome }),
     transferEnded(outcome, { bytes, seconds }) {
@@ -94,7 +116,10 @@ export function requestMeter(registry: Registry, vllm: VllmMeter): RequestMeter 
 }
 
 /** The part of a meter that has a name in vLLM. */
-export type VllmMeter = Pick<RequestMeter, "firstToken" | "nextToken" | "queued" | "prefilled" | "generated">;
+export type VllmMeter = Pick<
+  RequestMeter,
+  "firstToken" | "nextToken" | "queued" | "prefilled" | "generated" | "lookedUp"
+>;
 
 /** For workers whose metrics nobody reads. */
 export const DEAF_METER: RequestMeter = {
@@ -107,4 +132,6 @@ export const DEAF_METER: RequestMeter = {
   handoverEnded: () => undefined,
   transferEnded: () => undefined,
   recomputed: () => undefined,
+  lookedUp: () => undefined,
+  fetchSpared: () => undefined,
 };

@@ -134,6 +134,7 @@ async function start(
       sequenceCountMax: values.maxSequences,
       pinnedShareMax: values.pinnedPercentMax / 100,
       waitingCountMax: values.maxWaiting,
+      cachesPrefixes: values.prefixCaching === "on",
     },
     leaseMs: values.leaseMs,
     admissionWaitMs: values.admissionWaitMs,

@@ -11,7 +11,7 @@ const REQUEST_SECONDS = [0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 5
 
 /**
  * The metrics that dashboards, autoscalers and endpoint pickers scrape from a vLLM engine, under vLLM's names and with its label
- * `model_name`. Those of features that are not here (prefix cache, preemption) are left out rather than told as 0.
+ * `model_name`. Those of features that are not here (preemption) are left out rather than told as 0.
  */
 export function registerVllmMetrics(
   registry: Registry,
@@ -77,6 +77,17 @@ export function registerVllmMetrics(
   const prefill = histogram("request_prefill_time_seconds", "First to last chunk of a prompt", REQUEST_SECONDS);
   const decode = histogram("request_decode_time_seconds", "First to last token", REQUEST_SECONDS);
   const tokens = generationTokens.labels(labels);
+  const queries = new Counter({
+    ...common,
+    name: "vllm:prefix_cache_queries_total",
+    help: "Tokens of prompts that were looked up in the prefix cache",
+  });
+  const hits = new Counter({
+    ...common,
+    name: "vllm:prefix_cache_hits_total",
+    help: "Of those, tokens whose KV was there",
+  });
+  for (const counter of [queries, hits]) counter.inc(labels, 0);
   return {
     firstToken(seconds) {
       tokens.inc();
@@ -88,6 +99,10 @@ export function registerVllmMetrics(
     },
     queued: (seconds) => queue.observe(seconds),
     prefilled: (seconds) => prefill.observe(seconds),
+    lookedUp({ promptTokenCount, cachedTokenCount }) {
+      queries.inc(labels, promptTokenCount);
+      hits.inc(labels, cachedTokenCount);
+    },
     generated(outcome, { seconds, decodeSeconds }) {
       success.inc({ ...labels, finished_reason: outcome });
       if (outcome !== "stop" && outcome !== "length") return;

@@ -1,4 +1,3 @@
-import { createHmac } from "node:crypto";
 import { hostname } from "node:os";
 import { basename, resolve } from "node:path";
 import {
@@ -117,7 +116,7 @@ async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
     telemetry,
     metrics: createMetrics(telemetry.registry),
     running,
-    tenantScope: createHmac("sha256", values.tenantSecret).update("tenant:default").digest().subarray(0, 16),
+    tenantSecret: values.tenantSecret,
     requestTimeoutMs: values.requestTimeoutMs,
     stallTimeoutMs: values.stallTimeoutMs,
     resumeTimeoutMs: values.resumeTimeoutMs,

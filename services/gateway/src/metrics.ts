@@ -12,6 +12,7 @@ export interface GatewayMetrics {
   readonly retries: Counter;
   readonly resumes: Counter;
   readonly promptTokens: Counter;
+  readonly cachedTokens: Counter;
   readonly outputTokens: Counter;
   readonly ttft: Histogram;
   readonly tbt: Histogram;
@@ -35,6 +36,11 @@ export function createMetrics(registry: Registry): GatewayMetrics {
     retries: new Counter({ name: name("retries_total"), help: "Placements asked for after a failure.", registers }),
     resumes: new Counter({ name: name("resumes_total"), help: "Streams that went on elsewhere.", registers }),
     promptTokens: new Counter({ name: name("prompt_tokens_total"), help: "Prompt tokens accepted.", registers }),
+    cachedTokens: new Counter({
+      name: name("cached_tokens_total"),
+      help: "Prompt tokens whose KV was there and was not computed.",
+      registers,
+    }),
     outputTokens: new Counter({ name: name("output_tokens_total"), help: "Tokens sent to clients.", registers }),
     ttft: new Histogram({ name: name("ttft_seconds"), help: "Arrival to first token.", buckets: SECONDS, registers }),
     tbt: new Histogram({ name: name("tbt_seconds"), help: "Gap between tokens.", buckets: GAP_SECONDS, registers }),

@@ -32,6 +32,8 @@ export interface PreparedRequest {
   readonly showPromptLogprobs: boolean;
   readonly stream: boolean;
   readonly includeUsage: boolean;
+  /** Narrows who may reuse this request's KV. */
+  readonly cacheSalt: string | undefined;
 }
 
 /** Renders and tokenizes a chat, off the event loop. */
@@ -110,7 +112,7 @@ export async function prepareCompletion(model: ServedModel, request: CompletionR
 
 function commonOutput(
   request: ChatRequest | CompletionRequest,
-): Pick<PreparedRequest, "choiceCount" | "stops" | "keepStop" | "stream" | "includeUsage"> {
+): Pick<PreparedRequest, "choiceCount" | "stops" | "keepStop" | "stream" | "includeUsage" | "cacheSalt"> {
   if (request.stream_options != null && request.stream !== true) {
     throw new RequestError("stream_options needs stream: true", { param: "stream_options", code: "invalid_value" });
   }
@@ -125,6 +127,7 @@ function commonOutput(
     keepStop: request.include_stop_str_in_output ?? false,
     stream: request.stream ?? false,
     includeUsage: request.stream_options?.include_usage ?? false,
+    cacheSalt: request.cache_salt ?? undefined,
   };
 }
 

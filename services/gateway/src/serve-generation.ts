@@ -1,5 +1,5 @@
 import { KvasirError } from "@kvasir/core";
-import { PlacementMode, type SampledToken } from "@kvasir/proto";
+import { type CachedTokens, PlacementMode, type SampledToken } from "@kvasir/proto";
 import { failSpan, type Telemetry } from "@kvasir/telemetry";
 import { type Attributes, context, propagation, type Span, SpanKind, trace } from "@opentelemetry/api";
 import type { FastifyReply, FastifyRequest } from "fastify";
@@ -14,6 +14,7 @@ import { type PreparedRequest, prepareChat, prepareCompletion, type ServedModel 
 import { constraintError, type FieldConstraint } from "./prepare-constraint.ts";
 import { type ResponseWriter, sendError, streamWriter, wholeWriter } from "./response-writer.ts";
 import type { RunningRequests } from "./running-requests.ts";
+import { tenantScope } from "./tenant-scope.ts";
 import { type GenerationEnd, generate, type Upstream } from "./upstream/generate.ts";
 import type { SinkAnswer } from "./upstream/generation-context.ts";
 
@@ -23,7 +24,8 @@ export interface GenerationDeps {
   readonly telemetry: Telemetry;
   readonly metrics: GatewayMetrics;
   readonly running: RunningRequests;
-  readonly tenantScope: Uint8Array;
+  /** Under which tenants' scopes are derived. */
+  readonly tenantSecret: string;
   readonly requestTimeoutMs: number;
   readonly stallTimeoutMs: number;
   readonly resumeTimeoutMs: number;
@@ -85,7 +87,7 @@ export async function serveGeneration(
     await run(deps, prepared, writer, span, {
       requestId: request.id,
       model: model.name,
-      tenantScope: deps.tenantScope,
+      tenantScope: tenantScope(deps.tenantSecret, request.headers.authorization, prepared.cacheSalt),
       context: spanContext,
       tracer: telemetry.tracer,
       signal: abort.signal,
@@ -139,6 +141,7 @@ async function run(
   let shownPrompt: PromptLogprobs | undefined;
   let promptToken: SampledToken | undefined;
   let ttftMs = 0;
+  let cached: CachedTokens | undefined;
   const echoOnce = (choice: number) => {
     if (prepared.echo && choices[choice]?.tokenCount === 0) echo(tokenizer, prepared, promptToken, writer, choice);
   };
@@ -165,6 +168,10 @@ async function run(
       const full = writer.piece(index, piece.text, piece.logprobs);
       return piece.stopped ? "enough" : (full ?? "more");
     },
+    cached(tokens) {
+      // What a request computed itself before a worker was lost is not cached for it.
+      cached ??= tokens;
+    },
     ended(index, finish, byStopString) {
       const choice = choices[index];
       if (choice === undefined) return;
@@ -176,8 +183,9 @@ async function run(
   const tokenCount = choices.reduce((sum, choice) => sum + choice.tokenCount, 0);
   const tail = {
     ...(shownPrompt === undefined ? {} : { prompt_logprobs: shownPrompt }),
-    ...tailOf(prepared, end, tokenCount, ttftMs, facts.traceId),
+    ...tailOf(prepared, end, tokenCount, ttftMs, facts.traceId, cached),
   };
+  metrics.cachedTokens.inc(tail.usage.prompt_tokens_details.cached_tokens);
   if (end.placementCount > 1) metrics.retries.inc(end.placementCount - 1);
   if (end.resumeCount > 0) metrics.resumes.inc(end.resumeCount);
   metrics.placements.inc({ mode: tail.kvasir.mode });
@@ -230,17 +238,19 @@ function tailOf(
   tokenCount: number,
   ttftMs: number,
   traceId: string,
+  cached: CachedTokens | undefined,
 ): Tail {
   const { placement, finished } = end;
   const split = placement.mode === PlacementMode.SPLIT;
   const decodeWorker = placement.decode?.workerId ?? "";
   const timings = finished?.timings;
+  const { resident = 0, remoteWorker = 0, storeDram = 0, storeDisk = 0, blended = 0 } = cached ?? {};
   return {
     usage: {
       prompt_tokens: prepared.promptTokenIds.length,
       completion_tokens: tokenCount,
       total_tokens: prepared.promptTokenIds.length + tokenCount,
-      prompt_tokens_details: { cached_tokens: 0 },
+      prompt_tokens_details: { cached_tokens: resident + remoteWorker + storeDram + storeDisk },
     },
     kvasir: {
       trace_id: traceId,
@@ -251,6 +261,7 @@ function tailOf(
       ttft_ms: round(ttftMs),
       predicted_ttft_ms: round(placement.predictedTtftMs),
       kv_bytes_moved: Number(finished?.kvBytesMoved ?? 0n),
+      cached_tokens: { resident, remote_worker: remoteWorker, store_dram: storeDram, store_disk: storeDisk, blended },
       placement_reason: placement.reason,
       local_prefill: placement.localPrefill,
       resumes: end.resumeCount,
@@ -286,6 +297,7 @@ function requestAttributes(model: ServedModel, prepared: PreparedRequest): Attri
 function responseAttributes(end: GenerationEnd, { usage, kvasir }: Tail, finishes: readonly string[]): Attributes {
   return {
     "gen_ai.usage.output_tokens": usage.completion_tokens,
+    "gen_ai.usage.cache_read.input_tokens": usage.prompt_tokens_details.cached_tokens,
     "gen_ai.response.finish_reasons": [...finishes],
     "gen_ai.response.time_to_first_chunk": kvasir.ttft_ms / 1000,
     "kvasir.mode": kvasir.mode,

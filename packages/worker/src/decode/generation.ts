@@ -1,6 +1,12 @@
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { type Instant, type KvasirError, msFromNanos, type SequenceEnd, type Token } from "@kvasir/core";
-import { FinishReason, type GenerateTimingsSchema, type SamplingParams, SamplingParamsSchema } from "@kvasir/proto";
+import {
+  type CachedTokensSchema,
+  FinishReason,
+  type GenerateTimingsSchema,
+  type SamplingParams,
+  SamplingParamsSchema,
+} from "@kvasir/proto";
 import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
 import type { BranchRequest } from "../engine/engine.ts";
@@ -92,6 +98,16 @@ export class Generation {
     this.#stream.accepted(reserveMs);
     this.#toldProgress = this.facts.incarnation.engine.answeredCount;
     this.#progressTimer = setInterval(() => this.#tellProgress(), PROGRESS_INTERVAL_MS);
+  }
+
+  /** Tokens of the prompt that were not computed for this request; told with the first tokens. */
+  cached(cached: MessageInitShape<typeof CachedTokensSchema>): void {
+    this.#stream.tellCached(cached);
+    const { resident = 0, remoteWorker = 0, storeDram = 0, storeDisk = 0, blended = 0 } = cached;
+    this.facts.traced.span.setAttribute(
+      "kvasir.cached_tokens",
+      resident + remoteWorker + storeDram + storeDisk + blended,
+    );
   }
 
   /** Something moved towards the first token. */

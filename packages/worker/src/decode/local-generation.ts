@@ -7,7 +7,7 @@ import { Generation, type GenerationFacts } from "./generation.ts";
 export function generateLocally(facts: GenerationFacts): { readonly done: Promise<void>; readonly cancel: () => void } {
   const generation = new Generation(facts);
   const { incarnation, request, arrivedAt, admissionWaitMs, tracer, traced, requestId, workerId } = facts;
-  const { promptTokenIds } = request;
+  const { promptTokenIds, reuse } = request;
   const { sampling } = generation;
   const { outputTokenIds } = facts.choices[0];
   const { engine } = incarnation;
@@ -23,13 +23,18 @@ export function generateLocally(facts: GenerationFacts): { readonly done: Promis
       ...{ kind: "local", promptTokenIds, outputTokenIds, sampling, maxTokens: sampling.maxTokens },
       traceparent: traceparentOf(prefill),
       branches: generation.branches(),
+      reuse,
     },
     addNanos(arrivedAt, nanosFromMs(admissionWaitMs)),
     {
       admitted: () => generation.accepted(),
       refused: () => generation.fail(overloaded()),
-      planned() {
+      planned(cachedTokenCount) {
         plannedAt = now();
+        const resident = Math.min(cachedTokenCount, promptTokenIds.length);
+        facts.requests.lookedUp({ promptTokenCount: promptTokenIds.length, cachedTokenCount: resident });
+        generation.cached({ resident });
+        prefill.span.setAttribute("kvasir.cached_tokens", resident);
         queue.span.end();
         generation.timings.prefillQueueMs = msFromNanos(plannedAt - arrivedAt);
       },

@@ -34,6 +34,12 @@ const HEARD_WAIT_MS = 3_000;
 /** Time for the prefill worker's ticket beyond its own wait for blocks. Larger: slower peers pass; smaller: dead ones are left sooner. */
 const TICKET_WAIT_MS = 5_000;
 
+/**
+ * A rest of a prompt of at most this part of a step is computed by decode itself, when all before it was in its cache. Larger parts of a step
+ * would make those who decode beside it wait; smaller ones would send more prompts through another worker.
+ */
+const HIT_TAIL_STEP_PARTS = 4;
+
 /** Time for the own sidecar to end a copy. Its worker holds one that takes longer for lost. */
 const FENCE_WAIT_MS = 5_000;
 
@@ -72,6 +78,8 @@ export class SplitGeneration {
   #pullCount = 0;
   #handover: Traced | undefined;
   #firstTokenAt: Instant | undefined;
+  /** After a local hit, until the first token: its first step. */
+  #plannedAt: Instant | undefined;
   #firstChoiceEnded = false;
 
   constructor(facts: SplitFacts) {
@@ -79,13 +87,14 @@ export class SplitGeneration {
     this.#generation = new Generation(facts);
     this.#generation.prefillWorkerId = facts.prefills[0].prefill.workerId;
     const { incarnation, request, traced, arrivedAt, admissionWaitMs } = facts;
-    const { promptTokenIds } = request;
+    const { promptTokenIds, reuse } = request;
     const { sampling } = this.#generation;
     const { outputTokenIds } = facts.choices[0];
     // A rest of one step: those who decode beside it wait once.
-    const tailTokenMax = incarnation.engine.scheduler.options.tokenBudget;
+    const { tokenBudget: tailTokenMax, blockSize } = incarnation.engine.scheduler.options;
+    const hitTailTokenMax = Math.max(blockSize, Math.floor(tailTokenMax / HIT_TAIL_STEP_PARTS));
     const fenceWithin = nanosFromMs(FENCE_WAIT_MS);
-    this.#plan = { promptTokenCount: promptTokenIds.length, tailTokenMax, fenceWithin };
+    this.#plan = { promptTokenCount: promptTokenIds.length, tailTokenMax, hitTailTokenMax, fenceWithin };
     const waitUntil = addNanos(arrivedAt, nanosFromMs(admissionWaitMs));
     this.#state = newDecodeHandover(waitUntil, facts.prefills.length);
     [this.#sequenceId, ...this.#branchIds] = incarnation.engine.submitGroup(
@@ -93,14 +102,18 @@ export class SplitGeneration {
         ...{ kind: "decode", promptTokenIds, outputTokenIds, sampling, maxTokens: sampling.maxTokens },
         traceparent: traceparentOf(traced),
         branches: this.#generation.branches(),
+        reuse,
       },
       waitUntil,
       {
-        admitted: () => this.#reserved(),
+        admitted: (_blockIds, cachedTokenCount) => this.#reserved(cachedTokenCount),
         refused: () => this.#apply({ kind: "TimePassed" }),
         fetchOpened: (blockIds) => this.#blocksTaken(blockIds),
         planned: () => this.#joined(),
-        sampled: (token, _tokenIndex, end) => this.#generation.token(token, end),
+        sampled: (token, _tokenIndex, end) => {
+          if (this.#state.kind === "localHit") this.#meterPrefill();
+          this.#generation.token(token, end);
+        },
         failed: (error) => this.#lost(error),
       },
     );
@@ -136,7 +149,8 @@ export class SplitGeneration {
     const { requests } = this.#facts;
     const failure = effects.find((effect) => effect.kind === "EndStream")?.error;
     const { kind } = this.#state;
-    const outcome = failure?.reason ?? (kind === "finished" || kind === "tail" ? kind : "joined");
+    const outcome =
+      failure?.reason ?? (kind === "localHit" ? "local_hit" : kind === "finished" || kind === "tail" ? kind : "joined");
     requests.handoverEnded("decode", outcome);
     if (this.#blockIds === undefined) return;
     const { kvBytesMoved, timings } = this.#generation;
@@ -173,7 +187,8 @@ export class SplitGeneration {
         void this.#stopTransfer();
         break;
       case "ComputeTail":
-        this.#computeTail(effect.verifiedTokenCount, effect.token);
+        if (this.#state.kind === "localHit") this.#computeAfterHit(effect.verifiedTokenCount);
+        else this.#computeTail(effect.verifiedTokenCount, effect.token);
         break;
       case "AbandonTransfer":
         incarnation.engine.close(this.#sequenceId);
@@ -187,12 +202,14 @@ export class SplitGeneration {
     }
   }
 
-  #reserved(): void {
+  #reserved(cachedTokenCount: number): void {
     const { incarnation } = this.#facts;
     const lifetime = nanosFromMs(this.#requestWaitMs());
     incarnation.leases.grant(this.#leaseId, "reservation", this.#sequenceId, lifetime, now());
     this.#generation.accepted();
-    this.#apply({ kind: "Reserved", heardBy: this.#after(HEARD_WAIT_MS) });
+    this.#facts.traced.span.setAttribute("kvasir.resident_tokens", cachedTokenCount);
+    this.#apply({ kind: "Reserved", heardBy: this.#after(HEARD_WAIT_MS), cachedTokenCount });
+    if (this.#state.kind === "requesting") this.#facts.requests.fetchSpared(cachedTokenCount);
   }
 
   #requestWaitMs(): number {
@@ -268,7 +285,7 @@ export class SplitGeneration {
 
   #blocksTaken(blockIds: readonly BlockId[]): void {
     this.#blockIds = blockIds;
-    this.#openFetch(blockIds, 0);
+    this.#openFetch(blockIds, this.#state.verifiedTokenCount);
   }
 
   #openFetch(blockIds: readonly BlockId[], verifiedTokenCount: number): void {
@@ -295,6 +312,7 @@ export class SplitGeneration {
     const { timings } = this.#generation;
     timings.prefillQueueMs = value.queueMs;
     timings.prefillComputeMs = value.computeMs;
+    if (value.cached) this.#generation.cached(value.cached);
     if (!value.token) {
       const message = "the prefill worker sent a first token without a token";
       this.#apply({ kind: "Failed", error: { reason: "internal", message } });
@@ -323,6 +341,12 @@ export class SplitGeneration {
 
   /** Its first own step is on its way. */
   #joined(): void {
+    if (this.#state.kind === "localHit") {
+      this.#plannedAt = now();
+      this.#generation.timings.prefillQueueMs = msFromNanos(this.#plannedAt - this.#facts.arrivedAt);
+      this.#generation.stepsBegin();
+      return;
+    }
     const handoverMs = msFromNanos(now() - (this.#firstTokenAt ?? now()));
     this.#generation.timings.handoverMs = handoverMs;
     this.#facts.requests.handedOver(handoverMs / 1_000);
@@ -336,6 +360,29 @@ export class SplitGeneration {
     this.#bytesBefore = this.#generation.kvBytesMoved;
     await this.#endTransfer("abort");
     this.#apply({ kind: "Fenced", heardBy: this.#after(HEARD_WAIT_MS) });
+  }
+
+  /** Nearly all of the prompt was here: no prefill worker is asked. */
+  #computeAfterHit(cachedTokenCount: number): void {
+    const { incarnation, onLocalPrefill, requests, traced, workerId } = this.#facts;
+    const { promptTokenCount } = this.#plan;
+    const resident = Math.min(cachedTokenCount, promptTokenCount);
+    onLocalPrefill("prefix_hit");
+    requests.lookedUp({ promptTokenCount, cachedTokenCount: resident });
+    traced.span.setAttribute("kvasir.local_prefill", "prefix_hit");
+    this.#generation.prefillWorkerId = workerId;
+    this.#generation.cached({ resident });
+    incarnation.leases.release(this.#leaseId);
+    incarnation.engine.apply({ kind: "KvLost", sequenceId: this.#sequenceId, verifiedTokenCount: cachedTokenCount });
+  }
+
+  /** After a local hit, the rest of the prompt is computed with the first token. */
+  #meterPrefill(): void {
+    if (this.#plannedAt === undefined) return;
+    const computeMs = msFromNanos(now() - this.#plannedAt);
+    this.#plannedAt = undefined;
+    this.#generation.timings.prefillComputeMs = computeMs;
+    this.#facts.requests.prefilled(computeMs / 1_000);
   }
 
   #computeTail(verifiedTokenCount: number, token: Token | undefined): void {

@@ -2,6 +2,7 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { ServerWritableStream } from "@grpc/grpc-js";
 import type { Token } from "@kvasir/core";
 import type {
+  CachedTokensSchema,
   ChoiceFinishedSchema,
   GenerateFinishedSchema,
   GenerateRequest,
@@ -20,6 +21,7 @@ export class TokenStream {
   #pending: { readonly token: Token; readonly choice: number }[] = [];
   #blocked = false;
   #queued = false;
+  #cached: MessageInitShape<typeof CachedTokensSchema> | undefined;
 
   constructor(call: GenerateCall) {
     this.#call = call;
@@ -35,6 +37,11 @@ export class TokenStream {
 
   progress(): void {
     this.#write({ kind: { case: "progress", value: {} } });
+  }
+
+  /** To be told with the first tokens. */
+  tellCached(cached: MessageInitShape<typeof CachedTokensSchema>): void {
+    this.#cached = cached;
   }
 
   push(token: Token, choice = 0): void {
@@ -69,7 +76,9 @@ export class TokenStream {
     this.#pending = [];
     for (const [choiceIndex, entries] of Map.groupBy(pending, ({ choice }) => choice)) {
       const tokens = entries.map(({ token }) => wireToken(token));
-      this.#write({ kind: { case: "tokens", value: { tokens, choiceIndex } } });
+      const cached = this.#cached === undefined ? {} : { cached: this.#cached };
+      this.#cached = undefined;
+      this.#write({ kind: { case: "tokens", value: { tokens, choiceIndex, ...cached } } });
     }
   }
 

@@ -7,6 +7,7 @@ import {
   type SequenceEnd,
   type SequenceId,
   type SequenceKind,
+  type SequenceSpec,
   type StepPlan,
   StepScheduler,
   type StepSchedulerOptions,
@@ -29,6 +30,7 @@ export interface SequenceRequest extends Pick<StartFacts, "sampling" | "tracepar
   readonly outputTokenIds?: readonly number[];
   /** Further answers to the same prompt. */
   readonly branches?: readonly BranchRequest[];
+  readonly reuse: Pick<SequenceSpec, "prefixRoot" | "computesWholePrompt">;
 }
 
 export interface BranchRequest {
@@ -39,13 +41,13 @@ export interface BranchRequest {
 
 /** What the owner of a sequence is told. Every sequence ends by `refused`, by a token with `end`, by `failed`, or by its owner. */
 export interface SequenceListener {
-  /** `blockIds`: to be published, for prefill kind. */
-  admitted(blockIds: readonly BlockId[]): void;
+  /** `blockIds`: to be published, for prefill kind. `cachedTokenCount`: of its input, those whose KV was here. */
+  admitted(blockIds: readonly BlockId[], cachedTokenCount: number): void;
   refused(): void;
   /** Decode kind: the blocks for the prompt's KV, answer of `KvOffered`. */
   fetchOpened?(blockIds: readonly BlockId[]): void;
-  /** Its first step is on its way to the device. */
-  planned?(): void;
+  /** Its first step is on its way to the device; by now more may be cached. */
+  planned?(cachedTokenCount: number): void;
   sampled(token: Token, tokenIndex: number, end: SequenceEnd | undefined): void;
   /** The incarnation is lost and the sequence with it. */
   failed(error: KvasirError): void;
@@ -118,9 +120,9 @@ export class Engine {
       this.#entries.set(branchId, { listener: heard, facts: { ...facts, sampling: branch.sampling } });
       return { sequenceId: branchId, outputTokenIds: branch.outputTokenIds };
     });
-    const { outputTokenIds = [] } = request;
+    const { outputTokenIds = [], reuse } = request;
     const { stopTokenIds } = sampling;
-    const common = { sequenceId, kind, promptTokenIds, maxTokens, stopTokenIds, outputTokenIds };
+    const common = { sequenceId, kind, promptTokenIds, maxTokens, stopTokenIds, outputTokenIds, ...reuse };
     const spec = { ...common, branches: branchSpecs };
     queueMicrotask(() => this.apply({ kind: "SequenceArrived", spec, waitUntil }));
     return [sequenceId, ...branchSpecs.map((branch) => branch.sequenceId)];
@@ -174,7 +176,7 @@ export class Engine {
     const { listener } = entry;
     switch (effect.kind) {
       case "AnnounceAdmission":
-        listener.admitted(effect.blockIds);
+        listener.admitted(effect.blockIds, effect.cachedTokenCount);
         break;
       case "RefuseSequence":
         this.#entries.delete(effect.sequenceId);
@@ -210,7 +212,9 @@ export class Engine {
       if (!plan) return;
       this.#sent.push({ plan, sentAt: now(), pipelined: this.#sent.length > 0 });
       this.#stream.write(requestFromPlan(plan, (sequenceId) => this.#factsOf(sequenceId)));
-      for (const start of plan.starts) this.#entries.get(start.sequenceId)?.listener.planned?.();
+      for (const { sequenceId, cachedTokenCount } of plan.starts) {
+        this.#entries.get(sequenceId)?.listener.planned?.(cachedTokenCount);
+      }
     }
   }
 

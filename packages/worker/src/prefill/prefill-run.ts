@@ -67,6 +67,7 @@ export class PrefillRun {
   #call: { readonly stream: RunCall; readonly done: PromiseWithResolvers<void> } | undefined;
   #publishing: Promise<unknown> | undefined;
   #plannedAt: Instant | undefined;
+  #cachedTokenCount = 0;
   #timer: NodeJS.Timeout | undefined;
   #blockIds: readonly BlockId[] = [];
   #ticket: MessageInitShape<typeof RunTicketSchema> = {};
@@ -75,18 +76,24 @@ export class PrefillRun {
     this.#facts = facts;
     this.#leaseId = `pin ${Buffer.from(facts.transferId).toString("hex")}`;
     const { incarnation, request, traced } = facts;
-    const { promptTokenIds, sampling } = request;
+    const { promptTokenIds, sampling, reuse } = request;
     this.#queue = startQueueSpan(facts.tracer, traced, incarnation.engine);
     const waitUntil = addNanos(this.#arrivedAt, nanosFromMs(facts.admissionWaitMs));
     this.#state = newPrefillHandover(waitUntil);
     this.#sequenceId = incarnation.engine.submit(
-      { kind: "prefill", promptTokenIds, sampling, maxTokens: sampling.maxTokens, traceparent: traceparentOf(traced) },
+      {
+        ...{ kind: "prefill", promptTokenIds, sampling, maxTokens: sampling.maxTokens, reuse },
+        traceparent: traceparentOf(traced),
+      },
       waitUntil,
       {
         admitted: (blockIds) => this.#admitted(blockIds),
         refused: () => this.#apply({ kind: "TimePassed" }),
-        planned: () => {
+        planned: (cachedTokenCount) => {
           this.#plannedAt = now();
+          this.#cachedTokenCount = cachedTokenCount;
+          facts.requests.lookedUp({ promptTokenCount: promptTokenIds.length, cachedTokenCount });
+          traced.span.setAttribute("kvasir.cached_tokens", cachedTokenCount);
           this.#queue.span.end();
           this.#apply({ kind: "StepPlanned" });
         },
@@ -227,7 +234,9 @@ export class PrefillRun {
     this.#facts.requests.queued(queueMs / 1_000);
     this.#facts.requests.prefilled(computeMs / 1_000);
     this.#facts.traced.span.setAttributes({ "kvasir.queue_ms": queueMs, "kvasir.compute_ms": computeMs });
-    this.#say({ kind: { case: "firstToken", value: { token: wireToken(token), stopped, queueMs, computeMs } } });
+    const cached = { resident: this.#cachedTokenCount };
+    const value = { token: wireToken(token), stopped, queueMs, computeMs, cached };
+    this.#say({ kind: { case: "firstToken", value } });
   }
 
   /** Blocks return only after the sidecar promised that no pull reads them. */

@@ -70,6 +70,7 @@ export async function startTestWorker(
       sequenceCountMax: 16,
       pinnedShareMax: 0.7,
       waitingCountMax: options.waitingCountMax ?? 1_000,
+      cachesPrefixes: true,
     },
     leaseMs: options.leaseMs ?? 5_000,
     admissionWaitMs: options.admissionWaitMs ?? 300,
@@ -103,6 +104,8 @@ export interface GenerateOptions {
   readonly stopTokenIds?: number[];
   readonly deadlineMs?: number;
   readonly parent?: Span;
+  /** Default: that of a tenant who was never seen, so that nothing of the prompt is cached. */
+  readonly tenantScope?: Uint8Array;
   /** Replaces fields of the request. */
   readonly change?: {
     readonly promptTokenIds?: number[];
@@ -123,6 +126,8 @@ export interface Generated {
   readonly accepted: boolean;
   readonly progressCount: number;
   readonly finished: GenerateFinished | undefined;
+  /** Tokens of the prompt whose KV was where the rest of it was computed; undefined before the first token. */
+  readonly cachedTokenCount: number | undefined;
   readonly error: KvasirError | undefined;
 }
 
@@ -131,6 +136,15 @@ export interface RunningGeneration {
   readonly firstToken: Promise<void>;
   readonly accepted: Promise<void>;
   cancel(): void;
+}
+
+let lastScope = 0;
+
+/** A tenant of its own. */
+export function freshScope(): Uint8Array {
+  const scope = new Uint8Array(16);
+  new DataView(scope.buffer).setUint32(0, ++lastScope);
+  return scope;
 }
 
 /** One request as a gateway makes it. */
@@ -146,7 +160,7 @@ export function generate(options: GenerateOptions): RunningGeneration {
       decode: refOf(decode),
       ...(prefill ? { prefill: refOf(prefill) } : {}),
     },
-    tenantScope: new Uint8Array(16).fill(1),
+    tenantScope: options.tenantScope ?? freshScope(),
     ...options.change,
   };
   const settings = {
@@ -161,12 +175,13 @@ export function generate(options: GenerateOptions): RunningGeneration {
   let isAccepted = false;
   let progressCount = 0;
   let finished: GenerateFinished | undefined;
+  let cachedTokenCount: number | undefined;
   const result = new Promise<Generated>((resolve) => {
     const settle = (error: KvasirError | undefined) => {
       firstToken.resolve();
       accepted.resolve();
       client.channel.close();
-      resolve({ tokenIds, choices, accepted: isAccepted, progressCount, finished, error });
+      resolve({ tokenIds, choices, accepted: isAccepted, progressCount, finished, cachedTokenCount, error });
     };
     call.on("data", (response: GenerateResponse) => {
       if (response.kind.case === "accepted") {
@@ -174,7 +189,8 @@ export function generate(options: GenerateOptions): RunningGeneration {
         accepted.resolve();
       } else if (response.kind.case === "progress") progressCount++;
       else if (response.kind.case === "tokens") {
-        const { tokens, choiceIndex } = response.kind.value;
+        const { tokens, choiceIndex, cached } = response.kind.value;
+        if (cached) cachedTokenCount = cached.resident;
         const ids = tokens.map((token) => token.tokenId);
         tokenIds.push(...ids);
         choices.set(choiceIndex, [...(choices.get(choiceIndex) ?? []), ...ids]);

@@ -54,6 +54,7 @@ export async function startRealWorker(
       sequenceCountMax: 32,
       pinnedShareMax: 0.7,
       waitingCountMax: 1_000,
+      cachesPrefixes: true,
     },
     leaseMs: 5_000,
     admissionWaitMs: 10_000,

@@ -55,7 +55,7 @@ test.each([
   expect(param?.split(".")[0]).toBe(field);
 });
 
-test.each(["tools", "best_of", "prompt", "guided_grammar", "kv_transfer_params", "cache_salt"])(
+test.each(["tools", "best_of", "prompt", "guided_grammar", "kv_transfer_params"])(
   "%s is not ignored",
   (field) => {
     expect(refusal(() => checkRequest(ChatRequest, { ...chat, [field]: 1 }))).toMatchObject({

@@ -57,6 +57,7 @@ const COMMON = {
   ignore_eos: z.boolean().nullish(),
   stream: z.boolean().nullish(),
   stream_options: z.strictObject({ include_usage: z.boolean().nullish() }).nullish(),
+  cache_salt: z.string().min(1).max(256).nullish(),
   // Without effect here.
   user: z.string().nullish(),
   metadata: z.record(z.string(), z.unknown()).nullish(),

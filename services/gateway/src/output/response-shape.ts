@@ -5,7 +5,19 @@ export interface Usage {
   readonly prompt_tokens: number;
   readonly completion_tokens: number;
   readonly total_tokens: number;
+  /** Tokens of the prompt whose exact KV was there and was not computed. */
   readonly prompt_tokens_details: { readonly cached_tokens: number };
+}
+
+/** Tokens of the prompt whose KV was not computed for this request, by where it was. */
+export interface CachedBySource {
+  /** On the worker that computed the rest of the prompt. */
+  readonly resident: number;
+  readonly remote_worker: number;
+  readonly store_dram: number;
+  readonly store_disk: number;
+  /** Moved from another place in a text: approximate, and not among the usage's cached tokens. */
+  readonly blended: number;
 }
 
 /** What Kvasir adds beside `usage`: where the request went, and its times. */
@@ -17,6 +29,7 @@ export interface KvasirExtension {
   readonly ttft_ms: number;
   readonly predicted_ttft_ms: number;
   readonly kv_bytes_moved: number;
+  readonly cached_tokens: CachedBySource;
   readonly placement_reason: string;
   /** The decode worker computed the prompt, because no prefill worker was left. */
   readonly local_prefill: boolean;

@@ -47,7 +47,7 @@ export class GatewayBench {
       telemetry: this.telemetry,
       metrics: createMetrics(this.telemetry.registry),
       running,
-      tenantScope: new Uint8Array(16),
+      tenantSecret: "test",
       requestTimeoutMs: 5_000,
       stallTimeoutMs: 300,
       resumeTimeoutMs: 2_000,

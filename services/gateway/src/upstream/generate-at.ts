@@ -86,7 +86,8 @@ export function generateAt(
       last = performance.now();
       const { kind } = response;
       if (kind.case === "tokens") {
-        const { tokens, choiceIndex } = kind.value;
+        const { tokens, choiceIndex, cached } = kind.value;
+        if (cached) sink.cached(cached);
         // An answer that a stop string ended goes on at the worker until the last of its siblings has ended.
         if (!progress.isOpen(choiceIndex)) return;
         progress.add(

@@ -67,6 +67,7 @@ export async function generate(
           placing.firstToken();
           return sink.tokens(tokens, choice);
         },
+        cached: (cached) => sink.cached(cached),
         ended: (choice, finish, byStopString) => sink.ended(choice, finish, byStopString),
       };
       const attempt = startAttempt(facts.tracer, facts.context, attemptAttributes(placement, placementCount));

@@ -1,4 +1,4 @@
-import type { SampledToken } from "@kvasir/proto";
+import type { CachedTokens, SampledToken } from "@kvasir/proto";
 import type { Context, Tracer } from "@opentelemetry/api";
 
 /** Peers learn the deadline a little late, so that the gateway's own message about it comes first. */
@@ -34,6 +34,8 @@ export type Finish = "stop" | "length";
 /** What the caller does with what comes; `ended` once for each answer. */
 export interface Sink {
   tokens(tokens: readonly SampledToken[], choice: number): SinkAnswer;
+  /** What an attempt did not have to compute, before its first tokens. */
+  cached(cached: CachedTokens): void;
   ended(choice: number, finish: Finish, byStopString: boolean): void;
 }
 

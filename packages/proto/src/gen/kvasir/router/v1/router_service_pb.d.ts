@@ -4,7 +4,7 @@
 
 // Placement, and what the router must know for it.
 
-import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
+import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
 import type { KvLayout, Placement, WorkerRole } from "../../common/v1/common_pb.js";
 
@@ -132,6 +132,13 @@ export declare type PlaceStart = Message<"kvasir.router.v1.PlaceStart"> & {
    * @generated from field: bool may_be_late = 14;
    */
   mayBeLate: boolean;
+
+  /**
+   * Hashes of the prompt's full blocks, for each layout that workers of the model have. A hint: workers compute their own.
+   *
+   * @generated from field: repeated kvasir.router.v1.PromptHashes prompt_hashes = 8;
+   */
+  promptHashes: PromptHashes[];
 };
 
 /**
@@ -139,6 +146,40 @@ export declare type PlaceStart = Message<"kvasir.router.v1.PlaceStart"> & {
  * Use `create(PlaceStartSchema)` to create a new message.
  */
 export declare const PlaceStartSchema: GenMessage<PlaceStart>;
+
+/**
+ * The hashes of a prompt's full blocks in one layout.
+ *
+ * @generated from message kvasir.router.v1.PromptHashes
+ */
+export declare type PromptHashes = Message<"kvasir.router.v1.PromptHashes"> & {
+  /**
+   * KvLayout.fingerprint.
+   *
+   * @generated from field: bytes layout_fingerprint = 1;
+   */
+  layoutFingerprint: Uint8Array;
+
+  /**
+   * KvLayout.block_size.
+   *
+   * @generated from field: uint32 block_size = 2;
+   */
+  blockSize: number;
+
+  /**
+   * 16 bytes each, in order.
+   *
+   * @generated from field: bytes hashes = 3;
+   */
+  hashes: Uint8Array;
+};
+
+/**
+ * Describes the message kvasir.router.v1.PromptHashes.
+ * Use `create(PromptHashesSchema)` to create a new message.
+ */
+export declare const PromptHashesSchema: GenMessage<PromptHashes>;
 
 /**
  * Asks again.
@@ -286,6 +327,14 @@ export declare type AttachRequest = Message<"kvasir.router.v1.AttachRequest"> & 
      */
     value: WorkerGoodbye;
     case: "goodbye";
+  } | {
+    /**
+     * What its prefix cache holds.
+     *
+     * @generated from field: kvasir.router.v1.CacheEvent cache = 6;
+     */
+    value: CacheEvent;
+    case: "cache";
   } | { case: undefined; value?: undefined };
 };
 
@@ -294,6 +343,99 @@ export declare type AttachRequest = Message<"kvasir.router.v1.AttachRequest"> & 
  * Use `create(AttachRequestSchema)` to create a new message.
  */
 export declare const AttachRequestSchema: GenMessage<AttachRequest>;
+
+/**
+ * What came into a worker's prefix cache or went out of it. A block's hash is stored when the first copy of it is there and removed with the
+ * last one.
+ *
+ * @generated from message kvasir.router.v1.CacheEvent
+ */
+export declare type CacheEvent = Message<"kvasir.router.v1.CacheEvent"> & {
+  /**
+   * From 1 in each epoch, over all streams to a router; a snapshot has that of the last event that it covers, so the next one has one more.
+   *
+   * @generated from field: uint64 sequence = 1;
+   */
+  sequence: bigint;
+
+  /**
+   * Where the blocks are.
+   *
+   * @generated from field: kvasir.router.v1.CacheMedium medium = 2;
+   */
+  medium: CacheMedium;
+
+  /**
+   * What happened. Hashes are 16 bytes each, one after the other.
+   *
+   * @generated from oneof kvasir.router.v1.CacheEvent.kind
+   */
+  kind: {
+    /**
+     * Everything that is there.
+     *
+     * @generated from field: kvasir.router.v1.CacheSnapshotPart snapshot = 3;
+     */
+    value: CacheSnapshotPart;
+    case: "snapshot";
+  } | {
+    /**
+     * Hashes that are there now.
+     *
+     * @generated from field: bytes stored = 4;
+     */
+    value: Uint8Array;
+    case: "stored";
+  } | {
+    /**
+     * Hashes that are gone.
+     *
+     * @generated from field: bytes removed = 5;
+     */
+    value: Uint8Array;
+    case: "removed";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message kvasir.router.v1.CacheEvent.
+ * Use `create(CacheEventSchema)` to create a new message.
+ */
+export declare const CacheEventSchema: GenMessage<CacheEvent>;
+
+/**
+ * Part of a snapshot. Its parts come one after another, all with the same sequence.
+ *
+ * @generated from message kvasir.router.v1.CacheSnapshotPart
+ */
+export declare type CacheSnapshotPart = Message<"kvasir.router.v1.CacheSnapshotPart"> & {
+  /**
+   * From 0.
+   *
+   * @generated from field: uint32 part = 1;
+   */
+  part: number;
+
+  /**
+   * No further one follows.
+   *
+   * @generated from field: bool is_last = 2;
+   */
+  isLast: boolean;
+
+  /**
+   * Hashes.
+   *
+   * @generated from field: bytes hashes = 3;
+   */
+  hashes: Uint8Array;
+};
+
+/**
+ * Describes the message kvasir.router.v1.CacheSnapshotPart.
+ * Use `create(CacheSnapshotPartSchema)` to create a new message.
+ */
+export declare const CacheSnapshotPartSchema: GenMessage<CacheSnapshotPart>;
 
 /**
  * Who a worker is.
@@ -521,6 +663,13 @@ export declare type AttachResponse = Message<"kvasir.router.v1.AttachResponse"> 
    * @generated from field: uint64 leader_token = 2;
    */
   leaderToken: bigint;
+
+  /**
+   * A cache event is missing: send a snapshot.
+   *
+   * @generated from field: bool wants_cache_snapshot = 3;
+   */
+  wantsCacheSnapshot: boolean;
 };
 
 /**
@@ -633,6 +782,53 @@ export declare type AttachedWorker = Message<"kvasir.router.v1.AttachedWorker"> 
 export declare const AttachedWorkerSchema: GenMessage<AttachedWorker>;
 
 /**
+ * Where a block is.
+ *
+ * @generated from enum kvasir.router.v1.CacheMedium
+ */
+export enum CacheMedium {
+  /**
+   * Never sent on purpose.
+   *
+   * @generated from enum value: CACHE_MEDIUM_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * In a worker's pool.
+   *
+   * @generated from enum value: CACHE_MEDIUM_DEVICE = 1;
+   */
+  DEVICE = 1,
+
+  /**
+   * In a worker's host memory.
+   *
+   * @generated from enum value: CACHE_MEDIUM_HOST = 2;
+   */
+  HOST = 2,
+
+  /**
+   * In a store's memory.
+   *
+   * @generated from enum value: CACHE_MEDIUM_STORE = 3;
+   */
+  STORE = 3,
+
+  /**
+   * On a store's disk.
+   *
+   * @generated from enum value: CACHE_MEDIUM_DISK = 4;
+   */
+  DISK = 4,
+}
+
+/**
+ * Describes the enum kvasir.router.v1.CacheMedium.
+ */
+export declare const CacheMediumSchema: GenEnum<CacheMedium>;
+
+/**
  * Places requests on workers. Not on the token path.
  *
  * @generated from service kvasir.router.v1.RouterService
@@ -654,7 +850,8 @@ export declare const RouterService: GenService<{
   /**
    * A worker's line to the router. `hello` first, again after each reconnect; then `load` at each change, at most every 20 ms,
    * and at least every second. `sequence` grows by one within an epoch; a gap or a lower epoch ends the stream with STALE_EPOCH
-   * and the worker starts again with `hello`. The stream's end takes the worker out of placement at once.
+   * and the worker starts again with `hello`. The stream's end takes the worker out of placement at once. What the worker's prefix cache
+   * holds comes as `cache`: a snapshot after each hello and whenever the router wants one, then the changes, batched.
    *
    * @generated from rpc kvasir.router.v1.RouterService.Attach
    */

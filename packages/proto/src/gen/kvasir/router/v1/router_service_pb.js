@@ -4,14 +4,14 @@
 
 // Placement, and what the router must know for it.
 
-import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc, serviceDesc, tsEnum } from "@bufbuild/protobuf/codegenv2";
 import { file_kvasir_common_v1_common } from "../../common/v1/common_pb.js";
 
 /**
  * Describes the file kvasir/router/v1/router_service.proto.
  */
 export const file_kvasir_router_v1_router_service = /*@__PURE__*/
-  fileDesc("CiVrdmFzaXIvcm91dGVyL3YxL3JvdXRlcl9zZXJ2aWNlLnByb3RvEhBrdmFzaXIucm91dGVyLnYxIq4BCgxQbGFjZVJlcXVlc3QSLQoFc3RhcnQYASABKAsyHC5rdmFzaXIucm91dGVyLnYxLlBsYWNlU3RhcnRIABItCgVyZXRyeRgCIAEoCzIcLmt2YXNpci5yb3V0ZXIudjEuUGxhY2VSZXRyeUgAEjgKC2ZpcnN0X3Rva2VuGAMgASgLMiEua3Zhc2lyLnJvdXRlci52MS5QbGFjZUZpcnN0VG9rZW5IAEIGCgRraW5kIuwBCgpQbGFjZVN0YXJ0EhIKCnJlcXVlc3RfaWQYASABKAkSDQoFbW9kZWwYAiABKAkSGgoScHJvbXB0X3Rva2VuX2NvdW50GAMgASgNEhIKCm1heF90b2tlbnMYBCABKA0SFAoMdGVuYW50X3Njb3BlGAUgASgMEhQKDGNob2ljZV9jb3VudBgGIAEoDRIbChNleGNsdWRlZF93b3JrZXJfaWRzGAcgAygJEhYKDnR0ZnRfdGFyZ2V0X21zGAwgASgBEhUKDXRidF90YXJnZXRfbXMYDSABKAESEwoLbWF5X2JlX2xhdGUYDiABKAgiSQoKUGxhY2VSZXRyeRIbChNleGNsdWRlZF93b3JrZXJfaWRzGAEgAygJEh4KFmtlcHRfcHJlZmlsbF93b3JrZXJfaWQYAiABKAkiEQoPUGxhY2VGaXJzdFRva2VuIncKDVBsYWNlUmVzcG9uc2USLwoGcXVldWVkGAEgASgLMh0ua3Zhc2lyLnJvdXRlci52MS5QbGFjZVF1ZXVlZEgAEi0KBnBsYWNlZBgCIAEoCzIbLmt2YXNpci5jb21tb24udjEuUGxhY2VtZW50SABCBgoEa2luZCIfCgtQbGFjZVF1ZXVlZBIQCghwb3NpdGlvbhgBIAEoDSLKAQoNQXR0YWNoUmVxdWVzdBINCgVlcG9jaBgBIAEoBBIQCghzZXF1ZW5jZRgCIAEoBBIuCgVoZWxsbxgDIAEoCzIdLmt2YXNpci5yb3V0ZXIudjEuV29ya2VySGVsbG9IABIsCgRsb2FkGAQgASgLMhwua3Zhc2lyLnJvdXRlci52MS5Xb3JrZXJMb2FkSAASMgoHZ29vZGJ5ZRgFIAEoCzIfLmt2YXNpci5yb3V0ZXIudjEuV29ya2VyR29vZGJ5ZUgAQgYKBGtpbmQi3AEKC1dvcmtlckhlbGxvEhEKCXdvcmtlcl9pZBgBIAEoCRIqCgRyb2xlGAIgASgOMhwua3Zhc2lyLmNvbW1vbi52MS5Xb3JrZXJSb2xlEg8KB2FkZHJlc3MYAyABKAkSFQoNYWRtaW5fYWRkcmVzcxgEIAEoCRINCgVtb2RlbBgFIAEoCRIqCgZsYXlvdXQYBiABKAsyGi5rdmFzaXIuY29tbW9uLnYxLkt2TGF5b3V0EhMKC2Jsb2NrX2NvdW50GAcgASgNEhYKDmNvbnRleHRfbGVuZ3RoGAggASgNIvUBCgpXb3JrZXJMb2FkEhMKC2ZyZWVfYmxvY2tzGAEgASgNEg8KB3J1bm5pbmcYAiABKA0SDwoHd2FpdGluZxgDIAEoDRIcChRxdWV1ZWRfcHJvbXB0X3Rva2VucxgEIAEoDRIWCg5jb250ZXh0X3Rva2VucxgFIAEoBBIhChlwcmVmaWxsX3Rva2Vuc19wZXJfc2Vjb25kGAYgASgBEhYKDmRlY29kZV9zdGVwX21zGAcgASgBEhAKCGRyYWluaW5nGAggASgIEi0KCXN0ZXBfY29zdBgJIAEoCzIaLmt2YXNpci5yb3V0ZXIudjEuU3RlcENvc3QieAoIU3RlcENvc3QSEAoIZml4ZWRfbXMYASABKAESFwoPcHJvbXB0X3Rva2VuX21zGAIgASgBEhQKDGF0dGVudGlvbl9tcxgDIAEoARIRCglkZWNvZGVfbXMYBCABKAESGAoQY29udGV4dF90b2tlbl9tcxgFIAEoASIPCg1Xb3JrZXJHb29kYnllIkUKDkF0dGFjaFJlc3BvbnNlEh0KFWFja25vd2xlZGdlZF9zZXF1ZW5jZRgBIAEoBBIUCgxsZWFkZXJfdG9rZW4YAiABKAQiGAoWRGVzY3JpYmVDbHVzdGVyUmVxdWVzdCKrAQoXRGVzY3JpYmVDbHVzdGVyUmVzcG9uc2USMQoHd29ya2VycxgBIAMoCzIgLmt2YXNpci5yb3V0ZXIudjEuQXR0YWNoZWRXb3JrZXISDgoGcXVldWVkGAIgASgNEg4KBnBsYWNlZBgDIAEoDRINCgVyZWFkeRgEIAEoCBIYChBub3RfcmVhZHlfcmVhc29uGAUgASgJEhQKDGxlYWRlcl90b2tlbhgGIAEoBCJ5Cg5BdHRhY2hlZFdvcmtlchIsCgVoZWxsbxgBIAEoCzIdLmt2YXNpci5yb3V0ZXIudjEuV29ya2VySGVsbG8SDQoFZXBvY2gYAiABKAQSKgoEbG9hZBgDIAEoCzIcLmt2YXNpci5yb3V0ZXIudjEuV29ya2VyTG9hZDKWAgoNUm91dGVyU2VydmljZRJMCgVQbGFjZRIeLmt2YXNpci5yb3V0ZXIudjEuUGxhY2VSZXF1ZXN0Gh8ua3Zhc2lyLnJvdXRlci52MS5QbGFjZVJlc3BvbnNlKAEwARJPCgZBdHRhY2gSHy5rdmFzaXIucm91dGVyLnYxLkF0dGFjaFJlcXVlc3QaIC5rdmFzaXIucm91dGVyLnYxLkF0dGFjaFJlc3BvbnNlKAEwARJmCg9EZXNjcmliZUNsdXN0ZXISKC5rdmFzaXIucm91dGVyLnYxLkRlc2NyaWJlQ2x1c3RlclJlcXVlc3QaKS5rdmFzaXIucm91dGVyLnYxLkRlc2NyaWJlQ2x1c3RlclJlc3BvbnNlYgZwcm90bzM", [file_kvasir_common_v1_common]);
+  fileDesc("CiVrdmFzaXIvcm91dGVyL3YxL3JvdXRlcl9zZXJ2aWNlLnByb3RvEhBrdmFzaXIucm91dGVyLnYxIq4BCgxQbGFjZVJlcXVlc3QSLQoFc3RhcnQYASABKAsyHC5rdmFzaXIucm91dGVyLnYxLlBsYWNlU3RhcnRIABItCgVyZXRyeRgCIAEoCzIcLmt2YXNpci5yb3V0ZXIudjEuUGxhY2VSZXRyeUgAEjgKC2ZpcnN0X3Rva2VuGAMgASgLMiEua3Zhc2lyLnJvdXRlci52MS5QbGFjZUZpcnN0VG9rZW5IAEIGCgRraW5kIqMCCgpQbGFjZVN0YXJ0EhIKCnJlcXVlc3RfaWQYASABKAkSDQoFbW9kZWwYAiABKAkSGgoScHJvbXB0X3Rva2VuX2NvdW50GAMgASgNEhIKCm1heF90b2tlbnMYBCABKA0SFAoMdGVuYW50X3Njb3BlGAUgASgMEhQKDGNob2ljZV9jb3VudBgGIAEoDRIbChNleGNsdWRlZF93b3JrZXJfaWRzGAcgAygJEhYKDnR0ZnRfdGFyZ2V0X21zGAwgASgBEhUKDXRidF90YXJnZXRfbXMYDSABKAESEwoLbWF5X2JlX2xhdGUYDiABKAgSNQoNcHJvbXB0X2hhc2hlcxgIIAMoCzIeLmt2YXNpci5yb3V0ZXIudjEuUHJvbXB0SGFzaGVzIk4KDFByb21wdEhhc2hlcxIaChJsYXlvdXRfZmluZ2VycHJpbnQYASABKAwSEgoKYmxvY2tfc2l6ZRgCIAEoDRIOCgZoYXNoZXMYAyABKAwiSQoKUGxhY2VSZXRyeRIbChNleGNsdWRlZF93b3JrZXJfaWRzGAEgAygJEh4KFmtlcHRfcHJlZmlsbF93b3JrZXJfaWQYAiABKAkiEQoPUGxhY2VGaXJzdFRva2VuIncKDVBsYWNlUmVzcG9uc2USLwoGcXVldWVkGAEgASgLMh0ua3Zhc2lyLnJvdXRlci52MS5QbGFjZVF1ZXVlZEgAEi0KBnBsYWNlZBgCIAEoCzIbLmt2YXNpci5jb21tb24udjEuUGxhY2VtZW50SABCBgoEa2luZCIfCgtQbGFjZVF1ZXVlZBIQCghwb3NpdGlvbhgBIAEoDSL5AQoNQXR0YWNoUmVxdWVzdBINCgVlcG9jaBgBIAEoBBIQCghzZXF1ZW5jZRgCIAEoBBIuCgVoZWxsbxgDIAEoCzIdLmt2YXNpci5yb3V0ZXIudjEuV29ya2VySGVsbG9IABIsCgRsb2FkGAQgASgLMhwua3Zhc2lyLnJvdXRlci52MS5Xb3JrZXJMb2FkSAASMgoHZ29vZGJ5ZRgFIAEoCzIfLmt2YXNpci5yb3V0ZXIudjEuV29ya2VyR29vZGJ5ZUgAEi0KBWNhY2hlGAYgASgLMhwua3Zhc2lyLnJvdXRlci52MS5DYWNoZUV2ZW50SABCBgoEa2luZCKzAQoKQ2FjaGVFdmVudBIQCghzZXF1ZW5jZRgBIAEoBBItCgZtZWRpdW0YAiABKA4yHS5rdmFzaXIucm91dGVyLnYxLkNhY2hlTWVkaXVtEjcKCHNuYXBzaG90GAMgASgLMiMua3Zhc2lyLnJvdXRlci52MS5DYWNoZVNuYXBzaG90UGFydEgAEhAKBnN0b3JlZBgEIAEoDEgAEhEKB3JlbW92ZWQYBSABKAxIAEIGCgRraW5kIkIKEUNhY2hlU25hcHNob3RQYXJ0EgwKBHBhcnQYASABKA0SDwoHaXNfbGFzdBgCIAEoCBIOCgZoYXNoZXMYAyABKAwi3AEKC1dvcmtlckhlbGxvEhEKCXdvcmtlcl9pZBgBIAEoCRIqCgRyb2xlGAIgASgOMhwua3Zhc2lyLmNvbW1vbi52MS5Xb3JrZXJSb2xlEg8KB2FkZHJlc3MYAyABKAkSFQoNYWRtaW5fYWRkcmVzcxgEIAEoCRINCgVtb2RlbBgFIAEoCRIqCgZsYXlvdXQYBiABKAsyGi5rdmFzaXIuY29tbW9uLnYxLkt2TGF5b3V0EhMKC2Jsb2NrX2NvdW50GAcgASgNEhYKDmNvbnRleHRfbGVuZ3RoGAggASgNIvUBCgpXb3JrZXJMb2FkEhMKC2ZyZWVfYmxvY2tzGAEgASgNEg8KB3J1bm5pbmcYAiABKA0SDwoHd2FpdGluZxgDIAEoDRIcChRxdWV1ZWRfcHJvbXB0X3Rva2VucxgEIAEoDRIWCg5jb250ZXh0X3Rva2VucxgFIAEoBBIhChlwcmVmaWxsX3Rva2Vuc19wZXJfc2Vjb25kGAYgASgBEhYKDmRlY29kZV9zdGVwX21zGAcgASgBEhAKCGRyYWluaW5nGAggASgIEi0KCXN0ZXBfY29zdBgJIAEoCzIaLmt2YXNpci5yb3V0ZXIudjEuU3RlcENvc3QieAoIU3RlcENvc3QSEAoIZml4ZWRfbXMYASABKAESFwoPcHJvbXB0X3Rva2VuX21zGAIgASgBEhQKDGF0dGVudGlvbl9tcxgDIAEoARIRCglkZWNvZGVfbXMYBCABKAESGAoQY29udGV4dF90b2tlbl9tcxgFIAEoASIPCg1Xb3JrZXJHb29kYnllImMKDkF0dGFjaFJlc3BvbnNlEh0KFWFja25vd2xlZGdlZF9zZXF1ZW5jZRgBIAEoBBIUCgxsZWFkZXJfdG9rZW4YAiABKAQSHAoUd2FudHNfY2FjaGVfc25hcHNob3QYAyABKAgiGAoWRGVzY3JpYmVDbHVzdGVyUmVxdWVzdCKrAQoXRGVzY3JpYmVDbHVzdGVyUmVzcG9uc2USMQoHd29ya2VycxgBIAMoCzIgLmt2YXNpci5yb3V0ZXIudjEuQXR0YWNoZWRXb3JrZXISDgoGcXVldWVkGAIgASgNEg4KBnBsYWNlZBgDIAEoDRINCgVyZWFkeRgEIAEoCBIYChBub3RfcmVhZHlfcmVhc29uGAUgASgJEhQKDGxlYWRlcl90b2tlbhgGIAEoBCJ5Cg5BdHRhY2hlZFdvcmtlchIsCgVoZWxsbxgBIAEoCzIdLmt2YXNpci5yb3V0ZXIudjEuV29ya2VySGVsbG8SDQoFZXBvY2gYAiABKAQSKgoEbG9hZBgDIAEoCzIcLmt2YXNpci5yb3V0ZXIudjEuV29ya2VyTG9hZCqKAQoLQ2FjaGVNZWRpdW0SHAoYQ0FDSEVfTUVESVVNX1VOU1BFQ0lGSUVEEAASFwoTQ0FDSEVfTUVESVVNX0RFVklDRRABEhUKEUNBQ0hFX01FRElVTV9IT1NUEAISFgoSQ0FDSEVfTUVESVVNX1NUT1JFEAMSFQoRQ0FDSEVfTUVESVVNX0RJU0sQBDKWAgoNUm91dGVyU2VydmljZRJMCgVQbGFjZRIeLmt2YXNpci5yb3V0ZXIudjEuUGxhY2VSZXF1ZXN0Gh8ua3Zhc2lyLnJvdXRlci52MS5QbGFjZVJlc3BvbnNlKAEwARJPCgZBdHRhY2gSHy5rdmFzaXIucm91dGVyLnYxLkF0dGFjaFJlcXVlc3QaIC5rdmFzaXIucm91dGVyLnYxLkF0dGFjaFJlc3BvbnNlKAEwARJmCg9EZXNjcmliZUNsdXN0ZXISKC5rdmFzaXIucm91dGVyLnYxLkRlc2NyaWJlQ2x1c3RlclJlcXVlc3QaKS5rdmFzaXIucm91dGVyLnYxLkRlc2NyaWJlQ2x1c3RlclJlc3BvbnNlYgZwcm90bzM", [file_kvasir_common_v1_common]);
 
 /**
  * Describes the message kvasir.router.v1.PlaceRequest.
@@ -28,95 +28,130 @@ export const PlaceStartSchema = /*@__PURE__*/
   messageDesc(file_kvasir_router_v1_router_service, 1);
 
 /**
+ * Describes the message kvasir.router.v1.PromptHashes.
+ * Use `create(PromptHashesSchema)` to create a new message.
+ */
+export const PromptHashesSchema = /*@__PURE__*/
+  messageDesc(file_kvasir_router_v1_router_service, 2);
+
+/**
  * Describes the message kvasir.router.v1.PlaceRetry.
  * Use `create(PlaceRetrySchema)` to create a new message.
  */
 export const PlaceRetrySchema = /*@__PURE__*/
-  messageDesc(file_kvasir_router_v1_router_service, 2);
+  messageDesc(file_kvasir_router_v1_router_service, 3);
 
 /**
  * Describes the message kvasir.router.v1.PlaceFirstToken.
  * Use `create(PlaceFirstTokenSchema)` to create a new message.
  */
 export const PlaceFirstTokenSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_router_v1_router_service, 3);
+  messageDesc(file_kvasir_router_v1_router_service, 4);
 
 /**
  * Describes the message kvasir.router.v1.PlaceResponse.
  * Use `create(PlaceResponseSchema)` to create a new message.
  */
 export const PlaceResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_router_v1_router_service, 4);
+  messageDesc(file_kvasir_router_v1_router_service, 5);
 
 /**
  * Describes the message kvasir.router.v1.PlaceQueued.
  * Use `create(PlaceQueuedSchema)` to create a new message.
  */
 export const PlaceQueuedSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_router_v1_router_service, 5);
+  messageDesc(file_kvasir_router_v1_router_service, 6);
 
 /**
  * Describes the message kvasir.router.v1.AttachRequest.
  * Use `create(AttachRequestSchema)` to create a new message.
  */
 export const AttachRequestSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_router_v1_router_service, 6);
+  messageDesc(file_kvasir_router_v1_router_service, 7);
+
+/**
+ * Describes the message kvasir.router.v1.CacheEvent.
+ * Use `create(CacheEventSchema)` to create a new message.
+ */
+export const CacheEventSchema = /*@__PURE__*/
+  messageDesc(file_kvasir_router_v1_router_service, 8);
+
+/**
+ * Describes the message kvasir.router.v1.CacheSnapshotPart.
+ * Use `create(CacheSnapshotPartSchema)` to create a new message.
+ */
+export const CacheSnapshotPartSchema = /*@__PURE__*/
+  messageDesc(file_kvasir_router_v1_router_service, 9);
 
 /**
  * Describes the message kvasir.router.v1.WorkerHello.
  * Use `create(WorkerHelloSchema)` to create a new message.
  */
 export const WorkerHelloSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_router_v1_router_service, 7);
+  messageDesc(file_kvasir_router_v1_router_service, 10);
 
 /**
  * Describes the message kvasir.router.v1.WorkerLoad.
  * Use `create(WorkerLoadSchema)` to create a new message.
  */
 export const WorkerLoadSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_router_v1_router_service, 8);
+  messageDesc(file_kvasir_router_v1_router_service, 11);
 
 /**
  * Describes the message kvasir.router.v1.StepCost.
  * Use `create(StepCostSchema)` to create a new message.
  */
 export const StepCostSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_router_v1_router_service, 9);
+  messageDesc(file_kvasir_router_v1_router_service, 12);
 
 /**
  * Describes the message kvasir.router.v1.WorkerGoodbye.
  * Use `create(WorkerGoodbyeSchema)` to create a new message.
  */
 export const WorkerGoodbyeSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_router_v1_router_service, 10);
+  messageDesc(file_kvasir_router_v1_router_service, 13);
 
 /**
  * Describes the message kvasir.router.v1.AttachResponse.
  * Use `create(AttachResponseSchema)` to create a new message.
  */
 export const AttachResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_router_v1_router_service, 11);
+  messageDesc(file_kvasir_router_v1_router_service, 14);
 
 /**
  * Describes the message kvasir.router.v1.DescribeClusterRequest.
  * Use `create(DescribeClusterRequestSchema)` to create a new message.
  */
 export const DescribeClusterRequestSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_router_v1_router_service, 12);
+  messageDesc(file_kvasir_router_v1_router_service, 15);
 
 /**
  * Describes the message kvasir.router.v1.DescribeClusterResponse.
  * Use `create(DescribeClusterResponseSchema)` to create a new message.
  */
 export const DescribeClusterResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_router_v1_router_service, 13);
+  messageDesc(file_kvasir_router_v1_router_service, 16);
 
 /**
  * Describes the message kvasir.router.v1.AttachedWorker.
  * Use `create(AttachedWorkerSchema)` to create a new message.
  */
 export const AttachedWorkerSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_router_v1_router_service, 14);
+  messageDesc(file_kvasir_router_v1_router_service, 17);
+
+/**
+ * Describes the enum kvasir.router.v1.CacheMedium.
+ */
+export const CacheMediumSchema = /*@__PURE__*/
+  enumDesc(file_kvasir_router_v1_router_service, 0);
+
+/**
+ * Where a block is.
+ *
+ * @generated from enum kvasir.router.v1.CacheMedium
+ */
+export const CacheMedium = /*@__PURE__*/
+  tsEnum(CacheMediumSchema);
 
 /**
  * Places requests on workers. Not on the token path.

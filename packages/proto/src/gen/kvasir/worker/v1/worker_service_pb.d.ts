@@ -238,6 +238,13 @@ export declare type GeneratedTokens = Message<"kvasir.worker.v1.GeneratedTokens"
    * @generated from field: uint32 choice_index = 2;
    */
   choiceIndex: number;
+
+  /**
+   * With the first message of a generation: tokens of the prompt that nobody computed for it.
+   *
+   * @generated from field: kvasir.worker.v1.CachedTokens cached = 3;
+   */
+  cached?: CachedTokens | undefined;
 };
 
 /**
@@ -245,6 +252,54 @@ export declare type GeneratedTokens = Message<"kvasir.worker.v1.GeneratedTokens"
  * Use `create(GeneratedTokensSchema)` to create a new message.
  */
 export declare const GeneratedTokensSchema: GenMessage<GeneratedTokens>;
+
+/**
+ * Tokens of a prompt whose KV was not computed for this request, by where it was.
+ *
+ * @generated from message kvasir.worker.v1.CachedTokens
+ */
+export declare type CachedTokens = Message<"kvasir.worker.v1.CachedTokens"> & {
+  /**
+   * In the pool of the worker that computed the rest of the prompt.
+   *
+   * @generated from field: uint32 resident = 1;
+   */
+  resident: number;
+
+  /**
+   * Fetched from another worker.
+   *
+   * @generated from field: uint32 remote_worker = 2;
+   */
+  remoteWorker: number;
+
+  /**
+   * Fetched from a store's memory.
+   *
+   * @generated from field: uint32 store_dram = 3;
+   */
+  storeDram: number;
+
+  /**
+   * Fetched from a store's disk.
+   *
+   * @generated from field: uint32 store_disk = 4;
+   */
+  storeDisk: number;
+
+  /**
+   * Computed for another place in a text, and moved: approximate.
+   *
+   * @generated from field: uint32 blended = 5;
+   */
+  blended: number;
+};
+
+/**
+ * Describes the message kvasir.worker.v1.CachedTokens.
+ * Use `create(CachedTokensSchema)` to create a new message.
+ */
+export declare const CachedTokensSchema: GenMessage<CachedTokens>;
 
 /**
  * The end of one answer, where there are several.
@@ -674,6 +729,13 @@ export declare type RunFirstToken = Message<"kvasir.worker.v1.RunFirstToken"> & 
    * @generated from field: double compute_ms = 4;
    */
   computeMs: number;
+
+  /**
+   * Tokens of the prompt that were not computed.
+   *
+   * @generated from field: kvasir.worker.v1.CachedTokens cached = 5;
+   */
+  cached?: CachedTokens | undefined;
 };
 
 /**

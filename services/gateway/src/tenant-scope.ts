@@ -1,0 +1,23 @@
+import { createHmac } from "node:crypto";
+
+const SCOPE_BYTES = 16;
+const BEARER = /^bearer +(.+)$/i;
+
+/**
+ * Who may reuse whose KV: 16 bytes that go into every block's hash. Derived here, from the API key that a request came with, under the
+ * cluster's secret, so that no client can name another's scope. `cacheSalt` is the client's own, and narrows: requests share KV when both the key
+ * and the salt are the same. Requests without a key are one tenant.
+ */
+export function tenantScope(
+  secret: string,
+  authorization: string | undefined,
+  cacheSalt: string | undefined,
+): Uint8Array {
+  const key = BEARER.exec(authorization ?? "")?.[1];
+  const tenant = derive(secret, key === undefined ? "tenant:default" : `key:${key}`);
+  return cacheSalt === undefined ? tenant : derive(tenant, `salt:${cacheSalt}`);
+}
+
+function derive(key: string | Uint8Array, label: string): Uint8Array {
+  return createHmac("sha256", key).update(label).digest().subarray(0, SCOPE_BYTES);
+}
