@@ -9,6 +9,7 @@ export interface RouterMetrics {
   retried(): void;
   workerLost(): void;
   streamRefused(): void;
+  snapshotWanted(): void;
   /** Time the router needed to take in one request: to place it, or to find that it must wait. */
   decided(seconds: number): void;
 }
@@ -104,8 +105,30 @@ export function registerMetrics(registry: Registry, state: RouterState): RouterM
       this.set(blockCount);
     },
   });
+  new Gauge({
+    name: "kvasir_router_cached_blocks",
+    help: "Blocks that workers have said their prefix caches hold, each counted once",
+    registers,
+    collect() {
+      this.set(state.cachedBlockCount);
+    },
+  });
+  const snapshots = new Counter({
+    name: "kvasir_router_cache_gaps_total",
+    help: "Times that a change of a worker's cache was missing and all of it was asked for",
+    registers,
+  });
+  const promptTokens = new Counter({
+    name: "kvasir_router_placed_prompt_tokens_total",
+    help: "Prompt tokens of placed requests, by whether they are cached where the prompt is computed",
+    labelNames: ["cached"],
+    registers,
+  });
   return {
     placed(decision) {
+      const [{ uncachedTokenCount }] = decision.candidates;
+      promptTokens.inc({ cached: "no" }, uncachedTokenCount);
+      promptTokens.inc({ cached: "yes" }, decision.promptTokenCount - uncachedTokenCount);
       placements.inc({ mode: decision.candidates[0].mode });
       if (decision.candidates[0].isLocalPrefill) localPrefills.inc();
       waits.observe(decision.waitedMs / 1_000);
@@ -115,6 +138,7 @@ export function registerMetrics(registry: Registry, state: RouterState): RouterM
     retried: () => retries.inc(),
     workerLost: () => lost.inc(),
     streamRefused: () => refused.inc(),
+    snapshotWanted: () => snapshots.inc(),
     decided: (seconds) => decisions.observe(seconds),
   };
 }

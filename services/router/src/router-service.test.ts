@@ -24,6 +24,7 @@ async function start(queueMax = 8): Promise<void> {
       positionInterval: nanosFromMs(50),
       view: { silenceMax: nanosFromMs(60_000), returnGrace: nanosFromMs(300) },
       prediction: PREDICTION_DEFAULTS,
+      prefixIndex: { blockCapacity: 1_024, holderCapacity: 64 },
     },
     telemetry.registry,
     telemetry.logger,

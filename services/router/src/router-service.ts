@@ -14,6 +14,7 @@ import type { Tracer } from "@opentelemetry/api";
 import { PlaceSpan } from "./place-span.ts";
 import type { Router } from "./router.ts";
 import {
+  cacheChangeFromWire,
   factsFromHello,
   loadFromWire,
   requestFromStart,
@@ -126,8 +127,9 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
 async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: AttachCall): Promise<void> {
   const end = endOf(call);
   let acknowledged = 0;
-  const tell = (): void => {
-    call.write({ acknowledgedSequence: BigInt(acknowledged), leaderToken: BigInt(router.leaderToken) });
+  const tell = (wantsCacheSnapshot = false): void => {
+    const leaderToken = BigInt(router.leaderToken);
+    call.write({ acknowledgedSequence: BigInt(acknowledged), leaderToken, wantsCacheSnapshot });
   };
   const streamId = router.openWorker({
     acknowledge(sequence) {
@@ -135,6 +137,7 @@ async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: 
       tell();
     },
     leadershipChanged: tell,
+    wantCacheSnapshot: () => tell(true),
     fail: end.fail,
   });
   let workerId = "unknown";
@@ -164,8 +167,13 @@ async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: 
         case "load":
           router.apply({ kind: "WorkerReported", streamId, epoch, sequence, load: loadFromWire(kind.value) });
           break;
+        case "cache": {
+          const change = cacheChangeFromWire(epoch, kind.value);
+          router.apply({ kind: "WorkerCacheChanged", streamId, epoch, sequence, change });
+          break;
+        }
         case undefined:
-          throw wrong("kind", "the message is empty; send hello, load or goodbye");
+          throw wrong("kind", "the message is empty; send hello, load, cache or goodbye");
       }
     }
   };

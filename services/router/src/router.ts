@@ -34,6 +34,8 @@ export interface WorkerSink {
   acknowledge(sequence: number): void;
   /** The router's leadership changed. */
   leadershipChanged(): void;
+  /** A change of the worker's cache is missing. */
+  wantCacheSnapshot(): void;
   /** Ends the stream. */
   fail(error: KvasirError): void;
 }
@@ -127,6 +129,10 @@ export class Router {
         break;
       case "AcknowledgeWorker":
         this.#workers.get(effect.streamId)?.acknowledge(effect.sequence);
+        break;
+      case "WantCacheSnapshot":
+        this.metrics.snapshotWanted();
+        this.#workers.get(effect.streamId)?.wantCacheSnapshot();
         break;
       case "RefuseWorker":
         this.metrics.streamRefused();

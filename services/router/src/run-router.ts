@@ -1,6 +1,6 @@
 import { hostname } from "node:os";
 import { announceReady, tlsFilesFrom, waitForEnd } from "@kvasir/config";
-import { nanosFromMs, PREDICTION_DEFAULTS } from "@kvasir/core";
+import { nanosFromMs, PREDICTION_DEFAULTS, PREFIX_INDEX_DEFAULTS } from "@kvasir/core";
 import { RouterService } from "@kvasir/proto";
 import { createServer, transportFrom } from "@kvasir/rpc";
 import { connectState } from "@kvasir/state";
@@ -36,6 +36,7 @@ export async function runRouter(values: RouterValues): Promise<void> {
       localPrefillAfter: nanosFromMs(values.localPrefillAfterMs),
       positionInterval: nanosFromMs(POSITION_INTERVAL_MS),
       view: { silenceMax: nanosFromMs(values.workerSilenceMaxMs), returnGrace: nanosFromMs(values.noWorkerGraceMs) },
+      prefixIndex: PREFIX_INDEX_DEFAULTS,
       prediction: { ...PREDICTION_DEFAULTS, kvBytesPerSecond: values.kvBytesPerSecond },
     },
     telemetry.registry,

@@ -1,9 +1,13 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import {
   type AttachedWorker,
+  BLOCK_HASH_BYTES,
+  type HolderEvent,
   KvasirError,
+  type Medium,
   type Objectives,
   type PlacementDecision,
+  type PromptHashes,
   type ReportedLoad,
   type RequestShape,
   type StepCost,
@@ -11,10 +15,13 @@ import {
   type WorkerRole,
 } from "@kvasir/core";
 import {
+  type CacheEvent,
+  CacheMedium,
   KvDtype,
   PlacementMode,
   type PlacementSchema,
   type PlaceStart,
+  type PromptHashes as WirePromptHashes,
   WorkerRole as WireRole,
   type WorkerHello,
   type WorkerLoad,
@@ -24,6 +31,14 @@ import {
 const TEXT_LENGTH_MAX = 256;
 /** Prefill workers named beside the one that is placed on. */
 const OTHER_PREFILLS_MAX = 2;
+/** Layouts of one model whose hashes are looked up; a cluster has one, or two while it is upgraded. */
+const LAYOUTS_MAX = 8;
+const MEDIA_BY_WIRE = new Map<CacheMedium, Medium>([
+  [CacheMedium.DEVICE, "device"],
+  [CacheMedium.HOST, "host"],
+  [CacheMedium.STORE, "store"],
+  [CacheMedium.DISK, "disk"],
+]);
 const ROLES = new Map<WireRole, WorkerRole>([
   [WireRole.PREFILL, "prefill"],
   [WireRole.DECODE, "decode"],
@@ -118,8 +133,50 @@ export function requestFromStart(start: PlaceStart): RequestShape {
     maxTokens,
     choiceCount: Math.max(1, choiceCount),
     tenant: Buffer.from(start.tenantScope).toString("hex"),
+    promptHashes: start.promptHashes
+      .slice(0, LAYOUTS_MAX)
+      .map((entry) => promptHashesFromWire(entry, promptTokenCount)),
     ...(objectives === undefined ? {} : { objectives }),
   };
+}
+
+function promptHashesFromWire(
+  { layoutFingerprint, blockSize, hashes }: WirePromptHashes,
+  promptTokenCount: number,
+): PromptHashes {
+  if (
+    blockSize < 1 ||
+    hashes.length % BLOCK_HASH_BYTES !== 0 ||
+    hashes.length * blockSize > promptTokenCount * BLOCK_HASH_BYTES
+  ) {
+    const message = `${hashes.length} bytes of hashes do not fit ${promptTokenCount} tokens in blocks of ${blockSize}; send ${BLOCK_HASH_BYTES} for each full block`;
+    throw wrong("start.prompt_hashes", message);
+  }
+  return { fingerprint: Buffer.from(layoutFingerprint).toString("hex"), blockSize, hashes };
+}
+
+/** What a worker says of its cache, checked. */
+export function cacheChangeFromWire(epoch: number, { sequence, medium, kind }: CacheEvent): HolderEvent {
+  const where = MEDIA_BY_WIRE.get(medium);
+  if (where === undefined) throw wrong("cache.medium", `medium is ${medium}; use DEVICE, HOST, STORE or DISK`);
+  const common = { epoch, sequence: safeNumber("cache.sequence", sequence), medium: where };
+  switch (kind.case) {
+    case "stored":
+      return { ...common, kind: "BlocksStored", hashes: wholeHashes("cache.stored", kind.value) };
+    case "removed":
+      return { ...common, kind: "BlocksRemoved", hashes: wholeHashes("cache.removed", kind.value) };
+    case "snapshot": {
+      const { part, isLast, hashes } = kind.value;
+      return { ...common, kind: "SnapshotPart", part, isLast, hashes: wholeHashes("cache.snapshot", hashes) };
+    }
+    case undefined:
+      throw wrong("cache.kind", "the event is empty; send stored, removed or snapshot");
+  }
+}
+
+function wholeHashes(field: string, hashes: Uint8Array): Uint8Array {
+  if (hashes.length % BLOCK_HASH_BYTES === 0) return hashes;
+  throw wrong(field, `${hashes.length} bytes are not whole hashes of ${BLOCK_HASH_BYTES}`);
 }
 
 function objectivesFromStart({ ttftTargetMs, tbtTargetMs, mayBeLate }: PlaceStart): Objectives | undefined {

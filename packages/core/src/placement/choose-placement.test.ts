@@ -14,17 +14,41 @@ function choose(
   shape = request(100, 20),
   avoid: readonly string[] = [],
   mayPrefillLocally = false,
+  cached: Readonly<Record<string, number>> = {},
 ): ChoiceOutcome {
   const exclusionOf = (worker: AttachedWorker) => (avoid.includes(worker.facts.workerId) ? "avoid" : "none");
   return choosePlacement(workers, shape, () => NOTHING_RESERVED, exclusionOf, {
     ...PREDICTION_DEFAULTS,
     mayPrefillLocally,
+    cachedTokensOf: ({ workerId }) => cached[workerId] ?? 0,
   });
 }
 
 function names(outcome: ChoiceOutcome): readonly string[] {
   return outcome.kind === "placed" ? outcome.candidates.map(candidateName) : [outcome.kind];
 }
+
+test("what a worker has of the prompt is not computed there: its queue may be longer by that, but not by more", () => {
+  const queue = (queuedPromptTokenCount: number) => ({ queuedPromptTokenCount });
+  const workers = [attached("d1"), attached("p1"), attached("p2", queue(60))];
+  expect(names(choose(workers))).toEqual(["p1 → d1", "p2 → d1"]);
+  const outcome = choose(workers, request(100, 20), [], false, { p2: 64 });
+  expect(names(outcome)).toEqual(["p2 → d1", "p1 → d1"]);
+  if (outcome.kind !== "placed") throw new Error("not placed");
+  expect(outcome.candidates[0]).toMatchObject({ uncachedTokenCount: 36, ttft: { queueMs: 60, computeMs: 36 } });
+  expect(describePlacement(outcome.candidates, request(100, 20), 0)).toContain("36 of 100 tokens");
+  expect(
+    names(
+      choose([attached("d1"), attached("p1"), attached("p2", queue(70))], request(100, 20), [], false, { p2: 64 }),
+    )[0],
+  ).toBe("p1 → d1");
+});
+
+test("a decode worker that has some of the prompt needs less room for it, and less travels", () => {
+  const workers = [attached("p1"), attached("d1"), attached("d2", { freeBlockCount: 10 })];
+  expect(names(choose(workers))).toEqual(["p1 → d1"]);
+  expect(names(choose(workers, request(100, 20), [], false, { d2: 64 }))).toEqual(["p1 → d2"]);
+});
 
 test("the shortest prefill queue wins, on the decode worker with the most free blocks", () => {
   const workers = [
@@ -134,7 +158,7 @@ function bestByExhaustion(workers: readonly AttachedWorker[], shape: RequestShap
       const speed = queue.prefillTokensPerSecond;
       const parts = splitTtft(
         queue.queuedPromptTokenCount,
-        shape.promptTokenCount,
+        { uncached: shape.promptTokenCount, moved: shape.promptTokenCount },
         speed,
         other.kvBytesPerToken,
         PREDICTION_DEFAULTS,

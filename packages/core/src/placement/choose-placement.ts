@@ -9,6 +9,7 @@ import {
   splitTtft,
   type TtftParts,
 } from "./predict.ts";
+import type { CachedTokensOf } from "./prefix-overlap.ts";
 import type { Reserved } from "./reservations.ts";
 import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
 
@@ -22,6 +23,8 @@ export interface Candidate {
   readonly decode: AttachedWorker;
   readonly ttftMs: number;
   readonly ttft: TtftParts;
+  /** Of the prompt, to be computed where it is computed. */
+  readonly uncachedTokenCount: number;
   readonly tbtMs: number;
   /** Speed the TTFT was reckoned with. */
   readonly prefillTokensPerSecond: number;
@@ -47,6 +50,8 @@ export type Exclusion = "none" | "avoid" | "forbid";
 export interface ChoiceOptions extends PredictionOptions {
   /** Whether a decode worker may compute the prompt itself where no prefill worker could. */
   readonly mayPrefillLocally: boolean;
+  /** How much of the prompt each worker has. */
+  readonly cachedTokensOf: CachedTokensOf;
 }
 
 /** Where a request runs. Pure but for randomness that a policy brings along. */
@@ -61,6 +66,8 @@ export type PlacementPolicy = (
 interface Standing {
   readonly worker: AttachedWorker;
   readonly load: ReckonedLoad;
+  /** Of the prompt, in its cache. */
+  readonly cachedTokenCount: number;
 }
 
 /** The workers of one layout, split by what they do for the request. */
@@ -68,7 +75,7 @@ interface LayoutGroup {
   prefillers: Standing[];
   /** Whether a decode worker could take the request if it were idle. */
   hasDecoder: boolean;
-  /** The decode worker with room that has the most free blocks. */
+  /** The decode worker with room that has the most free blocks left, when it reuses what it has of the prompt. */
   bestDecoder: Standing | undefined;
 }
 
@@ -116,7 +123,7 @@ function chooseAmong(
   workers: readonly AttachedWorker[],
   request: RequestShape,
   reservedOf: (workerId: string, epoch: number) => Reserved,
-  options: PredictionOptions,
+  options: ChoiceOptions,
 ): ChoiceOutcome {
   const groups = new Map<string, LayoutGroup>();
   const mixed: Standing[] = [];
@@ -124,7 +131,7 @@ function chooseAmong(
     const { facts } = worker;
     const isDecoder = canDecode(facts, request);
     if (!isDecoder && !canPrefill(facts, request)) continue;
-    const standing: Standing = { worker, load: reckonLoad(worker, reservedOf(facts.workerId, worker.epoch)) };
+    const standing = standingOf(worker, reservedOf, options);
     if (facts.role === "mixed") {
       mixed.push(standing);
       continue;
@@ -173,11 +180,11 @@ function chooseLocal(
   workers: readonly AttachedWorker[],
   request: RequestShape,
   reservedOf: (workerId: string, epoch: number) => Reserved,
-  options: PredictionOptions,
+  options: ChoiceOptions,
 ): ChoiceOutcome | undefined {
   const decoders = workers
     .filter(({ facts }) => canDecode(facts, request))
-    .map((worker) => ({ worker, load: reckonLoad(worker, reservedOf(worker.facts.workerId, worker.epoch)) }));
+    .map((worker) => standingOf(worker, reservedOf, options));
   const [best, ...others] = decoders
     .filter(({ worker, load }) => decodeBlockCount(request, worker.facts.blockSize) <= load.freeBlockCount)
     .map((standing) => ({ ...aggregatedCandidate(standing, request, options), isLocalPrefill: true }))
@@ -186,29 +193,49 @@ function chooseLocal(
   return decoders.length === 0 ? undefined : { kind: "full", message: shortage(decoders, new Map(), request) };
 }
 
+function standingOf(
+  worker: AttachedWorker,
+  reservedOf: (workerId: string, epoch: number) => Reserved,
+  { cachedTokensOf }: ChoiceOptions,
+): Standing {
+  const { facts, epoch } = worker;
+  return {
+    worker,
+    load: reckonLoad(worker, reservedOf(facts.workerId, epoch)),
+    cachedTokenCount: cachedTokensOf(facts),
+  };
+}
+
 function addDecoder(group: LayoutGroup, standing: Standing, request: RequestShape): void {
   group.hasDecoder = true;
   const { facts } = standing.worker;
   if (decodeBlockCount(request, facts.blockSize) > standing.load.freeBlockCount) return;
   const best = group.bestDecoder;
-  const difference = best === undefined ? 1 : standing.load.freeBlockCount - best.load.freeBlockCount;
+  const difference = best === undefined ? 1 : roomWithReuse(standing) - roomWithReuse(best);
   if (difference > 0 || (difference === 0 && facts.workerId < (best?.worker.facts.workerId ?? ""))) {
     group.bestDecoder = standing;
   }
 }
 
+/** Blocks that are free, or need not be taken. */
+function roomWithReuse({ worker, load, cachedTokenCount }: Standing): number {
+  return load.freeBlockCount + cachedTokenCount / worker.facts.blockSize;
+}
+
 function aggregatedCandidate(standing: Standing, request: RequestShape, options: PredictionOptions): Candidate {
-  const { worker, load } = standing;
+  const { worker, load, cachedTokenCount } = standing;
+  const uncachedTokenCount = request.promptTokenCount - cachedTokenCount;
   const prefillTokensPerSecond = worker.load?.prefillTokensPerSecond || options.prefillTokensPerSecond;
   const stepMs = worker.load?.decodeStepMs || options.decodeStepMs;
   const stepInProgressMs = load.sequenceCount > 0 ? stepMs : 0;
   const ttft = aggregatedTtft(
     load.queuedPromptTokenCount,
-    request.promptTokenCount,
+    uncachedTokenCount,
     prefillTokensPerSecond,
     stepInProgressMs,
   );
-  return candidate("aggregated", undefined, standing, ttft, prefillTokensPerSecond, stepMs, options);
+  const costs = { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs };
+  return candidate("aggregated", undefined, standing, costs, options);
 }
 
 function splitCandidate(
@@ -219,25 +246,26 @@ function splitCandidate(
 ): Candidate {
   const prefillTokensPerSecond = prefill.worker.load?.prefillTokensPerSecond || options.prefillTokensPerSecond;
   const stepMs = decode.worker.load?.decodeStepMs || options.decodeStepMs;
+  const uncachedTokenCount = request.promptTokenCount - prefill.cachedTokenCount;
   const ttft = splitTtft(
     prefill.load.queuedPromptTokenCount,
-    request.promptTokenCount,
+    { uncached: uncachedTokenCount, moved: request.promptTokenCount - decode.cachedTokenCount },
     prefillTokensPerSecond,
     prefill.worker.facts.kvBytesPerToken,
     options,
   );
-  return candidate("split", prefill, decode, ttft, prefillTokensPerSecond, stepMs, options);
+  const costs = { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs };
+  return candidate("split", prefill, decode, costs, options);
 }
 
 function candidate(
   mode: Candidate["mode"],
   prefill: Standing | undefined,
   decode: Standing,
-  ttft: TtftParts,
-  prefillTokensPerSecond: number,
-  stepMs: number,
+  costs: Pick<Candidate, "ttft" | "uncachedTokenCount" | "prefillTokensPerSecond"> & { readonly stepMs: number },
   options: PredictionOptions,
 ): Candidate {
+  const { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs } = costs;
   const { worker, load } = decode;
   return {
     mode,
@@ -246,6 +274,7 @@ function candidate(
     decode: worker,
     ttftMs: ttft.queueMs + ttft.computeMs + ttft.tailMs,
     ttft,
+    uncachedTokenCount,
     tbtMs: predictTbtMs(stepMs, worker.load?.runningCount ?? 0, load.sequenceCount, options),
     prefillTokensPerSecond,
     freeBlockCount: load.freeBlockCount,

@@ -22,6 +22,7 @@ test("a gap in the sequence ends the stream and takes the worker out", () => {
   expect(cluster.report(1, 5, 3, load(), none, at(1))).toEqual({
     kind: "refused",
     message: "report of d0 has sequence 3 after 1",
+    lostWorkerId: "d0",
   });
   expect(cluster.size).toBe(0);
   expect(cluster.report(1, 5, 4, load(), none, at(1)).kind).toBe("refused");

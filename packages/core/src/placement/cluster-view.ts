@@ -29,7 +29,12 @@ export function isOpen(worker: AttachedWorker): boolean {
 /** Every way an event of a stream can end. `refused` ends the stream, and its worker with it. */
 export type ViewOutcome =
   | { readonly kind: "accepted"; readonly supersededStreamId?: StreamId }
-  | { readonly kind: "refused"; readonly message: string };
+  | {
+      readonly kind: "refused";
+      readonly message: string;
+      /** The worker that the stream stood for until now. */
+      readonly lostWorkerId: string | undefined;
+    };
 
 export interface ClusterViewOptions {
   /** Silence after which a worker counts as lost. Larger: requests are sent to the dead. Smaller: a long step looks like death. */
@@ -117,15 +122,8 @@ export class ClusterView {
     return supersededStreamId === undefined ? { kind: "accepted" } : { kind: "accepted", supersededStreamId };
   }
 
-  /** `reservedOf`: what this router holds on an incarnation now. */
-  report(
-    streamId: StreamId,
-    epoch: number,
-    sequence: number,
-    load: ReportedLoad,
-    reservedOf: (workerId: string, epoch: number) => Reserved,
-    now: Instant,
-  ): ViewOutcome {
+  /** The next message of a worker's stream, whatever it says. */
+  follow(streamId: StreamId, epoch: number, sequence: number, now: Instant): ViewOutcome {
     const worker = this.#byStream(streamId);
     if (worker === undefined) return this.#refuse(streamId, "a report came on a stream without a live hello", now);
     const { workerId } = worker.facts;
@@ -135,10 +133,31 @@ export class ClusterView {
     if (sequence !== worker.sequence + 1) {
       return this.#refuse(streamId, `report of ${workerId} has sequence ${sequence} after ${worker.sequence}`, now);
     }
+    this.#workers.set(workerId, { ...worker, sequence });
+    return { kind: "accepted" };
+  }
+
+  /** The id of the worker that a stream stands for. */
+  workerIdOf(streamId: StreamId): string | undefined {
+    return this.#workerIdByStream.get(streamId);
+  }
+
+  /** `reservedOf`: what this router holds on an incarnation now. */
+  report(
+    streamId: StreamId,
+    epoch: number,
+    sequence: number,
+    load: ReportedLoad,
+    reservedOf: (workerId: string, epoch: number) => Reserved,
+    now: Instant,
+  ): ViewOutcome {
+    const outcome = this.follow(streamId, epoch, sequence, now);
+    const worker = this.#byStream(streamId);
+    if (outcome.kind === "refused" || worker === undefined) return outcome;
+    const { workerId } = worker.facts;
     if (worker.load?.isDraining !== load.isDraining || worker.isLost) this.#version++;
     this.#workers.set(workerId, {
       ...worker,
-      sequence,
       load,
       reservedAtReport: reservedOf(workerId, epoch),
       reportedAt: now,
@@ -182,8 +201,7 @@ export class ClusterView {
   }
 
   #refuse(streamId: StreamId, message: string, now: Instant): ViewOutcome {
-    this.leave(streamId, now);
-    return { kind: "refused", message };
+    return { kind: "refused", message, lostWorkerId: this.leave(streamId, now) };
   }
 
   #remember(workerId: string, epoch: number): void {

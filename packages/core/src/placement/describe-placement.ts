@@ -18,10 +18,13 @@ export function describePlacement(
 ): string {
   const [best, ...others] = candidates;
   const { queueMs, computeMs, tailMs } = best.ttft;
+  const { uncachedTokenCount } = best;
+  const isCached = uncachedTokenCount < request.promptTokenCount;
+  const tokens = isCached ? `${uncachedTokenCount} of ${request.promptTokenCount}` : `${uncachedTokenCount}`;
   const parts = [
     ...(waitedMs >= 1 ? [`waited here ${ms(waitedMs)}`] : []),
     `queue ${ms(queueMs)}`,
-    `compute ${ms(computeMs)} (${request.promptTokenCount} tokens at ${Math.round(best.prefillTokensPerSecond)}/s)`,
+    `compute ${ms(computeMs)} (${tokens} tokens at ${Math.round(best.prefillTokensPerSecond)}/s)`,
     `${best.mode === "split" ? "hand-over" : "running step"} ${ms(tailMs)}`,
   ];
   const alternatives = others.slice(0, ALTERNATIVE_MAX).map((other) => `${candidateName(other)} ${ms(other.ttftMs)}`);

@@ -13,4 +13,4 @@ export { placementReadiness } from "./readiness.ts";
 export type { RequestKey, Reserved } from "./reservations.ts";
 export type { PlacementDecision, RouterEffect, RouterEvent } from "./router-events.ts";
 export { type RouterOptions, RouterState } from "./router-state.ts";
-export type { Objectives, ReportedLoad, RequestShape, WorkerFacts, WorkerRole } from "./worker-facts.ts";
+export type { Objectives, PromptHashes, ReportedLoad, RequestShape, WorkerFacts, WorkerRole } from "./worker-facts.ts";

@@ -73,16 +73,16 @@ export function aggregatedTtft(
   };
 }
 
-/** On two: KV flows while chunks are still computed, so only what exceeds the compute time is added to the fixed part. */
+/** On two, of a prompt of which so much is computed and so much travels: KV flows while chunks are still computed, so only what exceeds the compute time is added to the fixed part. */
 export function splitTtft(
   queuedPromptTokenCount: number,
-  promptTokenCount: number,
+  promptTokenCount: { readonly uncached: number; readonly moved: number },
   tokensPerSecond: number,
   kvBytesPerToken: number,
   options: PredictionOptions,
 ): TtftParts {
-  const computeMs = (promptTokenCount / tokensPerSecond) * 1_000;
-  const transferMs = ((promptTokenCount * kvBytesPerToken) / options.kvBytesPerSecond) * 1_000;
+  const computeMs = (promptTokenCount.uncached / tokensPerSecond) * 1_000;
+  const transferMs = ((promptTokenCount.moved * kvBytesPerToken) / options.kvBytesPerSecond) * 1_000;
   return {
     queueMs: (queuedPromptTokenCount / tokensPerSecond) * 1_000,
     computeMs,

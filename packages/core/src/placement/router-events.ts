@@ -1,4 +1,5 @@
 import type { ErrorReason } from "../kvasir-error.ts";
+import type { HolderEvent } from "../prefix-index/index.ts";
 import type { Candidate } from "./choose-placement.ts";
 import type { StreamId } from "./cluster-view.ts";
 import type { RequestKey } from "./reservations.ts";
@@ -19,6 +20,14 @@ export type RouterEvent =
       readonly epoch: number;
       readonly sequence: number;
       readonly load: ReportedLoad;
+    }
+  /** What its prefix cache holds. */
+  | {
+      readonly kind: "WorkerCacheChanged";
+      readonly streamId: StreamId;
+      readonly epoch: number;
+      readonly sequence: number;
+      readonly change: HolderEvent;
     }
   /** Its stream ended, or it said goodbye. */
   | { readonly kind: "WorkerLeft"; readonly streamId: StreamId }
@@ -46,6 +55,7 @@ export type RouterEvent =
 /** The decision for one request, with what it was made from. */
 export interface PlacementDecision {
   readonly candidates: readonly [Candidate, ...Candidate[]];
+  readonly promptTokenCount: number;
   /** From arrival (or the last retry) to now. */
   readonly waitedMs: number;
   /** `waitedMs` included. */
@@ -57,6 +67,8 @@ export interface PlacementDecision {
 /** What the shell must do. */
 export type RouterEffect =
   | { readonly kind: "AcknowledgeWorker"; readonly streamId: StreamId; readonly sequence: number }
+  /** A change of its cache is missing: asks for all of it. */
+  | { readonly kind: "WantCacheSnapshot"; readonly streamId: StreamId }
   /** Ends an attach stream with STALE_EPOCH. */
   | { readonly kind: "RefuseWorker"; readonly streamId: StreamId; readonly message: string }
   /** Says that a worker went silent; nothing is placed on it until it reports. */

@@ -1,5 +1,6 @@
 import { assert } from "../assert.ts";
 import { unreachable } from "../kvasir-error.ts";
+import type { PrefixIndexOptions } from "../prefix-index/index.ts";
 import { addNanos, type Instant, msFromNanos, type Nanos, nanosBetween } from "../time.ts";
 import { AdmissionQueue } from "./admission-queue.ts";
 import {
@@ -10,10 +11,17 @@ import {
   type PlacementPolicy,
   preferPrefill,
 } from "./choose-placement.ts";
-import { type AttachedWorker, ClusterView, type ClusterViewOptions, type ViewOutcome } from "./cluster-view.ts";
+import {
+  type AttachedWorker,
+  ClusterView,
+  type ClusterViewOptions,
+  type StreamId,
+  type ViewOutcome,
+} from "./cluster-view.ts";
 import { describePlacement } from "./describe-placement.ts";
 import { checkFit } from "./fit.ts";
 import type { PredictionOptions } from "./predict.ts";
+import { PrefixOverlap } from "./prefix-overlap.ts";
 import { type RequestKey, ReservationTable, type Reserved, type Share } from "./reservations.ts";
 import type { RouterEffect, RouterEvent } from "./router-events.ts";
 import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
@@ -36,6 +44,7 @@ export interface RouterOptions {
   readonly prediction: PredictionOptions;
   /** Chooses among the workers. Default `choosePlacement`; the simulator compares others with it. */
   readonly policy?: PlacementPolicy;
+  readonly prefixIndex: PrefixIndexOptions;
 }
 
 interface LiveRequest {
@@ -72,6 +81,7 @@ const EXCLUDED_MAX = 64;
 export class RouterState {
   readonly #options: RouterOptions;
   readonly #view: ClusterView;
+  readonly #overlap: PrefixOverlap;
   readonly #reservations = new ReservationTable();
   readonly #queue = new AdmissionQueue();
   readonly #live = new Map<RequestKey, LiveRequest>();
@@ -83,6 +93,7 @@ export class RouterState {
   constructor(options: RouterOptions) {
     this.#options = options;
     this.#view = new ClusterView(options.view);
+    this.#overlap = new PrefixOverlap(options.prefixIndex);
   }
 
   get queuedCount(): number {
@@ -92,6 +103,16 @@ export class RouterState {
   /** Requests placed and not ended. */
   get placedCount(): number {
     return this.#reservations.requestCount;
+  }
+
+  /** Distinct blocks that workers have said they hold. */
+  get cachedBlockCount(): number {
+    return this.#overlap.blockCount;
+  }
+
+  /** Blocks that a worker has said it holds. */
+  cachedBlockCountOf(workerId: string): number {
+    return this.#overlap.blockCountOf(workerId);
   }
 
   /** Attached workers, by id. */
@@ -118,8 +139,18 @@ export class RouterState {
         this.#placeWaiting(now, effects);
         break;
       }
+      case "WorkerCacheChanged": {
+        const { streamId, epoch, sequence, change } = event;
+        const workerId = this.#view.workerIdOf(streamId);
+        const outcome = this.#view.follow(streamId, epoch, sequence, now);
+        this.#answerWorker(streamId, sequence, outcome, effects);
+        if (outcome.kind === "refused" || workerId === undefined) break;
+        const taken = this.#overlap.apply(workerId, change);
+        if (taken.kind === "needs_snapshot" && taken.isNew) effects.push({ kind: "WantCacheSnapshot", streamId });
+        break;
+      }
       case "WorkerLeft":
-        this.#view.leave(event.streamId, now);
+        this.#leave(event.streamId, now);
         this.#placeWaiting(now, effects);
         break;
       case "RequestArrived":
@@ -144,8 +175,14 @@ export class RouterState {
     return effects;
   }
 
+  #leave(streamId: StreamId, now: Instant): void {
+    const workerId = this.#view.leave(streamId, now);
+    if (workerId !== undefined) this.#overlap.workerLeft(workerId);
+  }
+
   #answerWorker(streamId: number, sequence: number, outcome: ViewOutcome, effects: RouterEffect[]): void {
     if (outcome.kind === "refused") {
+      if (outcome.lostWorkerId !== undefined) this.#overlap.workerLeft(outcome.lostWorkerId);
       effects.push({ kind: "RefuseWorker", streamId, message: outcome.message });
       return;
     }
@@ -275,7 +312,11 @@ export class RouterState {
       live.request,
       this.#reservedOf,
       (worker) => exclusionOf(worker, live.excludedAt),
-      { ...this.#options.prediction, mayPrefillLocally: this.#mayPrefillLocally(live, now) },
+      {
+        ...this.#options.prediction,
+        mayPrefillLocally: this.#mayPrefillLocally(live, now),
+        cachedTokensOf: this.#overlap.of(live.request),
+      },
     );
     return outcome.kind === "placed" ? preferPrefill(outcome, live.keptPrefillWorkerId) : outcome;
   }
@@ -302,6 +343,7 @@ export class RouterState {
     const waitedMs = msFromNanos(nanosBetween(live.waitingSince, now));
     const decision = {
       candidates,
+      promptTokenCount: live.request.promptTokenCount,
       waitedMs,
       predictedTtftMs: waitedMs + best.ttftMs,
       predictedTbtMs: best.tbtMs,
@@ -311,6 +353,7 @@ export class RouterState {
   }
 
   #tick(now: Instant, effects: RouterEffect[]): void {
+    this.#overlap.sweep();
     for (const workerId of this.#view.advance(now)) effects.push({ kind: "ReportLostWorker", workerId });
     if (this.#queue.size === 0) return;
     this.#placeWaiting(now, effects);
@@ -408,12 +451,12 @@ function exclusionOf(worker: AttachedWorker, excludedAt: ReadonlyMap<string, Ins
   return worker.reportedAt > since ? "avoid" : "forbid";
 }
 
-function sharesOf({ mode, prefill, decode }: Candidate, request: RequestShape): readonly Share[] {
+function sharesOf({ mode, prefill, decode, uncachedTokenCount }: Candidate, request: RequestShape): readonly Share[] {
   const decodeShare: Share = {
     workerId: decode.facts.workerId,
     epoch: decode.epoch,
     blockCount: decodeBlockCount(request, decode.facts.blockSize),
-    promptTokenCount: mode === "aggregated" ? request.promptTokenCount : 0,
+    promptTokenCount: mode === "aggregated" ? uncachedTokenCount : 0,
     sequenceCount: 1,
   };
   if (prefill === undefined) return [decodeShare];
@@ -421,7 +464,7 @@ function sharesOf({ mode, prefill, decode }: Candidate, request: RequestShape): 
     workerId: prefill.facts.workerId,
     epoch: prefill.epoch,
     blockCount: prefillBlockCount(request, prefill.facts.blockSize),
-    promptTokenCount: request.promptTokenCount,
+    promptTokenCount: uncachedTokenCount,
     sequenceCount: 0,
   };
   return [decodeShare, prefillShare];

@@ -53,6 +53,15 @@ export interface Objectives {
   readonly mayBeLate: boolean;
 }
 
+/** Hashes of a prompt's full blocks in one layout. */
+export interface PromptHashes {
+  /** Layout fingerprint as hex. */
+  readonly fingerprint: string;
+  readonly blockSize: number;
+  /** 16 bytes each, in order. */
+  readonly hashes: Uint8Array;
+}
+
 /** What a placement must know of a request. */
 export interface RequestShape {
   readonly model: string;
@@ -61,6 +70,8 @@ export interface RequestShape {
   readonly maxTokens: number;
   /** Answers, which share the prompt's full blocks. Default 1. */
   readonly choiceCount?: number;
+  /** For each layout that workers have. Default: nothing is known of the text. */
+  readonly promptHashes?: readonly PromptHashes[];
   readonly objectives?: Objectives;
   /** Whose it is, as hex; answers of one tenant are alike. */
   readonly tenant?: string;

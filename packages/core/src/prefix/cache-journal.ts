@@ -1,18 +1,16 @@
 import { assert } from "../assert.ts";
 import { BLOCK_HASH_BYTES } from "./block-hash.ts";
 
+const STORED = 1;
+const REMOVED = 0;
+
 export type CacheChangeKind = "stored" | "removed";
 
-/** Changes of one kind in a row. */
-export interface CacheChangeRun {
-  readonly kind: CacheChangeKind;
-  /** 16 bytes each. */
-  readonly hashes: Uint8Array;
-}
-
-/** Every way `read` can end. `gap`: what followed is forgotten; begin anew from a snapshot. */
+/** Every way `read` can end. */
 export type JournalReading =
-  | { readonly kind: "changes"; readonly runs: readonly CacheChangeRun[]; readonly next: number }
+  /** What the changes come to, 16 bytes for each hash: none is in both. */
+  | { readonly kind: "changes"; readonly stored: Uint8Array; readonly removed: Uint8Array; readonly next: number }
+  /** What followed is forgotten; begin anew from a snapshot. */
   | { readonly kind: "gap" };
 
 /**
@@ -40,7 +38,7 @@ export class CacheJournal {
   append(kind: CacheChangeKind, hash: Uint8Array): void {
     const place = this.#next % this.#capacity;
     this.#hashes.set(hash, place * BLOCK_HASH_BYTES);
-    this.#kinds[place] = kind === "stored" ? 1 : 0;
+    this.#kinds[place] = kind === "stored" ? STORED : REMOVED;
     this.#next++;
   }
 
@@ -49,22 +47,24 @@ export class CacheJournal {
     assert(from <= this.#next, `change ${from} is read, the next one is ${this.#next}`);
     if (from < this.#next - this.#capacity) return { kind: "gap" };
     const end = Math.min(this.#next, from + countMax);
-    const runs: CacheChangeRun[] = [];
-    for (let begin = from; begin < end; ) {
-      let runEnd = begin + 1;
-      while (runEnd < end && this.#kindAt(runEnd) === this.#kindAt(begin)) runEnd++;
-      const hashes = new Uint8Array((runEnd - begin) * BLOCK_HASH_BYTES);
-      for (let number = begin; number < runEnd; number++) {
-        const place = (number % this.#capacity) * BLOCK_HASH_BYTES;
-        hashes.set(this.#hashes.subarray(place, place + BLOCK_HASH_BYTES), (number - begin) * BLOCK_HASH_BYTES);
-      }
-      runs.push({ kind: this.#kindAt(begin) === 1 ? "stored" : "removed", hashes });
-      begin = runEnd;
+    const places = new Map<string, number>();
+    for (let number = from; number < end; number++) {
+      const place = number % this.#capacity;
+      // Of a hash that came and went, the last word counts; and what came last stands where it came.
+      const hash = String.fromCharCode(...this.#hashAt(place));
+      places.delete(hash);
+      places.set(hash, place);
     }
-    return { kind: "changes", runs, next: end };
+    const packed = (kind: number): Uint8Array => {
+      const chosen = [...places.values()].filter((place) => this.#kinds[place] === kind);
+      const hashes = new Uint8Array(chosen.length * BLOCK_HASH_BYTES);
+      for (const [index, place] of chosen.entries()) hashes.set(this.#hashAt(place), index * BLOCK_HASH_BYTES);
+      return hashes;
+    };
+    return { kind: "changes", stored: packed(STORED), removed: packed(REMOVED), next: end };
   }
 
-  #kindAt(number: number): number {
-    return this.#kinds[number % this.#capacity] ?? 0;
+  #hashAt(place: number): Uint8Array {
+    return this.#hashes.subarray(place * BLOCK_HASH_BYTES, (place + 1) * BLOCK_HASH_BYTES);
   }
 }

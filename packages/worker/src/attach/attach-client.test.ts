@@ -1,3 +1,4 @@
+import { type BlockId, BlockPool } from "@kvasir/core";
 import { type AttachRequest, RouterService } from "@kvasir/proto";
 import { createServer, messages, type RpcServer } from "@kvasir/rpc";
 import { expect, test } from "vitest";
@@ -9,12 +10,14 @@ import type { AttachState } from "./attach-stream.ts";
 async function router(listen = "127.0.0.1:0") {
   const streams: AttachRequest[][] = [];
   const server: RpcServer = createServer();
+  let tell: (response: { wantsCacheSnapshot: boolean }) => void = () => undefined;
   server.add(RouterService, {
     place: async () => undefined,
     describeCluster: async () => ({}),
     attach: async (call) => {
       const received: AttachRequest[] = [];
       streams.push(received);
+      tell = (response) => call.write(response);
       for await (const request of messages(call)) {
         received.push(request);
         call.write({ acknowledgedSequence: request.sequence });
@@ -22,7 +25,8 @@ async function router(listen = "127.0.0.1:0") {
     },
   });
   const address = await server.listen(listen);
-  return { address, streams, close: () => server.close(0) };
+  const wantSnapshot = () => tell({ wantsCacheSnapshot: true });
+  return { address, streams, close: () => server.close(0), wantSnapshot };
 }
 
 function state(epoch: bigint): AttachState & { freeBlocks: number } {
@@ -31,33 +35,54 @@ function state(epoch: bigint): AttachState & { freeBlocks: number } {
     epoch,
     hello: { workerId: "w" },
     load: () => ({ freeBlocks: current.freeBlocks }),
+    pool: new BlockPool(4),
   });
 }
 
-test("hello first, then load with a gapless sequence: at once on a change but not more often than 20 ms, and at least each second", async () => {
+test("hello first, then the cache and load with a gapless sequence: at once on a change but not more often than 20 ms, and at least each second", async () => {
   const { address, streams, close } = await router();
   const current = state(3n);
   const client = new AttachClient(() => current, SILENT);
   client.setRouters([{ routerId: "r", address }]);
-  await eventually(() => expect(streams[0]?.length).toBe(2));
+  await eventually(() => expect(streams[0]?.length).toBe(3));
   const started = performance.now();
   while (performance.now() - started < 300) {
     current.freeBlocks++;
     client.loadChanged();
     await new Promise((resolve) => setTimeout(resolve, 1));
   }
-  const burst = (streams[0]?.length ?? 0) - 2;
+  const burst = (streams[0]?.length ?? 0) - 3;
   expect(burst).toBeGreaterThan(5);
   expect(burst).toBeLessThanOrEqual(16);
-  await eventually(() => expect(streams[0]?.length).toBeGreaterThanOrEqual(burst + 4), 2_500);
+  await eventually(() => expect(streams[0]?.length).toBeGreaterThanOrEqual(burst + 5), 2_500);
   const received = streams[0] ?? [];
   expect(received.map((request) => Number(request.sequence))).toEqual(received.map((_, index) => index + 1));
   expect(received.every((request) => request.epoch === 3n)).toBe(true);
   expect(received.map((request) => request.kind.case)).toEqual(
-    received.map((_, index) => (index === 0 ? "hello" : "load")),
+    received.map((_, index) => ["hello", "cache"][index] ?? "load"),
   );
   await client.close();
   await eventually(() => expect(received.at(-1)?.kind.case).toBe("goodbye"));
+  await close();
+});
+
+test("what comes into the cache is told with the load, and all of it again where the router missed something", async () => {
+  const { address, streams, close, wantSnapshot } = await router();
+  const current = state(3n);
+  const client = new AttachClient(() => current, SILENT);
+  client.setRouters([{ routerId: "r", address }]);
+  const told = () => (streams[0] ?? []).flatMap(({ kind }) => (kind.case === "cache" ? [kind.value] : []));
+  await eventually(() => expect(told()).toMatchObject([{ sequence: 0n, kind: { case: "snapshot" } }]));
+  const { pool } = current;
+  pool.reserve(1, 1);
+  pool.keep(pool.take(1, 1)[0] as BlockId, new Uint8Array(16).fill(9), 0);
+  client.loadChanged();
+  const stored = { case: "stored", value: Buffer.alloc(16, 9) };
+  await eventually(() => expect(told()[1]).toMatchObject({ sequence: 1n, kind: stored }));
+  wantSnapshot();
+  const snapshot = { case: "snapshot", value: { part: 0, isLast: true, hashes: Buffer.alloc(16, 9) } };
+  await eventually(() => expect(told()[2]).toMatchObject({ sequence: 1n, kind: snapshot }));
+  await client.close();
   await close();
 });
 
@@ -70,7 +95,7 @@ test("after a break, and with each incarnation, it begins again with hello; with
   expect(first.streams).toEqual([]);
   current = state(1n);
   client.incarnationChanged();
-  await eventually(() => expect(first.streams[0]?.length).toBe(2));
+  await eventually(() => expect(first.streams[0]?.length).toBe(3));
   await first.close();
   const second = await router(first.address);
   await eventually(() => expect(second.streams.at(-1)?.[0]?.kind.case).toBe("hello"));

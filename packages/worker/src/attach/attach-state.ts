@@ -24,6 +24,7 @@ export function attachState(
   const { engine, description, layout, epoch } = incarnation;
   return {
     epoch,
+    pool: engine.scheduler.pool,
     hello: {
       workerId: worker.workerId,
       role: WIRE_ROLE[worker.role],

@@ -1,10 +1,12 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { MessageInitShape } from "@bufbuild/protobuf";
+import type { BlockPool } from "@kvasir/core";
 import { type AttachRequestSchema, RouterService, type WorkerHelloSchema, type WorkerLoadSchema } from "@kvasir/proto";
 import { createClient, errorFromService, type RpcClient, type Transport } from "@kvasir/rpc";
 import type { Log } from "../log.ts";
+import { CacheTeller } from "./cache-teller.ts";
 
-/** Load goes out at changes, but not more often than this. Larger: placement knows less; smaller: more messages. */
+/** Load and cache go out at changes, but not more often than this. Larger: placement knows less; smaller: more messages. */
 const LOAD_INTERVAL_MIN_MS = 20;
 const LOAD_INTERVAL_MAX_MS = 1_000;
 /** A router that does not answer must not hold up the end of a worker. */
@@ -16,10 +18,13 @@ export interface AttachState {
   readonly epoch: bigint;
   readonly hello: MessageInitShape<typeof WorkerHelloSchema>;
   readonly load: () => MessageInitShape<typeof WorkerLoadSchema>;
+  /** What the incarnation's prefix cache is kept in. */
+  readonly pool: BlockPool;
 }
 
 /**
- * The line to one router: hello, then load at changes and at least every second. Connects again, with hello, after every break,
+ * The line to one router: hello and what the prefix cache holds, then load and the cache's changes, batched, at changes and at least every
+ * second. Connects again, with hello, after every break,
  * for as long as it is not closed; while `state` gives nothing (the sidecar is away) it stays apart.
  */
 export class AttachStream {
@@ -30,6 +35,7 @@ export class AttachStream {
   readonly #onLeader: (token: bigint) => void;
   #stream: ReturnType<RpcClient<typeof RouterService>["attach"]> | undefined;
   #epoch = 0n;
+  #cache: { readonly epoch: bigint; readonly teller: CacheTeller } | undefined;
   #sequence = 0n;
   #sentAtMs = 0;
   #loadTimer: NodeJS.Timeout | undefined;
@@ -89,10 +95,14 @@ export class AttachStream {
     const state = this.#state();
     if (this.#closed || !state) return;
     this.#epoch = state.epoch;
+    if (this.#cache?.epoch !== state.epoch) {
+      this.#cache = { epoch: state.epoch, teller: new CacheTeller(state.pool) };
+    }
     this.#sequence = 0n;
     const stream = this.#client.attach();
     this.#stream = stream;
-    stream.on("data", ({ leaderToken }) => {
+    stream.on("data", ({ leaderToken, wantsCacheSnapshot }) => {
+      if (wantsCacheSnapshot && this.#stream === stream) this.#sendCache(this.#cache?.teller.snapshot() ?? []);
       if (leaderToken > 0n) this.#onLeader(leaderToken);
       if (!this.#wasAttached) this.#log.info({ router: this.#routerId }, "attached to the router");
       this.#wasAttached = true;
@@ -101,6 +111,7 @@ export class AttachStream {
     stream.on("error", (error) => this.#lost(stream, errorFromService(error).message));
     stream.on("end", () => this.#lost(stream, "the router ended the stream"));
     this.#send({ case: "hello", value: state.hello });
+    this.#sendCache(this.#cache.teller.snapshot());
     this.#sendLoad();
   }
 
@@ -125,8 +136,13 @@ export class AttachStream {
     clearTimeout(this.#loadTimer);
     this.#loadTimer = undefined;
     const load = this.#state()?.load();
+    this.#sendCache(this.#cache?.teller.changes() ?? []);
     if (load) this.#send({ case: "load", value: load });
     this.#sendWithin(LOAD_INTERVAL_MAX_MS);
+  }
+
+  #sendCache(events: ReturnType<CacheTeller["changes"]>): void {
+    for (const value of events) this.#send({ case: "cache", value });
   }
 
   /** Arranges that load goes out this long after the last time, or sooner if that is arranged already. */

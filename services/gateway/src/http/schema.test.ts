@@ -55,15 +55,12 @@ test.each([
   expect(param?.split(".")[0]).toBe(field);
 });
 
-test.each(["tools", "best_of", "prompt", "guided_grammar", "kv_transfer_params"])(
-  "%s is not ignored",
-  (field) => {
-    expect(refusal(() => checkRequest(ChatRequest, { ...chat, [field]: 1 }))).toMatchObject({
-      param: field,
-      code: "unsupported_field",
-    });
-  },
-);
+test.each(["tools", "best_of", "prompt", "guided_grammar", "kv_transfer_params"])("%s is not ignored", (field) => {
+  expect(refusal(() => checkRequest(ChatRequest, { ...chat, [field]: 1 }))).toMatchObject({
+    param: field,
+    code: "unsupported_field",
+  });
+});
 
 test("a number too large for JSON's readers is refused naming the field", () => {
   const body = parseBody(Buffer.from('{"model":"m","messages":[{"role":"user","content":"x"}],"temperature":1e999}'));

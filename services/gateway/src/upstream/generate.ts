@@ -2,11 +2,13 @@ import { setTimeout as sleep } from "node:timers/promises";
 import {
   type AttemptDecision,
   Attempts,
+  hashBlocks,
   type Instant,
   KvasirError,
   msFromNanos,
   nanosBetween,
   nanosFromMs,
+  prefixRoot,
   RequestProgress,
 } from "@kvasir/core";
 import { type GenerateFinished, type Placement, PlacementMode } from "@kvasir/proto";
@@ -17,7 +19,7 @@ import type { DecodeClients } from "./decode-clients.ts";
 import { generateAt } from "./generate-at.ts";
 import { deadlineMs, type GenerationContext, type Sink } from "./generation-context.ts";
 import { peerError } from "./peer-error.ts";
-import type { PlaceLine, PlaceStart, RouterLink } from "./router-link.ts";
+import type { PlaceLine, PlaceStart, PromptHashes, RouterLink } from "./router-link.ts";
 import { TransferKeeper } from "./transfer-keeper.ts";
 
 const FRUITLESS_MAX = 3;
@@ -118,6 +120,9 @@ class Placing {
   readonly #facts: GenerationContext;
   #line: PlaceLine | undefined;
   #toldFirstToken = false;
+  readonly #promptTokenIds: readonly number[];
+  /** As of the last look at the cluster: a rolling upgrade brings another layout. */
+  #hashed: { readonly layouts: string; readonly promptHashes: readonly PromptHashes[] } | undefined;
 
   constructor(router: RouterLink, request: PreparedRequest, facts: GenerationContext) {
     this.#router = router;
@@ -130,7 +135,9 @@ class Placing {
       choiceCount: request.choiceCount,
       tenantScope: facts.tenantScope,
       excludedWorkerIds: [],
+      promptHashes: [],
     };
+    this.#promptTokenIds = request.promptTokenIds;
   }
 
   /** The first placement. A router that goes away before it answers is no answer: its successor is waited for. */
@@ -214,11 +221,26 @@ class Placing {
   #open(excludedWorkerIds: readonly string[]): PlaceLine {
     this.#line?.close();
     this.#line = this.#router.place(
-      { ...this.#start, excludedWorkerIds },
+      { ...this.#start, excludedWorkerIds, promptHashes: this.#promptHashes() },
       this.#facts.context,
       deadlineMs(this.#facts),
     );
     return this.#line;
+  }
+
+  #promptHashes(): readonly PromptHashes[] {
+    const { model, tenantScope } = this.#facts;
+    const known = this.#router.layoutsOf(model);
+    const layouts = known
+      .map(({ layoutFingerprint, blockSize }) => `${Buffer.from(layoutFingerprint).toString("hex")} ${blockSize}`)
+      .join();
+    if (this.#hashed?.layouts === layouts) return this.#hashed.promptHashes;
+    const promptHashes = known.map(({ layoutFingerprint, blockSize }) => {
+      const root = prefixRoot({ tenantScope, fingerprint: layoutFingerprint }, blockSize);
+      return { layoutFingerprint, blockSize, hashes: hashBlocks(root, this.#promptTokenIds, blockSize) };
+    });
+    this.#hashed = { layouts, promptHashes };
+    return promptHashes;
   }
 
   #next(line: PlaceLine, signal: AbortSignal): Promise<Placement> {

@@ -20,6 +20,19 @@ export interface PlaceStart {
   readonly tenantScope: Uint8Array;
   /** Workers that failed the request before this line was opened. */
   readonly excludedWorkerIds: readonly string[];
+  /** Of the prompt's full blocks, for each layout of the cluster. */
+  readonly promptHashes: readonly PromptHashes[];
+}
+
+/** Hashes of a prompt's full blocks in one layout, 16 bytes each. */
+export interface PromptHashes extends KvLayoutKey {
+  readonly hashes: Uint8Array;
+}
+
+/** What block hashes depend on beside tenant and text. */
+export interface KvLayoutKey {
+  readonly layoutFingerprint: Uint8Array;
+  readonly blockSize: number;
 }
 
 /** One request's line to the router, open as long as the request lives. */
@@ -60,6 +73,18 @@ export class RouterLink {
     return this.#answers.get(this.#leader ?? "");
   }
 
+  /** The different layouts of a model's workers. */
+  layoutsOf(model: string): readonly KvLayoutKey[] {
+    const layouts = new Map<string, KvLayoutKey>();
+    for (const { hello } of this.cluster?.workers ?? []) {
+      if (hello?.model !== model || hello.layout === undefined) continue;
+      const { fingerprint, blockSize } = hello.layout;
+      const key = `${Buffer.from(fingerprint).toString("hex")} ${blockSize}`;
+      layouts.set(key, { layoutFingerprint: fingerprint, blockSize });
+    }
+    return [...layouts.values()];
+  }
+
   /** Asks every router anew. */
   async refresh(): Promise<DescribeClusterResponse | undefined> {
     await Promise.all([...this.#clients].map(([address, client]) => this.#ask(address, client)));
@@ -97,7 +122,11 @@ export class RouterLink {
       isOver = true;
       answer.reject(new KvasirError({ reason: "unavailable", message: "the router ended the placement" }));
     });
-    const value = { ...start, excludedWorkerIds: [...start.excludedWorkerIds] };
+    const value = {
+      ...start,
+      excludedWorkerIds: [...start.excludedWorkerIds],
+      promptHashes: start.promptHashes.map((entry) => ({ ...entry })),
+    };
     stream.write({ kind: { case: "start", value } });
     return {
       next: () => answer.promise,

@@ -70,6 +70,7 @@ export function routerOptions(extra: Partial<RouterOptions> = {}): RouterOptions
     positionInterval: nanosFromMs(1_000),
     view: { silenceMax: nanosFromMs(5_000), returnGrace: nanosFromMs(5_000) },
     prediction: PREDICTION_DEFAULTS,
+    prefixIndex: { blockCapacity: 1_024, holderCapacity: 64 },
     ...extra,
   };
 }
