@@ -25,28 +25,52 @@ const SAMPLINGS = [
 const clusters: LocalCluster[] = [];
 afterAll(() => Promise.all(clusters.map((cluster) => cluster.stop())));
 
-/** Tokens and their log-probabilities, bit for bit, of every prompt under every sampling. */
-async function answers(cluster: LocalCluster): Promise<{ tokens: unknown[]; promptTokens: number }> {
+interface Answers {
+  readonly tokens: unknown[];
+  readonly promptTokens: number;
+  readonly cachedTokens: number[];
+}
+
+/** Tokens and their log-probabilities, bit for bit, of every prompt under every sampling. `salt`: shared, so that prompts are cached. */
+async function answers(cluster: LocalCluster, salt?: string): Promise<Answers> {
   const tokens: unknown[] = [];
+  const cachedTokens: number[] = [];
   let promptTokens = 0;
   for (const prompt of PROMPTS) {
     for (const sampling of SAMPLINGS) {
       const fields = { ...sampling, max_tokens: 24, ignore_eos: true, logprobs: true, top_logprobs: 2 };
-      const response = await post(cluster, chatBody(prompt, fields));
+      const response = await post(cluster, chatBody(prompt, { ...fields, ...(salt ? { cache_salt: salt } : {}) }));
       expect(response.status).toBe(200);
       const answer = await answerOf(response);
       expect(answer.usage.completion_tokens).toBe(24);
       promptTokens += answer.usage.prompt_tokens;
+      cachedTokens.push(answer.usage.prompt_tokens_details.cached_tokens);
       tokens.push(answer.choices[0].logprobs.content);
     }
   }
-  return { tokens, promptTokens };
+  return { tokens, promptTokens, cachedTokens };
 }
 
-test("the same tokens through a mixed worker, through prefill and decode, and in chunks of 16, 64 and 512", async () => {
+test("the same tokens, cold and warm, through a mixed worker, through prefill and decode, and in chunks of 16, 64 and 512", async () => {
   const mixed = await startTiny({ prefill: 0, decode: 0, mixed: 1 });
   clusters.push(mixed);
   const expected = await answers(mixed);
+  const computed = async (cluster: LocalCluster) => {
+    const workers = cluster.processes.filter(({ kind }) => kind === "prefill" || kind === "decode" || kind === "mixed");
+    const counts = workers.map((worker) => metric(worker, "kvasir_sidecar_prompt_tokens_computed_total"));
+    return (await Promise.all(counts)).reduce((sum, count) => sum + count);
+  };
+  /** What was cached cold is cached warm for the two other samplings of each prompt; the sidecars compute the rest and no more. */
+  const expectWarm = async (cluster: LocalCluster) => {
+    const before = await computed(cluster);
+    const warm = await answers(cluster, "warm");
+    expect(warm.tokens).toEqual(expected.tokens);
+    const cached = warm.cachedTokens.reduce((sum, count) => sum + count);
+    expect(cached).toBeGreaterThan(0.5 * warm.promptTokens);
+    expect((await computed(cluster)) - before).toBe(warm.promptTokens - cached);
+  };
+  expect(expected.cachedTokens.every((count) => count === 0)).toBe(true);
+  await expectWarm(mixed);
   await expectNothingLeft(mixed);
   await mixed.stop();
 
@@ -65,6 +89,7 @@ test("the same tokens through a mixed worker, through prefill and decode, and in
     expect(await metric(prefill, "kvasir_sidecar_prompt_tokens_computed_total")).toBe(found.promptTokens);
     expect(await metric(prefill, "kvasir_sidecar_decode_tokens_computed_total")).toBe(0);
     expect(await metric(decode, "kvasir_sidecar_frames_refused_total")).toBe(0);
+    await expectWarm(split);
     await expectNothingLeft(split);
     await split.stop();
   }

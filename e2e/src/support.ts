@@ -77,13 +77,26 @@ export function chatBody(content: string, fields: ChatBody = {}): ChatBody {
   return { model: "tiny", messages: [{ role: "user", content }], temperature: 0, max_tokens: 24, ...fields };
 }
 
+let coldCount = 0;
+
+/** A request that names no salt gets one of its own, so that nothing of its prompt is cached: what a test sees does not hang on those before it. */
+function withSalt(body: object): object {
+  return "cache_salt" in body || Array.isArray(body) ? body : { ...body, cache_salt: `cold-${++coldCount}` };
+}
+
 export function post(cluster: LocalCluster, body: unknown, init: RequestInit = {}, path = "/v1/chat/completions") {
   return fetch(`${cluster.gatewayUrl}${path}`, {
     method: "POST",
     headers: { "content-type": "application/json" },
-    body: typeof body === "string" ? body : body instanceof Uint8Array ? Buffer.from(body) : JSON.stringify(body),
+    body: encoded(body),
     ...init,
   });
+}
+
+function encoded(body: unknown): string | Buffer {
+  if (typeof body === "string") return body;
+  if (body instanceof Uint8Array) return Buffer.from(body);
+  return JSON.stringify(typeof body === "object" && body !== null ? withSalt(body) : body);
 }
 
 /** What this project's tests read of an answer. */
@@ -91,12 +104,18 @@ export interface Answer {
   readonly choices: readonly [
     { readonly message: { readonly content: string }; readonly logprobs: { readonly content: readonly unknown[] } },
   ];
-  readonly usage: { readonly prompt_tokens: number; readonly completion_tokens: number };
+  readonly usage: {
+    readonly prompt_tokens: number;
+    readonly completion_tokens: number;
+    readonly prompt_tokens_details: { readonly cached_tokens: number };
+  };
   readonly kvasir: {
     readonly trace_id: string;
     readonly mode: string;
     readonly decode_worker: string;
     readonly kv_bytes_moved: number;
+    readonly cached_tokens: Readonly<Record<string, number>>;
+    readonly ttft_ms: number;
   };
   readonly error: { readonly message: string; readonly code: string };
 }

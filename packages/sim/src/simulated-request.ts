@@ -170,7 +170,8 @@ export class SimulatedRequest {
     this.#decodeSequence = undefined;
     const sequenceId = worker.submit(spec, waitUntil, {
       admitted: () => {
-        const go = () => current() && this.#applyDecode({ kind: "Reserved", heardBy: this.#leaseEnd() });
+        const go = () =>
+          current() && this.#applyDecode({ kind: "Reserved", heardBy: this.#leaseEnd(), cachedTokenCount: 0 });
         if (this.#decodeSequence === undefined) whenKnown.push(go);
         else go();
       },
@@ -272,7 +273,8 @@ export class SimulatedRequest {
     const { events, rpcNanos } = this.#world;
     if (this.#decode === undefined) return;
     const attempt = this.#attempt;
-    const plan = { promptTokenCount: this.trace.promptTokenCount, tailTokenMax: TAIL_TOKEN_MAX, fenceWithin: FENCE };
+    const { promptTokenCount } = this.trace;
+    const plan = { promptTokenCount, tailTokenMax: TAIL_TOKEN_MAX, hitTailTokenMax: 0, fenceWithin: FENCE };
     const { next, effects } = advanceDecodeHandover(this.#decode, event, plan, events.now);
     this.#decode = next;
     const worker = this.#decodeWorker as SimulatedWorker;

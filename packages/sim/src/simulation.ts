@@ -63,6 +63,7 @@ export class Simulation implements RequestWorld {
         kvBytesPerSecond: spec.link.bytesPerSecond,
         handoverMs: 4 * spec.rpcMs,
       },
+      prefixIndex: { blockCapacity: 1_000_000, holderCapacity: 2_048 },
       ...(spec.policy === undefined ? {} : { policy: spec.policy }),
     });
     spec.roles.forEach((role, index) => {
@@ -175,6 +176,7 @@ export class Simulation implements RequestWorld {
         break;
       case "AcknowledgeWorker":
       case "RefuseWorker":
+      case "WantCacheSnapshot":
       case "ReportLostWorker":
       case "SendQueued":
         break;

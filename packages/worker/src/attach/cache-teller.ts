@@ -13,8 +13,8 @@ type CacheEvent = MessageInitShape<typeof CacheEventSchema>;
  */
 export class CacheTeller {
   readonly #pool: BlockPool;
-  /** Of the last event. */
-  #sequence = 0n;
+  /** Of the last event, and of a first snapshot: numbers begin at 1. */
+  #sequence = 1n;
   /** Change of the pool's journal that is told next; undefined before the first snapshot. */
   #next: number | undefined;
 
