@@ -33,6 +33,8 @@ for (const name of MODELS) {
   const common = {
     ...{ model: model.directory, servedModelName: model.servedName, port: 0, threadsPerSidecar: 1 },
     ...{ kvBytes: "512MiB", logDir: mkdtempSync(join(tmpdir(), "kvasir-bench-")) },
+    // The same prompts again and again: each is to be handed over whole.
+    env: { KVASIR_PREFIX_CACHING: "off" },
   };
   const split = await startLocalCluster({ ...common, prefill: 1, decode: 1, mixed: 0 });
   const aggregated = await startLocalCluster({ ...common, prefill: 0, decode: 0, mixed: 2 });

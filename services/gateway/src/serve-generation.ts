@@ -169,8 +169,7 @@ async function run(
       return piece.stopped ? "enough" : (full ?? "more");
     },
     cached(tokens) {
-      // What a request computed itself before a worker was lost is not cached for it.
-      cached ??= tokens;
+      cached = tokens;
     },
     ended(index, finish, byStopString) {
       const choice = choices[index];

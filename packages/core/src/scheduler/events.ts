@@ -83,8 +83,16 @@ export type SchedulerEvent =
   | { readonly kind: "ExportOpened"; readonly sequenceId: SequenceId }
   /** Decode kind: the ticket is there, the prompt needs physical blocks now. */
   | { readonly kind: "KvOffered"; readonly sequenceId: SequenceId }
-  /** Decode kind: the prompt's KV is in place and verified, and the first token is known (unused where output is known). */
-  | { readonly kind: "KvArrived"; readonly sequenceId: SequenceId; readonly firstTokenId: number }
+  /**
+   * Decode kind: the prompt's KV is in place and verified, and the first token is known (unused where output is known). `isApproximate`: it is not
+   * what this worker would have computed (another number format, a lossy encoding), so nothing of this sequence is kept for others.
+   */
+  | {
+      readonly kind: "KvArrived";
+      readonly sequenceId: SequenceId;
+      readonly firstTokenId: number;
+      readonly isApproximate?: boolean;
+    }
   /**
    * Decode kind, not yet arrived: no more KV will come, and none is written. What is beyond these tokens of the prompt, at least those that are
    * cached, is computed here, and the first token, where it is known, is computed and not sampled.
@@ -94,6 +102,7 @@ export type SchedulerEvent =
       readonly sequenceId: SequenceId;
       readonly verifiedTokenCount: number;
       readonly firstTokenId?: number | undefined;
+      readonly isApproximate?: boolean;
     }
   /** No transfer reads (Release answered) or writes (Fence answered) the sequence's blocks any more. */
   | { readonly kind: "TransferClosed"; readonly sequenceId: SequenceId }

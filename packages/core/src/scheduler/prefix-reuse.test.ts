@@ -157,6 +157,16 @@ test("a decode sequence fetches beyond what it has, and may go on from there wit
   expect(bench.plan()).toMatchObject({ slices: [{ sequenceId: 3, startPosition: 8, tokenCount: 2, sample: true }] });
 });
 
+test("approximate KV answers its own request, its siblings among them, and no other", () => {
+  const bench = new Bench();
+  bench.arrive(1, "decode", text(9), { maxTokens: 9, branches: [{ sequenceId: id(2) }] });
+  bench.apply({ kind: "KvOffered", sequenceId: id(1) });
+  bench.apply({ kind: "KvArrived", sequenceId: id(1), firstTokenId: 5, isApproximate: true });
+  bench.apply({ kind: "TransferClosed", sequenceId: id(1) });
+  bench.settle();
+  expect(bench.steps.pool.cachedCount).toBe(0);
+});
+
 test("a prompt of which more is wanted than its KV is computed whole, and leaves its KV to others", () => {
   const bench = new Bench();
   for (const sequenceId of [1, 2]) {

@@ -66,8 +66,8 @@ export class PrefixReuse {
 
   /** The KV of the sequence's first tokens is written, and not written again. */
   keep(sequence: Sequence, writtenTokenCount: number): void {
-    const { chain, blockIds } = sequence;
-    if (chain === undefined) return;
+    const { chain, blockIds, isApproximate } = sequence;
+    if (chain === undefined || isApproximate) return;
     const end = Math.min(Math.floor(writtenTokenCount / this.#blockSize), chain.count, blockIds.length);
     const hashes = chain.bytes(end);
     for (let index = sequence.keptBlockCount; index < end; index++) {

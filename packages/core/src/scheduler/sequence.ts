@@ -30,6 +30,8 @@ export interface Sequence {
   readonly chain: BlockHashChain | undefined;
   /** Of `inputTokenIds`: their KV was there, and nobody computes it for this sequence. */
   cachedTokenCount: number;
+  /** Its KV, or what it was computed from, is not exact: it is not for others. */
+  isApproximate: boolean;
   /** Its first blocks, whose KV others may reuse. */
   keptBlockCount: number;
   /** Tokens of output that are known, planned or done: what a sequence brought along is among them. */
@@ -80,6 +82,7 @@ export function newSequence(
     inputPlannedCount: 0,
     chain,
     cachedTokenCount: 0,
+    isApproximate: false,
     keptBlockCount: 0,
     samplePlannedCount: outputTokenIds.length,
     sampleDoneCount: outputTokenIds.length,

@@ -128,6 +128,7 @@ export class StepScheduler {
       case "KvArrived": {
         const sequence = this.#sequences.get(event.sequenceId);
         if (sequence?.phase !== "receiving") break;
+        sequence.isApproximate = event.isApproximate ?? false;
         this.#receive(sequence, event.firstTokenId, effects);
         break;
       }
@@ -135,6 +136,7 @@ export class StepScheduler {
         const sequence = this.#sequences.get(event.sequenceId);
         if (sequence?.spec.kind !== "decode") break;
         if (sequence.phase === "receiving" || sequence.phase === "reserved") {
+          sequence.isApproximate = event.isApproximate ?? false;
           keepReceived(sequence, event.verifiedTokenCount, event.firstTokenId);
           this.#reuse.keep(sequence, sequence.inputPlannedCount);
           this.#startPrompt(sequence);
@@ -336,6 +338,7 @@ export class StepScheduler {
       const shared = blockIds.slice(0, sharedCount);
       this.pool.share(shared);
       branch.blockIds = shared;
+      branch.isApproximate = parent.isApproximate;
       const source = blockIds[sharedCount];
       if (source !== undefined && (spec.promptTokenIds.length - 1) % this.options.blockSize > 0) {
         this.pool.share([source]);

@@ -69,7 +69,8 @@ export async function generate(
           placing.firstToken();
           return sink.tokens(tokens, choice);
         },
-        cached: (cached) => sink.cached(cached),
+        // What a later attempt finds may be what an earlier one computed: for this request it was not cached.
+        cached: (cached) => placementCount === 1 && sink.cached(cached),
         ended: (choice, finish, byStopString) => sink.ended(choice, finish, byStopString),
       };
       const attempt = startAttempt(facts.tracer, facts.context, attemptAttributes(placement, placementCount));

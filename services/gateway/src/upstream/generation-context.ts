@@ -34,7 +34,7 @@ export type Finish = "stop" | "length";
 /** What the caller does with what comes; `ended` once for each answer. */
 export interface Sink {
   tokens(tokens: readonly SampledToken[], choice: number): SinkAnswer;
-  /** What an attempt did not have to compute, before its first tokens. */
+  /** What the request did not have to compute: before its first tokens, and at most once. */
   cached(cached: CachedTokens): void;
   ended(choice: number, finish: Finish, byStopString: boolean): void;
 }
