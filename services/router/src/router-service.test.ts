@@ -1,4 +1,4 @@
-import { nanosFromMs, PREDICTION_DEFAULTS } from "@kvasir/core";
+import { hashBlocks, nanosFromMs, PREDICTION_DEFAULTS, prefixRoot } from "@kvasir/core";
 import { PlacementMode, RouterService } from "@kvasir/proto";
 import { createServer, type RpcServer } from "@kvasir/rpc";
 import { type SpanRecord, startTelemetry, type Telemetry } from "@kvasir/telemetry";
@@ -50,6 +50,59 @@ afterEach(async () => {
   await eventually(() => router.state.placedCount === 0 && router.state.queuedCount === 0);
   await eventually(() => router.state.workers().length === 0);
   await stop();
+});
+
+const HASHES = hashBlocks(
+  prefixRoot({ tenantScope: new Uint8Array(16), fingerprint: new Uint8Array(16).fill(7) }, 32),
+  Array.from({ length: 100 }, (_, index) => index),
+  32,
+);
+const promptHashes = [{ layoutFingerprint: new Uint8Array(16).fill(7), blockSize: 32, hashes: HASHES }];
+
+test("a request goes where its prompt is cached; what a dead worker had is forgotten with it", async () => {
+  await up("p0", "p1", "d0", "d1");
+  const holder = peers
+    .worker("p2")
+    .hello()
+    .cache(1n, { case: "snapshot", value: { isLast: true } });
+  // Nothing speaks for p2 but what it holds.
+  await holder.load({ queuedPromptTokens: 50 }).cache(2n, { case: "stored", value: HASHES }).settled();
+  expect(router.state.cachedBlockCountOf("p2")).toBe(3);
+  const known = await peers.request(100, 10, { promptHashes }).placed();
+  expect(known.prefill?.workerId).toBe("p2");
+  expect(known.reason).toContain("(4 of 100 tokens");
+  const unknown = await peers.request(100, 10).placed();
+  expect(unknown.prefill?.workerId).toBe("p0");
+  holder.stream.cancel();
+  await eventually(() => router.state.cachedBlockCountOf("p2") === 0);
+  expect((await peers.request(100, 10, { promptHashes }).placed()).prefill?.workerId).not.toBe("p2");
+});
+
+test("a missing event is asked for once, and nothing is taken before a snapshot", async () => {
+  const worker = await peers
+    .worker("m0")
+    .hello()
+    .cache(1n, { case: "snapshot", value: { isLast: true } })
+    .load()
+    .settled();
+  await worker.cache(3n, { case: "stored", value: HASHES }).cache(4n, { case: "removed", value: HASHES }).settled();
+  await eventually(() => worker.snapshotsWanted === 1);
+  expect(router.state.cachedBlockCount).toBe(0);
+  await worker.cache(4n, { case: "snapshot", value: { isLast: true, hashes: HASHES.subarray(0, 32) } }).settled();
+  expect(router.state.cachedBlockCountOf("m0")).toBe(2);
+  await worker.cache(5n, { case: "removed", value: HASHES.subarray(16, 32) }).settled();
+  expect([router.state.cachedBlockCountOf("m0"), worker.snapshotsWanted]).toEqual([1, 1]);
+});
+
+test("hashes that are not whole, or of more blocks than the prompt has, are refused", async () => {
+  await up("m0");
+  const worker = peers
+    .worker("m1")
+    .hello()
+    .cache(1n, { case: "stored", value: HASHES.subarray(0, 17) });
+  expect(await worker.ended).toMatchObject({ reason: "invalid_request", field: "cache.stored" });
+  const request = peers.request(95, 10, { promptHashes });
+  expect(await request.ended).toMatchObject({ reason: "invalid_request", field: "start.prompt_hashes" });
 });
 
 async function up(...workerIds: string[]) {

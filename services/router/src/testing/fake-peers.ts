@@ -1,6 +1,8 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { KvasirError } from "@kvasir/core";
 import {
+  type CacheEventSchema,
+  CacheMedium,
   KvDtype,
   type Placement,
   type PlaceStartSchema,
@@ -55,6 +57,7 @@ export class FakePeers {
 export class FakeWorker {
   readonly stream: ReturnType<Client["attach"]>;
   readonly acknowledged: number[] = [];
+  snapshotsWanted = 0;
   readonly ended: Promise<KvasirError | undefined>;
   readonly #workerId: string;
   readonly #epoch: bigint;
@@ -64,7 +67,10 @@ export class FakeWorker {
     this.#workerId = workerId;
     this.#epoch = epoch;
     this.stream = client.attach();
-    this.stream.on("data", (response) => this.acknowledged.push(Number(response.acknowledgedSequence)));
+    this.stream.on("data", (response) => {
+      this.acknowledged.push(Number(response.acknowledgedSequence));
+      if (response.wantsCacheSnapshot) this.snapshotsWanted++;
+    });
     this.ended = endOf(this.stream);
   }
 
@@ -98,6 +104,13 @@ export class FakeWorker {
     this.#sequence += skip;
     const value = { freeBlocks: BLOCK_COUNT, prefillTokensPerSecond: 1_000, decodeStepMs: 10, ...extra };
     this.stream.write({ epoch: this.#epoch, sequence: ++this.#sequence, kind: { case: "load", value } });
+    return this;
+  }
+
+  /** One event of its cache. */
+  cache(sequence: bigint, kind: NonNullable<MessageInitShape<typeof CacheEventSchema>["kind"]>): this {
+    const value = { sequence, medium: CacheMedium.DEVICE, kind };
+    this.stream.write({ epoch: this.#epoch, sequence: ++this.#sequence, kind: { case: "cache", value } });
     return this;
   }
 
