@@ -1,5 +1,6 @@
 export * from "./assert.ts";
 export * from "./block/block-pool.ts";
+export * from "./codec-level/index.ts";
 export * from "./cost/index.ts";
 export * from "./handover/decode-handover.ts";
 export * from "./handover/prefill-handover.ts";
