@@ -35,7 +35,7 @@ export async function ensureSidecar(cargo, say) {
   const stampPath = join(SIDECAR_TARGET, "kvasir-sidecar.stamp");
   if (existsSync(SIDECAR_BINARY) && isStamped(stampPath, stampOf(sources))) return "up to date";
   say("cargo build --release (some minutes the first time)");
-  const flags = ["build", "--release", "--locked", "-p", "kvasir-sidecar"];
+  const flags = ["build", "--release", "--locked", "-p", "kvasir-sidecar", "-p", "kvasir-store"];
   const { code, output } = await run(cargo, flags, { cwd: SIDECAR_DIR, onLine: crateProgress(say) });
   if (code !== 0) throw new StopError(`cargo build failed with code ${code}:\n${output}`);
   writeStamp(stampPath, stampOf(sources));
