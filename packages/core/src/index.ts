@@ -25,4 +25,5 @@ export {
   StepScheduler,
   type StepSchedulerOptions,
 } from "./scheduler/step-scheduler.ts";
+export * from "./store/index.ts";
 export * from "./time.ts";

@@ -14,7 +14,7 @@ const facts = (keyBits: number, position = 0, worth = 1) => ({ keyBits, position
 const POLICIES: Readonly<Record<string, (slotCount: number) => EvictionPolicy>> = {
   lru: (slotCount) => new LruPolicy(slotCount),
   "s3-fifo": (slotCount) => new S3FifoPolicy(slotCount),
-  scored: (slotCount) => new ScoredPolicy(slotCount),
+  scored: (slotCount) => new ScoredPolicy(slotCount, {}, new UseSketch(256)),
 };
 
 describe.each(Object.entries(POLICIES))("%s", (_name, policyOf) => {
@@ -82,10 +82,11 @@ describe("scored", () => {
   });
 
   test("what comes back is known, and what is dear to compute stays longer", () => {
-    const policy = new ScoredPolicy(3, options);
+    const uses = new UseSketch(256);
+    const policy = new ScoredPolicy(3, options, uses);
     policy.insert(0, facts(70), at(0));
     expect(policy.evict()).toBe(0);
-    expect(policy.usesOf(70)).toBe(1);
+    expect(uses.count(70)).toBe(1);
     policy.insert(0, facts(70), at(10));
     policy.insert(1, facts(71), at(50));
     policy.insert(2, facts(72, 0, 4), at(20));
@@ -93,12 +94,13 @@ describe("scored", () => {
   });
 
   test("a slot that had to stay comes back without a use", () => {
-    const policy = new ScoredPolicy(2, options);
+    const uses = new UseSketch(256);
+    const policy = new ScoredPolicy(2, options, uses);
     policy.insert(0, facts(70), at(0));
     policy.remove(0);
     expect(policy.evict()).toBeUndefined();
     policy.restore(0, facts(70), at(3));
-    expect(policy.usesOf(70)).toBe(1);
+    expect(uses.count(70)).toBe(1);
     expect(policy.evict()).toBe(0);
   });
 });

@@ -7,7 +7,7 @@ export class LruPolicy implements EvictionPolicy {
   readonly #held: Uint8Array;
 
   constructor(slotCount: number) {
-    this.#list = SlotList.family(slotCount, 1)[0] as SlotList;
+    this.#list = SlotList.over(slotCount);
     this.#held = new Uint8Array(slotCount);
   }
 

@@ -1,4 +1,3 @@
-import { assert } from "../assert.ts";
 import type { BlockFacts, EvictionPolicy } from "./eviction-policy.ts";
 import { SlotList } from "./slot-list.ts";
 
@@ -24,10 +23,8 @@ export class S3FifoPolicy implements EvictionPolicy {
   readonly #ghostMax: number;
 
   constructor(slotCount: number) {
-    const [small, main] = SlotList.family(slotCount, 2);
-    assert(small !== undefined && main !== undefined, "two lists");
-    this.#small = small;
-    this.#main = main;
+    this.#small = SlotList.over(slotCount);
+    this.#main = this.#small.sibling();
     this.#where = new Uint8Array(slotCount);
     this.#uses = new Uint8Array(slotCount);
     this.#keyBits = new Uint32Array(slotCount);

@@ -24,27 +24,26 @@ export const SCORED_POLICY_DEFAULTS: ScoredPolicyOptions = { creditSecondsPerDou
  * there, the clock is time instead of the score evicted last, so that what idles ages however fast the tier turns over; worth counts by its
  * logarithm, so that one block used a thousand times does not outstay a night; and uses are remembered for keys that are gone, so that what
  * comes back for the second time is known (the ghosts of S3-FIFO and TinyLFU). A prefix is useless without its beginning, therefore ends
- * leave before beginnings. O(log blocks) a use, 16 bytes a slot and 16 a slot for the sketch.
+ * leave before beginnings. O(log blocks) a use, 16 bytes a slot and as many for the sketch.
  */
 export class ScoredPolicy implements EvictionPolicy {
   readonly #queue: ScoreQueue;
   readonly #uses: UseSketch;
   readonly #options: ScoredPolicyOptions;
 
-  constructor(slotCount: number, options: Partial<ScoredPolicyOptions> = {}) {
+  /** `uses`: of several times as many keys as are held: a use is worth remembering for longer than a block is worth its memory. */
+  constructor(
+    slotCount: number,
+    options: Partial<ScoredPolicyOptions> = {},
+    uses = new UseSketch(Math.max(4 * slotCount, 1 << 18)),
+  ) {
     this.#queue = new ScoreQueue(slotCount);
-    // Keys of several times as many blocks as are held: a use is worth remembering for longer than a block is worth its memory.
-    this.#uses = new UseSketch(Math.max(4 * slotCount, 1 << 18));
+    this.#uses = uses;
     this.#options = { ...SCORED_POLICY_DEFAULTS, ...options };
   }
 
   get size(): number {
     return this.#queue.size;
-  }
-
-  /** Uses of a key that are remembered, whether or not it is held. */
-  usesOf(keyBits: number): number {
-    return this.#uses.count(keyBits);
   }
 
   insert(slot: number, facts: BlockFacts, now: Instant): void {
@@ -55,14 +54,9 @@ export class ScoredPolicy implements EvictionPolicy {
     this.#file(slot, facts, this.#uses.add(facts.keyBits), now);
   }
 
-  /** Puts a slot back that had to stay; no use of it. */
+  /** Puts a slot back that had to stay, or whose use was counted elsewhere. */
   restore(slot: number, facts: BlockFacts, now: Instant): void {
     this.#file(slot, facts, Math.max(1, this.#uses.count(facts.keyBits)), now);
-  }
-
-  /** Remembers a use of a block that is not held. */
-  noteUse(keyBits: number): number {
-    return this.#uses.add(keyBits);
   }
 
   remove(slot: number): void {

@@ -2,7 +2,7 @@ import { assert } from "../assert.ts";
 
 const NONE = -1;
 
-/** Slots in a row, oldest first, each in at most one list of a family that shares the arrays: O(1) anywhere, 8 bytes a slot. */
+/** Slots in a row, oldest first, each in at most one list of a family that shares the arrays: O(1) anywhere, 8 bytes a slot in all. */
 export class SlotList {
   readonly #next: Int32Array;
   readonly #before: Int32Array;
@@ -10,10 +10,14 @@ export class SlotList {
   #newest = NONE;
   #size = 0;
 
-  /** Lists over the same slots: a slot that changes lists is removed from one and pushed on the other. */
-  static family(slotCount: number, listCount: number): readonly SlotList[] {
-    const [next, before] = [new Int32Array(slotCount).fill(NONE), new Int32Array(slotCount).fill(NONE)];
-    return Array.from({ length: listCount }, () => new SlotList(next, before));
+  /** The first list over so many slots. */
+  static over(slotCount: number): SlotList {
+    return new SlotList(new Int32Array(slotCount).fill(NONE), new Int32Array(slotCount).fill(NONE));
+  }
+
+  /** Another list over the same slots: a slot that changes lists is removed from one and pushed on the other. */
+  sibling(): SlotList {
+    return new SlotList(this.#next, this.#before);
   }
 
   private constructor(next: Int32Array, before: Int32Array) {
@@ -44,6 +48,14 @@ export class SlotList {
     if (before === NONE) this.#oldest = next;
     else this.#next[before] = next;
     this.#size--;
+  }
+
+  /** The `count` oldest slots, or as many as there are, oldest first. */
+  oldest(count: number): number[] {
+    const slots: number[] = [];
+    for (let slot = this.#oldest; slot !== NONE && slots.length < count; slot = this.#next[slot] ?? NONE)
+      slots.push(slot);
+    return slots;
   }
 
   /** The oldest slot. */
