@@ -54,15 +54,6 @@ export interface ChoiceOptions extends PredictionOptions {
   readonly cachedTokensOf: CachedTokensOf;
 }
 
-/** Where a request runs. Pure but for randomness that a policy brings along. */
-export type PlacementPolicy = (
-  workers: Iterable<AttachedWorker>,
-  request: RequestShape,
-  reservedOf: (workerId: string, epoch: number) => Reserved,
-  exclusionOf: (worker: AttachedWorker) => Exclusion,
-  options: ChoiceOptions,
-) => ChoiceOutcome;
-
 interface Standing {
   readonly worker: AttachedWorker;
   readonly load: ReckonedLoad;

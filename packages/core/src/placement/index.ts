@@ -4,13 +4,16 @@ export {
   type ChoiceOutcome,
   choosePlacement,
   type Exclusion,
-  type PlacementPolicy,
 } from "./choose-placement.ts";
 export { type AttachedWorker, type ClusterViewOptions, isOpen, type StreamId } from "./cluster-view.ts";
 export { candidateName } from "./describe-placement.ts";
-export { PREDICTION_DEFAULTS, type PredictionOptions } from "./predict.ts";
+export { canDecode, canPrefill } from "./fit.ts";
+export { GOODPUT_DEFAULTS, type GoodputOptions, GoodputPolicy } from "./goodput-policy.ts";
+export type { PlacementPolicy, PlacementQuestion, PolicyOutcome } from "./placement-policy.ts";
+export { PREDICTION_DEFAULTS, type PredictionOptions, type ReckonedLoad, reckonLoad } from "./predict.ts";
 export { placementReadiness } from "./readiness.ts";
 export type { RequestKey, Reserved } from "./reservations.ts";
 export type { PlacementDecision, RouterEffect, RouterEvent } from "./router-events.ts";
 export { type RouterOptions, RouterState } from "./router-state.ts";
 export type { Objectives, PromptHashes, ReportedLoad, RequestShape, WorkerFacts, WorkerRole } from "./worker-facts.ts";
+export { decodeBlockCount, prefillBlockCount } from "./worker-facts.ts";

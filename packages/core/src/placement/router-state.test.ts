@@ -84,6 +84,8 @@ function line(effect: RouterEffect): string {
       return `refuse ${effect.streamId}: ${effect.message}`;
     case "AcknowledgeWorker":
       return `ack ${effect.sequence}`;
+    case "WantCacheSnapshot":
+      return `snapshot ${effect.streamId}`;
   }
 }
 
@@ -282,4 +284,15 @@ test("cancelling in the queue, and messages after a refusal, leave nothing behin
   expect(router.firstToken(1)).toEqual([]);
   router.up("m0");
   expect(router.state.placedCount).toBe(0);
+});
+
+test("what cannot meet its targets is refused at once, with when to come back; others are not held up", () => {
+  const world = new Router();
+  world.up("m0");
+  const late = { ...request(200, 20), objectives: { ttftMs: 50, mayBeLate: false } };
+  const [refusal] = world.apply({ kind: "RequestArrived", key: key(1), request: late });
+  expect(refusal).toMatch(/overloaded \d+: no placement meets the targets: the best would have TTFT \d+ ms of 50/);
+  expect(world.state.placedCount + world.state.queuedCount).toBe(0);
+  expect(world.arrive(2, 100, 20)).toHaveLength(1);
+  expect(world.state.placedCount).toBe(1);
 });

@@ -3,14 +3,7 @@ import { unreachable } from "../kvasir-error.ts";
 import type { PrefixIndexOptions } from "../prefix-index/index.ts";
 import { addNanos, type Instant, msFromNanos, type Nanos, nanosBetween } from "../time.ts";
 import { AdmissionQueue } from "./admission-queue.ts";
-import {
-  type Candidate,
-  type ChoiceOutcome,
-  choosePlacement,
-  type Exclusion,
-  type PlacementPolicy,
-  preferPrefill,
-} from "./choose-placement.ts";
+import { type Candidate, type Exclusion, preferPrefill } from "./choose-placement.ts";
 import {
   type AttachedWorker,
   ClusterView,
@@ -20,6 +13,8 @@ import {
 } from "./cluster-view.ts";
 import { describePlacement } from "./describe-placement.ts";
 import { checkFit } from "./fit.ts";
+import { GoodputPolicy } from "./goodput-policy.ts";
+import type { PlacementPolicy, PolicyOutcome } from "./placement-policy.ts";
 import type { PredictionOptions } from "./predict.ts";
 import { PrefixOverlap } from "./prefix-overlap.ts";
 import { type RequestKey, ReservationTable, type Reserved, type Share } from "./reservations.ts";
@@ -42,7 +37,7 @@ export interface RouterOptions {
   readonly positionInterval: Nanos;
   readonly view: ClusterViewOptions;
   readonly prediction: PredictionOptions;
-  /** Chooses among the workers. Default `choosePlacement`; the simulator compares others with it. */
+  /** Chooses among the workers. Default `GoodputPolicy`; the simulator compares others with it. */
   readonly policy?: PlacementPolicy;
   readonly prefixIndex: PrefixIndexOptions;
 }
@@ -52,7 +47,9 @@ interface LiveRequest {
   readonly request: RequestShape;
   /** Workers that failed it, and when that was said. */
   readonly excludedAt: Map<string, Instant>;
+  readonly arrivedAt: Instant;
   isPlaced: boolean;
+  wasPlaced: boolean;
   /** Taken before others, where it is a candidate; empty: none. */
   keptPrefillWorkerId: string;
   waitingSince: Instant;
@@ -82,6 +79,7 @@ export class RouterState {
   readonly #options: RouterOptions;
   readonly #view: ClusterView;
   readonly #overlap: PrefixOverlap;
+  readonly #policy: PlacementPolicy;
   readonly #reservations = new ReservationTable();
   readonly #queue = new AdmissionQueue();
   readonly #live = new Map<RequestKey, LiveRequest>();
@@ -94,6 +92,7 @@ export class RouterState {
     this.#options = options;
     this.#view = new ClusterView(options.view);
     this.#overlap = new PrefixOverlap(options.prefixIndex);
+    this.#policy = options.policy ?? new GoodputPolicy();
   }
 
   get queuedCount(): number {
@@ -161,10 +160,11 @@ export class RouterState {
         break;
       case "FirstTokenArrived":
         this.#reservations.endPrefill(event.key);
+        this.#policy.firstToken?.(event.key, now);
         this.#placeWaiting(now, effects);
         break;
       case "RequestEnded":
-        if (this.#forget(event.key)) this.#placeWaiting(now, effects);
+        if (this.#forget(event.key, now)) this.#placeWaiting(now, effects);
         break;
       case "Ticked":
         this.#tick(now, effects);
@@ -212,7 +212,9 @@ export class RouterState {
       key,
       request,
       excludedAt: new Map(),
+      arrivedAt: now,
       isPlaced: false,
+      wasPlaced: false,
       keptPrefillWorkerId: "",
       waitingSince: now,
       noWorkerSince: undefined,
@@ -236,7 +238,7 @@ export class RouterState {
     if (live === undefined) return; // It was refused while its message was on the way.
     exclude(live, excludedWorkerIds, now);
     if (!live.isPlaced) return;
-    this.#reservations.release(key);
+    this.#release(key, now);
     live.isPlaced = false;
     live.keptPrefillWorkerId = keptPrefillWorkerId;
     live.waitingSince = now;
@@ -296,6 +298,10 @@ export class RouterState {
           // Whoever avoids a worker must not keep others from it.
           if (hasExclusions) break;
           return;
+        case "late":
+          effects.push(this.#rejection(key, "overloaded", outcome.message, outcome.retryAfterMs));
+          this.#forget(key, now);
+          break;
         case "no_worker":
           live.noWorkerSince ??= now;
           live.checkedVersion = this.#view.version;
@@ -305,19 +311,24 @@ export class RouterState {
     }
   }
 
-  #choose(live: LiveRequest, now: Instant): ChoiceOutcome {
-    const choose = this.#options.policy ?? choosePlacement;
-    const outcome = choose(
-      this.#view.workers(),
-      live.request,
-      this.#reservedOf,
-      (worker) => exclusionOf(worker, live.excludedAt),
-      {
+  #choose(live: LiveRequest, now: Instant): PolicyOutcome {
+    const outcome = this.#policy.choose({
+      workers: this.#view.workers(),
+      request: live.request,
+      waitedMs: msFromNanos(nanosBetween(live.arrivedAt, now)),
+      reservedOf: this.#reservedOf,
+      exclusionOf: (worker) => exclusionOf(worker, live.excludedAt),
+      options: {
         ...this.#options.prediction,
         mayPrefillLocally: this.#mayPrefillLocally(live, now),
         cachedTokensOf: this.#overlap.of(live.request),
       },
-    );
+      now,
+    });
+    // An answer that has begun goes on, however late.
+    if (outcome.kind === "late" && live.wasPlaced) {
+      return this.#choose({ ...live, request: { ...live.request, objectives: undefined } }, now);
+    }
     return outcome.kind === "placed" ? preferPrefill(outcome, live.keptPrefillWorkerId) : outcome;
   }
 
@@ -334,7 +345,9 @@ export class RouterState {
   ): void {
     const [best] = candidates;
     this.#reservations.hold(live.key, sharesOf(best, live.request));
+    this.#policy.placed?.(live.key, best, live.request, now);
     live.isPlaced = true;
+    live.wasPlaced = true;
     if (this.#lastPlacementAt !== undefined) {
       const sinceMs = Math.min(msFromNanos(nanosBetween(this.#lastPlacementAt, now)), PLACEMENT_INTERVAL_MAX_MS);
       this.#placementIntervalMs += PLACEMENT_INTERVAL_GAIN * (sinceMs - this.#placementIntervalMs);
@@ -366,12 +379,12 @@ export class RouterState {
         const waitedMs = Math.round(msFromNanos(nanosBetween(waitingSince, now)));
         if (noWorkerSince !== undefined && now >= addNanos(noWorkerSince, noWorkerGrace)) {
           effects.push(this.#rejection(key, "unavailable", `${blockedBy}; waited ${waitedMs} ms for one`));
-          this.#forget(key);
+          this.#forget(key, now);
         } else if (now >= addNanos(waitingSince, queueTimeout)) {
           effects.push(
             this.#rejection(key, "overloaded", `waited ${waitedMs} ms for room; ${blockedBy || "others are first"}`),
           );
-          this.#forget(key);
+          this.#forget(key, now);
         }
       }
     }
@@ -394,20 +407,30 @@ export class RouterState {
   }
 
   /** `retryAfterMs`: when the queue as it is will have been placed, at the pace of late. */
-  #rejection(key: RequestKey, reason: "overloaded" | "unavailable", message: string): RouterEffect {
+  #rejection(
+    key: RequestKey,
+    reason: "overloaded" | "unavailable",
+    message: string,
+    atLeastMs = RETRY_AFTER_MIN_MS,
+  ): RouterEffect {
     const drainMs = Math.ceil(this.#queue.size * this.#placementIntervalMs);
     const retryAfterMs =
       reason === "unavailable"
         ? Math.round(msFromNanos(this.#options.noWorkerGrace))
-        : Math.min(Math.max(drainMs, RETRY_AFTER_MIN_MS), RETRY_AFTER_MAX_MS);
+        : Math.min(Math.max(drainMs, atLeastMs), RETRY_AFTER_MAX_MS);
     return { kind: "RejectRequest", key, reason, message, retryAfterMs, field: "" };
   }
 
-  #forget(key: RequestKey): boolean {
+  #release(key: RequestKey, now: Instant): void {
+    this.#reservations.release(key);
+    this.#policy.ended?.(key, now);
+  }
+
+  #forget(key: RequestKey, now: Instant): boolean {
     const live = this.#live.get(key);
     if (live === undefined) return false;
     this.#live.delete(key);
-    if (live.isPlaced) this.#reservations.release(key);
+    if (live.isPlaced) this.#release(key, now);
     else this.#queue.remove(live.request.model, key);
     return true;
   }

@@ -72,7 +72,7 @@ export interface RequestShape {
   readonly choiceCount?: number;
   /** For each layout that workers have. Default: nothing is known of the text. */
   readonly promptHashes?: readonly PromptHashes[];
-  readonly objectives?: Objectives;
+  readonly objectives?: Objectives | undefined;
   /** Whose it is, as hex; answers of one tenant are alike. */
   readonly tenant?: string;
 }

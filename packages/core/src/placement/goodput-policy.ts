@@ -1,0 +1,298 @@
+import { OutputLengthPredictor } from "../cost/output-length.ts";
+import type { Instant } from "../time.ts";
+import { type Candidate, choosePlacement } from "./choose-placement.ts";
+import { type AttachedWorker, isOpen } from "./cluster-view.ts";
+import { canDecode, canPrefill } from "./fit.ts";
+import type { PlacementPolicy, PlacementQuestion, PolicyOutcome } from "./placement-policy.ts";
+import type { RequestKey } from "./reservations.ts";
+import { WorkLedger } from "./work-ledger.ts";
+import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
+import { incarnationOf, WorkerOutlook } from "./worker-outlook.ts";
+
+export interface GoodputOptions {
+  /** Tokens that workers compute in a step, at most. */
+  readonly stepTokenCount: number;
+  /** Usual error of a predicted time, as a share of it. Larger: targets are kept away from; smaller: workers are filled to the brim. */
+  readonly doubt: number;
+  /** Share of a TBT target that a prompt computed on a decode worker may fill. Larger: more prompts there, less headroom. */
+  readonly localShareMax: number;
+  /** A request whose chance to meet its targets is below is refused early. Larger: refuses what would have made it; smaller: wastes work. */
+  readonly chanceMin: number;
+  /** Workers looked at for one request beside those that have most of its prompt. Larger: better choices; smaller: cheaper ones. */
+  readonly sampleMax: number;
+}
+
+export const GOODPUT_DEFAULTS: GoodputOptions = {
+  stepTokenCount: 512,
+  doubt: 0.15,
+  localShareMax: 0.9,
+  chanceMin: 0.3,
+  sampleMax: 64,
+};
+
+/** Times of messages and steps in progress, below which no prediction is more exact. */
+const DOUBT_MIN_MS = 15;
+
+/** What a millisecond of TBT counts beside one of TTFT, at the target. Larger: decodes spread out; smaller: caches are followed further. */
+const TBT_PRICE = 10;
+
+interface Scored {
+  readonly candidate: Candidate;
+  /** That both targets are met. */
+  readonly chance: number;
+  /** What it costs: lower is better among equal chances. */
+  readonly priceMs: number;
+  readonly prefillMs: number;
+  readonly besideMs: number;
+  readonly contextTokenCount: number;
+}
+
+/**
+ * One decision over mode, prefill worker and decode worker that maximises the expected goodput: requests that meet both their targets, for the
+ * least device time. A candidate's chance is that its predicted TTFT and TBT, with their usual errors, are within the targets, and that the
+ * strictest target on its decode worker is still met with it there. Among candidates whose chance is as good as the best, the cheapest
+ * wins: the device time it takes, and its own TTFT and TBT, which count the more the nearer they are to their targets. So a cache is used as long as
+ * its owner's queue leaves time, and a prompt goes elsewhere, where it is computed once more and cached too, before the queue costs
+ * the target. A decode worker computes a prompt itself where its decodes have time left and that is better.
+ *
+ * Requests without objectives are placed by `choosePlacement`, and so are those that do not fit now.
+ *
+ * After DistServe (OSDI 2024; both targets count), Mooncake (FAST 2025, §6: cache against queue, early rejection at the predicted end of
+ * prefill), and power-of-two choices (Mitzenmacher, 2001) where the fleet is large.
+ */
+export class GoodputPolicy implements PlacementPolicy {
+  readonly #options: GoodputOptions;
+  readonly #ledger = new WorkLedger();
+  readonly #lengths = new OutputLengthPredictor();
+  /** What the last choice came from, until it is told that it was placed. */
+  #last = new Map<Candidate, Scored>();
+  #turn = 0;
+
+  constructor(options: Partial<GoodputOptions> = {}) {
+    this.#options = { ...GOODPUT_DEFAULTS, ...options };
+  }
+
+  choose(question: PlacementQuestion): PolicyOutcome {
+    const { workers, request, reservedOf, exclusionOf, options } = question;
+    this.#last = new Map();
+    if (request.objectives === undefined) {
+      return choosePlacement(workers, request, reservedOf, exclusionOf, options);
+    }
+    const scored = this.#score(question);
+    scored.sort(byGoodput);
+    const [best, ...others] = scored;
+    if (best === undefined) return choosePlacement(workers, request, reservedOf, exclusionOf, options);
+    if (best.chance < this.#options.chanceMin && !request.objectives.mayBeLate) return late(best, question);
+    for (const entry of scored) this.#last.set(entry.candidate, entry);
+    return { kind: "placed", candidates: [best.candidate, ...others.map(({ candidate }) => candidate)] };
+  }
+
+  placed(key: RequestKey, candidate: Candidate, request: RequestShape, now: Instant): void {
+    const entry = this.#last.get(candidate);
+    if (entry === undefined) return;
+    this.#ledger.placed(
+      key,
+      {
+        prefillOn: incarnationOf(candidate.prefill ?? candidate.decode),
+        prefillMs: entry.prefillMs,
+        besideMs: entry.besideMs,
+        decodeOn: incarnationOf(candidate.decode),
+        contextTokenCount: entry.contextTokenCount,
+        ttftMs: candidate.ttftMs,
+        tbtTargetMs: request.objectives?.tbtMs ?? Number.POSITIVE_INFINITY,
+      },
+      now,
+    );
+    this.#last = new Map();
+  }
+
+  firstToken(key: RequestKey, now: Instant): void {
+    this.#ledger.firstToken(key, now);
+  }
+
+  ended(key: RequestKey, now: Instant): void {
+    this.#ledger.ended(key, now);
+  }
+
+  #score(question: PlacementQuestion): Scored[] {
+    const { request, reservedOf, options, now } = question;
+    const settings = { ...options, stepTokenCount: this.#options.stepTokenCount };
+    const { meanTokens } = this.#lengths.predict(request.tenant ?? "", request.promptTokenCount, request.maxTokens);
+    const contextTokenCount = request.promptTokenCount + meanTokens / 2;
+    const prefills: WorkerOutlook[] = [];
+    const decodes: WorkerOutlook[] = [];
+    for (const worker of this.#look(question)) {
+      const { facts } = worker;
+      const cached = options.cachedTokensOf(facts);
+      const outlook = new WorkerOutlook(
+        worker,
+        reservedOf(facts.workerId, worker.epoch),
+        cached,
+        this.#ledger,
+        settings,
+        now,
+      );
+      const { freeBlockCount } = outlook.load;
+      const cachedBlockCount = Math.floor(cached / facts.blockSize);
+      if (canDecode(facts, request)) {
+        if (decodeBlockCount(request, facts.blockSize) - cachedBlockCount <= freeBlockCount) decodes.push(outlook);
+      } else if (canPrefill(facts, request)) {
+        if (prefillBlockCount(request, facts.blockSize) - cachedBlockCount <= freeBlockCount) prefills.push(outlook);
+      }
+    }
+    const scored = decodes.flatMap((decode) => this.#both(decode, contextTokenCount, question));
+    const receivers = bestReceivers(decodes, contextTokenCount);
+    for (const prefill of prefills) {
+      const decode = receivers.get(prefill.worker.facts.fingerprint);
+      if (decode !== undefined) scored.push(this.#split(prefill, decode, contextTokenCount, question));
+    }
+    return scored;
+  }
+
+  /** Prompt and answer on one worker. */
+  #both(decode: WorkerOutlook, contextTokenCount: number, question: PlacementQuestion): Scored[] {
+    const { request } = question;
+    const computeMs = decode.computeBesideDecodesMs(request.promptTokenCount);
+    const besideMs = decode.besideMs(request.promptTokenCount);
+    const tbtMs = decode.tbtMs(contextTokenCount, besideMs);
+    const isMixed = decode.worker.facts.role === "mixed";
+    const strictest = this.#ledger.strictestTbtMs(decode.incarnation);
+    if (!isMixed && tbtMs > this.#options.localShareMax * Math.min(strictest, request.objectives?.tbtMs ?? strictest)) {
+      return [];
+    }
+    const ttft = { queueMs: decode.queueMs(), computeMs, tailMs: 0 };
+    const work = { prefillMs: computeMs, besideMs, contextTokenCount };
+    return [this.#scored(undefined, decode, ttft, tbtMs, work, question)];
+  }
+
+  #split(
+    prefill: WorkerOutlook,
+    decode: WorkerOutlook,
+    contextTokenCount: number,
+    question: PlacementQuestion,
+  ): Scored {
+    const { request, options } = question;
+    const computeMs = prefill.computeMs(request.promptTokenCount);
+    const moved = request.promptTokenCount - decode.cachedTokenCount;
+    const transferMs = ((moved * prefill.worker.facts.kvBytesPerToken) / options.kvBytesPerSecond) * 1_000;
+    const ttft = { queueMs: prefill.queueMs(), computeMs, tailMs: options.handoverMs };
+    // KV flows while chunks are computed; what is left of it after the first token delays the second one, spread over all of them.
+    const lateMs = Math.max(
+      transferMs / Math.ceil(request.promptTokenCount / this.#options.stepTokenCount),
+      transferMs - computeMs,
+    );
+    const tbtMs = decode.tbtMs(contextTokenCount, 0) + lateMs / Math.max(1, request.maxTokens - 1);
+    const work = { prefillMs: computeMs, besideMs: prefill.besideMs(request.promptTokenCount), contextTokenCount };
+    return this.#scored(prefill, decode, ttft, tbtMs, work, question);
+  }
+
+  #scored(
+    prefill: WorkerOutlook | undefined,
+    decode: WorkerOutlook,
+    ttft: Candidate["ttft"],
+    tbtMs: number,
+    work: Pick<Scored, "prefillMs" | "besideMs" | "contextTokenCount">,
+    question: PlacementQuestion,
+  ): Scored {
+    const { request, waitedMs } = question;
+    const { ttftMs: ttftTarget = Number.POSITIVE_INFINITY, tbtMs: tbtTarget = Number.POSITIVE_INFINITY } =
+      request.objectives ?? {};
+    const ttftMs = ttft.queueMs + ttft.computeMs + ttft.tailMs;
+    const strictest = Math.min(tbtTarget, this.#ledger.strictestTbtMs(decode.incarnation));
+    const chance = this.#within(waitedMs + ttftMs, ttftTarget) * this.#within(tbtMs, strictest);
+    const urgency = Math.min(1, (waitedMs + ttftMs) / ttftTarget);
+    const source = prefill ?? decode;
+    const candidate: Candidate = {
+      mode: prefill === undefined ? "aggregated" : "split",
+      isLocalPrefill: prefill === undefined && decode.worker.facts.role !== "mixed",
+      prefill: prefill?.worker,
+      decode: decode.worker,
+      ttftMs,
+      ttft,
+      tbtMs,
+      prefillTokensPerSecond: source.worker.load?.prefillTokensPerSecond ?? 0,
+      uncachedTokenCount: request.promptTokenCount - source.cachedTokenCount,
+      freeBlockCount: decode.load.freeBlockCount,
+      prefillFreeBlockCount: prefill?.load.freeBlockCount ?? 0,
+      sequenceCount: decode.load.sequenceCount,
+    };
+    const tbtUrgency = Math.min(1, tbtMs / strictest);
+    const priceMs = work.besideMs + 2 * urgency * ttftMs + TBT_PRICE * tbtUrgency * tbtMs;
+    return { candidate, chance, priceMs, ...work };
+  }
+
+  /** Chance that what is predicted so ends up below a bound: logistic, of the usual relative error. */
+  #within(predictedMs: number, boundMs: number): number {
+    if (boundMs === Number.POSITIVE_INFINITY) return 1;
+    const doubtMs = Math.max(predictedMs * this.#options.doubt, Math.min(DOUBT_MIN_MS, 0.05 * boundMs));
+    return 1 / (1 + Math.exp((-1.7 * (boundMs - predictedMs)) / doubtMs));
+  }
+
+  /** Usable workers; of a large fleet those with most of the prompt and a sample that moves on with each request. */
+  #look({ workers, request, exclusionOf, options }: PlacementQuestion): readonly AttachedWorker[] {
+    const usable: AttachedWorker[] = [];
+    for (const worker of workers) {
+      if (worker.facts.model === request.model && isOpen(worker) && exclusionOf(worker) === "none") usable.push(worker);
+    }
+    const { sampleMax } = this.#options;
+    if (usable.length <= 2 * sampleMax) return usable;
+    const sample = new Set<AttachedWorker>();
+    // A stride coprime to most counts visits all workers in turn, and those of each role in their proportion.
+    for (let index = 0; index < sampleMax; index++) {
+      this.#turn = (this.#turn + 7_919) % usable.length;
+      sample.add(usable[this.#turn] as AttachedWorker);
+    }
+    let most = 0;
+    const cached = usable.map(({ facts }) => {
+      const count = options.cachedTokensOf(facts);
+      most = Math.max(most, count);
+      return count;
+    });
+    for (const [index, worker] of usable.entries()) {
+      if (most > 0 && (cached[index] ?? 0) >= 0.8 * most && sample.size < 2 * sampleMax) sample.add(worker);
+    }
+    return [...sample];
+  }
+}
+
+/** Chances closer than this count as equal, so that price decides among them. */
+const CHANCE_STEP = 0.05;
+
+function byGoodput(a: Scored, b: Scored): number {
+  return (
+    Math.round(b.chance / CHANCE_STEP) - Math.round(a.chance / CHANCE_STEP) ||
+    Math.round(a.priceMs * 1_000) - Math.round(b.priceMs * 1_000) ||
+    a.candidate.tbtMs - b.candidate.tbtMs ||
+    b.candidate.freeBlockCount - a.candidate.freeBlockCount ||
+    compareIds(a.candidate.decode.facts.workerId, b.candidate.decode.facts.workerId) ||
+    compareIds(a.candidate.prefill?.facts.workerId ?? "", b.candidate.prefill?.facts.workerId ?? "")
+  );
+}
+
+function compareIds(a: string, b: string): number {
+  if (a === b) return 0;
+  return a < b ? -1 : 1;
+}
+
+/** For each layout the decode worker with the shortest predicted gap between tokens. */
+function bestReceivers(decodes: readonly WorkerOutlook[], contextTokenCount: number): Map<string, WorkerOutlook> {
+  const best = new Map<string, { readonly outlook: WorkerOutlook; readonly tbtMs: number }>();
+  for (const outlook of decodes) {
+    const { role, fingerprint } = outlook.worker.facts;
+    if (role === "mixed") continue;
+    const tbtMs = outlook.tbtMs(contextTokenCount, 0);
+    const known = best.get(fingerprint);
+    if (known === undefined || tbtMs < known.tbtMs) best.set(fingerprint, { outlook, tbtMs });
+  }
+  return new Map([...best].map(([fingerprint, { outlook }]) => [fingerprint, outlook]));
+}
+
+function late({ candidate, chance }: Scored, { request, waitedMs }: PlacementQuestion): PolicyOutcome {
+  const { ttftMs: ttftTarget, tbtMs: tbtTarget } = request.objectives ?? {};
+  const targets = [
+    ttftTarget === undefined ? "" : `TTFT ${Math.round(waitedMs + candidate.ttftMs)} ms of ${ttftTarget}`,
+    tbtTarget === undefined ? "" : `TBT ${candidate.tbtMs.toFixed(1)} ms of ${tbtTarget}`,
+  ];
+  const message = `no placement meets the targets: the best would have ${targets.filter((text) => text !== "").join(" and ")}, a chance of ${Math.round(100 * chance)} %`;
+  return { kind: "late", message, retryAfterMs: Math.max(100, Math.round(candidate.ttft.queueMs)) };
+}

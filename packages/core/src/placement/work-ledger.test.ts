@@ -1,0 +1,80 @@
+import fc from "fast-check";
+import { expect, test } from "vitest";
+import type { RequestKey } from "./reservations.ts";
+import { at } from "./testing/world.ts";
+import { type PlacedWork, WorkLedger } from "./work-ledger.ts";
+
+const work = (prefillMs: number, extra: Partial<PlacedWork> = {}): PlacedWork => ({
+  prefillOn: "p",
+  prefillMs,
+  besideMs: prefillMs,
+  decodeOn: "d",
+  contextTokenCount: 100,
+  ttftMs: prefillMs,
+  tbtTargetMs: 50,
+  ...extra,
+});
+const key = (number: number) => number as RequestKey;
+
+test("a queue shrinks as time passes, by no more than the prompt in front until its first token is there", () => {
+  const ledger = new WorkLedger();
+  ledger.placed(key(1), work(100), at(0));
+  ledger.placed(key(2), work(50), at(10));
+  expect(ledger.queueMs("p", at(10))).toBeCloseTo(140);
+  expect(ledger.queueMs("p", at(80))).toBeCloseTo(70);
+  expect(ledger.queueMs("p", at(500))).toBeCloseTo(50);
+  ledger.firstToken(key(1), at(500));
+  expect(ledger.queueMs("p", at(500))).toBeCloseTo(50);
+  expect(ledger.queueMs("p", at(530))).toBeCloseTo(20);
+});
+
+test("a worker whose first tokens take three times as long as predicted is soon predicted so", () => {
+  const ledger = new WorkLedger();
+  for (let number = 0; number < 30; number++) {
+    const predictedMs = 100 * ledger.slowness("p");
+    ledger.placed(key(number), work(predictedMs), at(number * 1_000));
+    ledger.firstToken(key(number), at(number * 1_000 + 300));
+    ledger.ended(key(number), at(number * 1_000 + 400));
+  }
+  expect(ledger.slowness("p")).toBeGreaterThan(2.7);
+  expect(ledger.slowness("p")).toBeLessThan(3.1);
+});
+
+test("the strictest target counts as long as somebody has it", () => {
+  const ledger = new WorkLedger();
+  ledger.placed(key(1), work(1, { tbtTargetMs: 20 }), at(0));
+  ledger.placed(key(2), work(1, { tbtTargetMs: 90 }), at(0));
+  expect(ledger.strictestTbtMs("d")).toBe(20);
+  ledger.ended(key(1), at(1));
+  expect(ledger.strictestTbtMs("d")).toBe(90);
+  ledger.ended(key(2), at(1));
+  expect(ledger.strictestTbtMs("d")).toBe(Number.POSITIVE_INFINITY);
+});
+
+test("whatever is placed, answered and ended, in any order and twice: nothing is left, and no queue is negative", () => {
+  const step = fc.record({ key: fc.nat(5), what: fc.constantFrom("placed", "firstToken", "ended"), ms: fc.nat(300) });
+  fc.assert(
+    fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
+      const ledger = new WorkLedger();
+      const live = new Set<number>();
+      let now = 0;
+      for (const { key: number, what, ms } of steps) {
+        now += ms;
+        if (what === "placed" && !live.has(number)) {
+          live.add(number);
+          ledger.placed(key(number), work(ms), at(now));
+        } else if (what === "firstToken") ledger.firstToken(key(number), at(now));
+        else if (what === "ended") {
+          live.delete(number);
+          ledger.ended(key(number), at(now));
+        }
+        expect(ledger.queueMs("p", at(now))).toBeGreaterThanOrEqual(0);
+        expect(ledger.sequenceCount("d")).toBe(live.size);
+      }
+      for (const number of live) ledger.ended(key(number), at(now));
+      expect([ledger.queueMs("p", at(now)), ledger.sequenceCount("d"), ledger.contextTokenCount("d")]).toEqual([
+        0, 0, 0,
+      ]);
+    }),
+  );
+});

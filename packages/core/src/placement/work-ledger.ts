@@ -1,0 +1,177 @@
+import type { Instant } from "../time.ts";
+import type { RequestKey } from "./reservations.ts";
+
+/** What one placement makes of its workers' work, as predicted. */
+export interface PlacedWork {
+  /** Incarnation that computes the prompt, and the time that takes. */
+  readonly prefillOn: string;
+  readonly prefillMs: number;
+  /** Of it, what comes on top where the steps decode as well: all but the fixed part of each step. */
+  readonly besideMs: number;
+  /** Incarnation that decodes, and the context that its answer has on average. */
+  readonly decodeOn: string;
+  readonly contextTokenCount: number;
+  readonly ttftMs: number;
+  readonly tbtTargetMs: number;
+}
+
+interface Entry extends PlacedWork {
+  readonly placedAt: Instant;
+  isPrefilled: boolean;
+}
+
+interface WorkerWork {
+  /** Prompts not yet computed, first placed first: request → predicted time. */
+  readonly pending: Map<RequestKey, number>;
+  pendingMs: number;
+  /** Since when the first of them is believed to run. */
+  headSince: Instant;
+  /** Measured over predicted TTFT. */
+  slowness: number;
+  /** Prompt work placed here, decayed: milliseconds within the window. */
+  recentPrefillMs: number;
+  recentAt: Instant;
+  sequenceCount: number;
+  contextTokenCount: number;
+  /** Decodes with a target, by it, to know the strictest. */
+  readonly tbtTargets: Map<number, number>;
+}
+
+/** Time over which prompt work is averaged to tell what share of a worker it takes. Larger: steadier; smaller: sees bursts. */
+const WINDOW_MS = 10_000;
+const SLOWNESS_GAIN = 0.15;
+const SLOWNESS_MIN = 0.5;
+const SLOWNESS_MAX = 20;
+/** TTFTs below tell of messages, not of the device. */
+const TTFT_TOLD_MIN_MS = 5;
+
+/**
+ * What this router has asked of each worker and what must be left of it by now. A prompt's work is there from placement to the first token; of
+ * the one in front, what the time since it came to the front can have done is taken off, but never more than all of it: so the queue shrinks
+ * between reports, and a burst never meets the illusion of an idle worker. How much longer first tokens took than predicted, on each worker,
+ * corrects what is predicted next: that finds workers that are slow, or say what is not.
+ */
+export class WorkLedger {
+  readonly #entries = new Map<RequestKey, Entry>();
+  readonly #workers = new Map<string, WorkerWork>();
+
+  placed(key: RequestKey, work: PlacedWork, now: Instant): void {
+    this.#entries.set(key, { ...work, placedAt: now, isPrefilled: false });
+    const prefill = this.#worker(work.prefillOn, now);
+    if (prefill.pending.size === 0) prefill.headSince = now;
+    prefill.pending.set(key, work.prefillMs);
+    prefill.pendingMs += work.prefillMs;
+    prefill.recentPrefillMs = decayed(prefill, now) + work.besideMs;
+    prefill.recentAt = now;
+    const decode = this.#worker(work.decodeOn, now);
+    decode.sequenceCount++;
+    decode.contextTokenCount += work.contextTokenCount;
+    decode.tbtTargets.set(work.tbtTargetMs, (decode.tbtTargets.get(work.tbtTargetMs) ?? 0) + 1);
+  }
+
+  firstToken(key: RequestKey, now: Instant): void {
+    const entry = this.#entries.get(key);
+    if (entry === undefined || entry.isPrefilled) return;
+    const measuredMs = (now - entry.placedAt) / 1e6;
+    const worker = this.#workers.get(entry.prefillOn);
+    if (worker !== undefined && entry.ttftMs > TTFT_TOLD_MIN_MS) {
+      const slowness = worker.slowness * (measuredMs / entry.ttftMs) ** SLOWNESS_GAIN;
+      worker.slowness = Math.max(SLOWNESS_MIN, Math.min(SLOWNESS_MAX, slowness));
+    }
+    this.#endPrefill(key, entry, now);
+  }
+
+  /** It ended, or is placed anew. */
+  ended(key: RequestKey, now: Instant): void {
+    const entry = this.#entries.get(key);
+    if (entry === undefined) return;
+    this.#entries.delete(key);
+    if (!entry.isPrefilled) this.#endPrefill(key, entry, now);
+    const decode = this.#workers.get(entry.decodeOn);
+    if (decode === undefined) return;
+    decode.sequenceCount--;
+    decode.contextTokenCount -= entry.contextTokenCount;
+    const left = (decode.tbtTargets.get(entry.tbtTargetMs) ?? 1) - 1;
+    if (left > 0) decode.tbtTargets.set(entry.tbtTargetMs, left);
+    else decode.tbtTargets.delete(entry.tbtTargetMs);
+    this.#forgetIfIdle(entry.decodeOn, decode);
+  }
+
+  /** Time until a prompt placed now is computed first. */
+  queueMs(incarnation: string, now: Instant): number {
+    const worker = this.#workers.get(incarnation);
+    if (worker === undefined || worker.pending.size === 0) return 0;
+    const [headMs = 0] = worker.pending.values();
+    return Math.max(0, worker.pendingMs - Math.min((now - worker.headSince) / 1e6, headMs));
+  }
+
+  /** Share of the worker's time that prompts placed on it take from its decodes, over the last while; below 1 unless it is overloaded. */
+  prefillShare(incarnation: string, now: Instant): number {
+    const worker = this.#workers.get(incarnation);
+    return worker === undefined ? 0 : decayed(worker, now) / WINDOW_MS;
+  }
+
+  /** Share that one more prompt adds. */
+  shareOf(besideMs: number): number {
+    return besideMs / WINDOW_MS;
+  }
+
+  slowness(incarnation: string): number {
+    return this.#workers.get(incarnation)?.slowness ?? 1;
+  }
+
+  sequenceCount(incarnation: string): number {
+    return this.#workers.get(incarnation)?.sequenceCount ?? 0;
+  }
+
+  contextTokenCount(incarnation: string): number {
+    return this.#workers.get(incarnation)?.contextTokenCount ?? 0;
+  }
+
+  /** Infinity when nobody there has a target. */
+  strictestTbtMs(incarnation: string): number {
+    return Math.min(Number.POSITIVE_INFINITY, ...(this.#workers.get(incarnation)?.tbtTargets.keys() ?? []));
+  }
+
+  #endPrefill(key: RequestKey, entry: Entry, now: Instant): void {
+    entry.isPrefilled = true;
+    const worker = this.#workers.get(entry.prefillOn);
+    const prefillMs = worker?.pending.get(key);
+    if (worker === undefined || prefillMs === undefined) return;
+    worker.pending.delete(key);
+    worker.pendingMs = worker.pending.size === 0 ? 0 : worker.pendingMs - prefillMs;
+    worker.headSince = now;
+    this.#forgetIfIdle(entry.prefillOn, worker);
+  }
+
+  /** What was learnt of a worker's speed is kept while it is among those seen last. */
+  #forgetIfIdle(incarnation: string, worker: WorkerWork): void {
+    if (this.#workers.size <= WORKERS_MAX || worker.pending.size > 0 || worker.sequenceCount > 0) return;
+    this.#workers.delete(incarnation);
+  }
+
+  #worker(incarnation: string, now: Instant): WorkerWork {
+    const known = this.#workers.get(incarnation);
+    if (known !== undefined) return known;
+    const worker: WorkerWork = {
+      pending: new Map(),
+      pendingMs: 0,
+      headSince: now,
+      slowness: 1,
+      recentPrefillMs: 0,
+      recentAt: now,
+      sequenceCount: 0,
+      contextTokenCount: 0,
+      tbtTargets: new Map(),
+    };
+    this.#workers.set(incarnation, worker);
+    return worker;
+  }
+}
+
+/** Incarnations of workers that are remembered beyond their requests. */
+const WORKERS_MAX = 4_096;
+
+function decayed({ recentPrefillMs, recentAt }: WorkerWork, now: Instant): number {
+  return recentPrefillMs * Math.exp(-(now - recentAt) / 1e6 / WINDOW_MS);
+}
