@@ -14,9 +14,11 @@ import {
   type PrefillHandover,
   type PrefillHandoverEvent,
   type SequenceId,
+  type SequenceSpec,
   type Token,
 } from "@kvasir/core";
 import type { EventQueue } from "./event-queue.ts";
+import { PREFIX_ROOT, type SimulatedPrompt } from "./prompts.ts";
 import type { SimulatedWorker } from "./simulated-worker.ts";
 import type { TraceRequest } from "./trace.ts";
 
@@ -26,7 +28,6 @@ export interface RequestWorld {
   /** One way, between any two processes. */
   readonly rpcNanos: number;
   worker(workerId: string): SimulatedWorker;
-  tokensOf(request: TraceRequest): readonly number[];
   firstToken(request: SimulatedRequest): void;
   /** Asks for another placement. */
   placeAgain(request: SimulatedRequest, failedWorkerIds: readonly string[]): void;
@@ -39,6 +40,8 @@ const LEASE = nanosFromMs(600_000);
 const FENCE = nanosFromMs(1_000);
 /** As long a rest as the real decode worker computes itself. */
 const TAIL_TOKEN_MAX = 512;
+/** As long a rest as it computes itself after a hit of the others. */
+const HIT_TAIL_TOKEN_MAX = 128;
 const ATTEMPT_OPTIONS = { fruitlessMax: 3, placeWithin: nanosFromMs(10_000) };
 const LOST: ErrorFacts = { reason: "unavailable", message: "the worker is gone" };
 
@@ -61,6 +64,9 @@ export class SimulatedRequest {
   tokenCount = 0;
   gapMaxNanos = 0;
   attemptCount = 0;
+  /** Tokens of the prompt whose KV was reused where it was computed. */
+  cachedTokenCount = 0;
+  readonly prompt: SimulatedPrompt;
   readonly #world: RequestWorld;
   readonly #attempts = new Attempts(ATTEMPT_OPTIONS);
   /** Goes up with each attempt, so that what an earlier one set in motion is ignored. */
@@ -71,10 +77,13 @@ export class SimulatedRequest {
   #decodeWorker: SimulatedWorker | undefined;
   #prefillWorker: SimulatedWorker | undefined;
   #decodeSequence: SequenceId | undefined;
+  /** Of the prompt, on the decode worker before anything was sent. */
+  #residentTokenCount = 0;
   #prefillSequence: SequenceId | undefined;
 
-  constructor(key: number, trace: TraceRequest, world: RequestWorld) {
+  constructor(key: number, trace: TraceRequest, prompt: SimulatedPrompt, world: RequestWorld) {
     this.key = key;
+    this.prompt = prompt;
     this.trace = trace;
     this.#world = world;
     this.arrivedAt = world.events.now;
@@ -132,13 +141,15 @@ export class SimulatedRequest {
     const known = Array.from({ length: this.tokenCount }, () => 1);
     const spec = {
       kind: "local" as const,
-      promptTokenIds: this.#world.tokensOf(this.trace),
+      ...this.#promptSpec(),
       maxTokens: this.trace.outputTokenCount,
       stopTokenIds: [],
       ...(known.length > 0 ? { outputTokenIds: known } : {}),
     };
     this.#decodeSequence = worker.submit(spec, addNanos(this.#world.events.now, ADMISSION_WAIT), {
-      admitted: () => undefined,
+      admitted: (_, cachedTokenCount) => {
+        this.cachedTokenCount = cachedTokenCount;
+      },
       refused: () => attempt === this.#attempt && this.#attemptFailed({ reason: "overloaded", message: "" }, ""),
       computed: () => undefined,
       sampled: (isLast) => attempt === this.#attempt && this.#token(isLast),
@@ -159,7 +170,7 @@ export class SimulatedRequest {
     const known = Array.from({ length: this.tokenCount }, () => 1);
     const spec = {
       kind: "decode" as const,
-      promptTokenIds: this.#world.tokensOf(this.trace),
+      ...this.#promptSpec(),
       maxTokens: this.trace.outputTokenCount,
       stopTokenIds: [],
       ...(known.length > 0 ? { outputTokenIds: known } : {}),
@@ -169,9 +180,10 @@ export class SimulatedRequest {
     const current = () => attempt === this.#attempt;
     this.#decodeSequence = undefined;
     const sequenceId = worker.submit(spec, waitUntil, {
-      admitted: () => {
+      admitted: (_, cachedTokenCount) => {
+        this.#residentTokenCount = cachedTokenCount;
         const go = () =>
-          current() && this.#applyDecode({ kind: "Reserved", heardBy: this.#leaseEnd(), cachedTokenCount: 0 });
+          current() && this.#applyDecode({ kind: "Reserved", heardBy: this.#leaseEnd(), cachedTokenCount });
         if (this.#decodeSequence === undefined) whenKnown.push(go);
         else go();
       },
@@ -196,18 +208,19 @@ export class SimulatedRequest {
     this.#prefill = newPrefillHandover(waitUntil);
     const current = () => attempt === this.#attempt && worker === this.#prefillWorker;
     const kvBytes = worker.facts.kvBytesPerToken;
-    let sentTokenCount = 0;
+    let sentTokenCount = this.#residentTokenCount;
     let isPlanned = false;
     const whenKnown: (() => void)[] = [];
     this.#prefillSequence = undefined;
     const spec = {
       kind: "prefill" as const,
-      promptTokenIds: this.#world.tokensOf(this.trace),
+      ...this.#promptSpec(),
       maxTokens: this.trace.outputTokenCount,
       stopTokenIds: [],
     };
     this.#prefillSequence = worker.submit(spec, waitUntil, {
-      admitted: () => {
+      admitted: (_, cachedTokenCount) => {
+        this.cachedTokenCount = cachedTokenCount;
         const go = () => current() && this.#applyPrefill({ kind: "BlocksTaken", leaseEnd: this.#leaseEnd() }, worker);
         if (this.#prefillSequence === undefined) whenKnown.push(go);
         else go();
@@ -218,8 +231,8 @@ export class SimulatedRequest {
         if (!isPlanned) this.#applyPrefill({ kind: "StepPlanned" }, worker);
         isPlanned = true;
         // Frames flow as soon as their tokens are computed.
-        const arrival = worker.link.arrival((tokenCount - sentTokenCount) * kvBytes, events.now);
-        sentTokenCount = tokenCount;
+        const arrival = worker.link.arrival(Math.max(0, tokenCount - sentTokenCount) * kvBytes, events.now);
+        sentTokenCount = Math.max(sentTokenCount, tokenCount);
         events.at(arrival, () => {
           if (!current()) return;
           const progressBy = this.#leaseEnd();
@@ -273,8 +286,12 @@ export class SimulatedRequest {
     const { events, rpcNanos } = this.#world;
     if (this.#decode === undefined) return;
     const attempt = this.#attempt;
-    const { promptTokenCount } = this.trace;
-    const plan = { promptTokenCount, tailTokenMax: TAIL_TOKEN_MAX, hitTailTokenMax: 0, fenceWithin: FENCE };
+    const plan = {
+      promptTokenCount: this.trace.promptTokenCount,
+      tailTokenMax: TAIL_TOKEN_MAX,
+      hitTailTokenMax: HIT_TAIL_TOKEN_MAX,
+      fenceWithin: FENCE,
+    };
     const { next, effects } = advanceDecodeHandover(this.#decode, event, plan, events.now);
     this.#decode = next;
     const worker = this.#decodeWorker as SimulatedWorker;
@@ -310,6 +327,7 @@ export class SimulatedRequest {
           break;
         case "ComputeTail": {
           const { verifiedTokenCount, token } = effect;
+          if (prefillWorker === undefined || this.#prefill === undefined) this.cachedTokenCount = verifiedTokenCount;
           worker.apply({ kind: "KvLost", sequenceId, verifiedTokenCount, firstTokenId: token?.tokenId });
           worker.apply({ kind: "TransferClosed", sequenceId });
           break;
@@ -364,6 +382,10 @@ export class SimulatedRequest {
     this.#prefill = undefined;
     this.#decodeSequence = undefined;
     this.#prefillSequence = undefined;
+  }
+
+  #promptSpec(): Pick<SequenceSpec, "promptTokenIds" | "prefixRoot" | "promptChain"> {
+    return { promptTokenIds: this.prompt.tokenIds, prefixRoot: PREFIX_ROOT, promptChain: this.prompt.chain };
   }
 
   #leaseEnd(): Instant {

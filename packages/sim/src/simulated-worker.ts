@@ -1,5 +1,6 @@
 import {
   type BlockId,
+  type HolderEvent,
   type Instant,
   nanosFromMs,
   type ReportedLoad,
@@ -21,7 +22,7 @@ import { Link, type LinkOptions } from "./link.ts";
 
 /** What somebody on this worker wants to hear of a sequence. */
 export interface SequenceListener {
-  admitted(blockIds: readonly BlockId[]): void;
+  admitted(blockIds: readonly BlockId[], cachedTokenCount: number): void;
   refused(): void;
   /** A step that computes a piece of its prompt was answered: so many tokens from the beginning are there. */
   computed(tokenCount: number): void;
@@ -51,6 +52,7 @@ export interface WorkerUse {
 }
 
 const TOKEN: Token = { tokenId: 1, topLogprobs: [] };
+const CHANGES_MAX = 1 << 20;
 /** The worker process between a step's answer and the next step. */
 const STEP_OVERHEAD_NANOS = 100_000;
 
@@ -67,6 +69,8 @@ export class SimulatedWorker {
   readonly #cost: StepCostModel;
   readonly #listeners = new Map<SequenceId, SequenceListener>();
   #nextSequenceId = 1;
+  #toldChange = 0;
+  #cacheSequence = 0;
   #deviceFreeAt = 0;
   #prefillTokensPerSecond = 0;
   #decodeStepMs = 0;
@@ -86,6 +90,8 @@ export class SimulatedWorker {
     this.isAlive = true;
     this.scheduler = newScheduler(this.options);
     this.#listeners.clear();
+    this.#toldChange = 0;
+    this.#cacheSequence = 0;
     this.#deviceFreeAt = this.#events.now;
   }
 
@@ -101,6 +107,26 @@ export class SimulatedWorker {
     const effects = this.scheduler.apply(event, this.#events.now);
     for (const effect of effects) this.#perform(effect);
     this.#plan();
+  }
+
+  /** What its cache holds now that it has not told; in the order in which it came about. */
+  cacheChanges(): readonly HolderEvent[] {
+    const { journal } = this.scheduler.pool;
+    const changes: HolderEvent[] = [];
+    while (this.#toldChange < journal.next) {
+      const reading = journal.read(this.#toldChange, CHANGES_MAX);
+      if (reading.kind === "gap") throw new Error("a simulated worker's journal is read after each step");
+      this.#toldChange = reading.next;
+      const { epoch } = this;
+      const common = { epoch, medium: "device" as const };
+      if (reading.removed.length > 0) {
+        changes.push({ ...common, kind: "BlocksRemoved", sequence: ++this.#cacheSequence, hashes: reading.removed });
+      }
+      if (reading.stored.length > 0) {
+        changes.push({ ...common, kind: "BlocksStored", sequence: ++this.#cacheSequence, hashes: reading.stored });
+      }
+    }
+    return changes;
   }
 
   load(): ReportedLoad {
@@ -124,7 +150,7 @@ export class SimulatedWorker {
     const listener = this.#listeners.get(effect.sequenceId);
     switch (effect.kind) {
       case "AnnounceAdmission":
-        listener?.admitted(effect.blockIds);
+        listener?.admitted(effect.blockIds, effect.cachedTokenCount);
         break;
       case "RefuseSequence":
         this.#listeners.delete(effect.sequenceId);

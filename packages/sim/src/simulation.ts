@@ -2,6 +2,7 @@ import {
   type Instant,
   nanosFromMs,
   PREDICTION_DEFAULTS,
+  type PrefixIndexOptions,
   type RequestKey,
   type RequestShape,
   type RouterEffect,
@@ -11,6 +12,7 @@ import {
 } from "@kvasir/core";
 import type { SimulationSpec } from "./cluster-spec.ts";
 import { EventQueue } from "./event-queue.ts";
+import { Prompts } from "./prompts.ts";
 import { type RequestWorld, SimulatedRequest } from "./simulated-request.ts";
 import { SimulatedWorker } from "./simulated-worker.ts";
 import type { Trace, TraceRequest } from "./trace.ts";
@@ -18,6 +20,7 @@ import type { Trace, TraceRequest } from "./trace.ts";
 /** A worker that has nothing to say says so once in this time. */
 const HEARTBEAT = nanosFromMs(1_000);
 const MODEL = "model";
+const FINGERPRINT = "00".repeat(16);
 
 export interface SimulationResult {
   readonly requests: readonly SimulatedRequest[];
@@ -41,13 +44,14 @@ export class Simulation implements RequestWorld {
   readonly #streams = new Map<SimulatedWorker, { streamId: number; sequence: number; sentAt: number }>();
   readonly #running = new Set<SimulatedRequest>();
   readonly #requests: SimulatedRequest[] = [];
-  readonly #tokens = new Map<number, readonly number[]>();
+  #prompts: Prompts;
   #nextStreamId = 1;
   #arrivalsLeft = 0;
 
   constructor(spec: SimulationSpec) {
     this.#spec = spec;
     this.rpcNanos = nanosFromMs(spec.rpcMs);
+    this.#prompts = new Prompts(spec.blockSize, 0);
     const { believed } = spec.profile;
     this.#router = new RouterState({
       queueMax: spec.queueMax,
@@ -63,7 +67,7 @@ export class Simulation implements RequestWorld {
         kvBytesPerSecond: spec.link.bytesPerSecond,
         handoverMs: 4 * spec.rpcMs,
       },
-      prefixIndex: { blockCapacity: 1_000_000, holderCapacity: 2_048 },
+      prefixIndex: prefixRoom(spec),
       ...(spec.policy === undefined ? {} : { policy: spec.policy }),
     });
     spec.roles.forEach((role, index) => {
@@ -77,7 +81,7 @@ export class Simulation implements RequestWorld {
             role,
             address: `${workerId}:1`,
             model: MODEL,
-            fingerprint: "00".repeat(16),
+            fingerprint: FINGERPRINT,
             blockSize,
             kvBytesPerToken: profile.kvBytesPerToken,
             blockCount: Math.floor(profile.kvTokenCapacity / blockSize),
@@ -99,6 +103,7 @@ export class Simulation implements RequestWorld {
 
   /** Runs until every request has ended. */
   run(trace: Trace): SimulationResult {
+    this.#prompts = new Prompts(this.#spec.blockSize, trace.prefixBlockSize);
     for (const worker of this.#workers) this.#attach(worker);
     this.#arrivalsLeft = trace.requests.length;
     for (const [key, request] of trace.requests.entries()) {
@@ -116,15 +121,6 @@ export class Simulation implements RequestWorld {
 
   worker(workerId: string): SimulatedWorker {
     return this.#workerById.get(workerId) as SimulatedWorker;
-  }
-
-  /** Prompts differ in their length alone, as far as the scheduler sees. */
-  tokensOf({ promptTokenCount }: TraceRequest): readonly number[] {
-    const known = this.#tokens.get(promptTokenCount);
-    if (known !== undefined) return known;
-    const tokens = new Array<number>(promptTokenCount).fill(1);
-    this.#tokens.set(promptTokenCount, tokens);
-    return tokens;
   }
 
   firstToken(request: SimulatedRequest): void {
@@ -145,7 +141,8 @@ export class Simulation implements RequestWorld {
   }
 
   #arrive(key: number, trace: TraceRequest): void {
-    const request = new SimulatedRequest(key, trace, this);
+    const prompt = this.#prompts.of(key, trace);
+    const request = new SimulatedRequest(key, trace, prompt, this);
     this.#arrivalsLeft--;
     this.#requests.push(request);
     this.#running.add(request);
@@ -155,6 +152,7 @@ export class Simulation implements RequestWorld {
       promptTokenCount: trace.promptTokenCount,
       maxTokens: trace.outputTokenCount,
       tenant: trace.tenant,
+      promptHashes: [{ fingerprint: FINGERPRINT, blockSize: this.#spec.blockSize, hashes: prompt.chain.bytes() }],
       ...(objectives === undefined ? {} : { objectives: { ...objectives, mayBeLate: false } }),
     };
     this.events.after(this.rpcNanos, () =>
@@ -176,9 +174,9 @@ export class Simulation implements RequestWorld {
         break;
       case "AcknowledgeWorker":
       case "RefuseWorker":
-      case "WantCacheSnapshot":
       case "ReportLostWorker":
       case "SendQueued":
+      case "WantCacheSnapshot":
         break;
       default:
         unreachable(effect);
@@ -196,10 +194,13 @@ export class Simulation implements RequestWorld {
     const stream = this.#streams.get(worker);
     if (stream === undefined) return;
     const load = worker.load();
-    stream.sequence++;
+    const { streamId } = stream;
+    const { epoch } = worker;
+    for (const change of worker.cacheChanges()) {
+      this.#tell({ kind: "WorkerCacheChanged", streamId, epoch, sequence: ++stream.sequence, change });
+    }
     stream.sentAt = this.events.now;
-    const { streamId, sequence } = stream;
-    this.#tell({ kind: "WorkerReported", streamId, epoch: worker.epoch, sequence, load });
+    this.#tell({ kind: "WorkerReported", streamId, epoch, sequence: ++stream.sequence, load });
   }
 
   /** Reports are due at their interval while a worker is busy, and as heartbeats else. */
@@ -229,6 +230,12 @@ export class Simulation implements RequestWorld {
       this.#attach(worker);
     });
   }
+}
+
+/** Room for every block that the workers could hold, twice over. */
+function prefixRoom({ roles, profile, blockSize }: SimulationSpec): PrefixIndexOptions {
+  const blockCapacity = Math.max(1_024, 2 * roles.length * Math.ceil(profile.kvTokenCapacity / blockSize));
+  return { blockCapacity, holderCapacity: 32 * Math.ceil((2 * roles.length + 32) / 32) };
 }
 
 export function simulate(spec: SimulationSpec, trace: Trace): SimulationResult {

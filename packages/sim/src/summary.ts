@@ -24,6 +24,8 @@ export interface RunSummary {
   /** Longest gap of each request, their 99th percentile. */
   readonly gapMaxP99Ms: number;
   readonly outputTokensPerSecond: number;
+  /** Share of all prompt tokens whose KV was reused where prompts are computed. */
+  readonly reuse: number;
   /** Mean share of time that devices were busy. */
   readonly utilization: number;
 }
@@ -52,6 +54,12 @@ export function summarize(result: SimulationResult, objective: Objective): RunSu
     meanTpotMs: mean(tpots),
     tpotP99Ms: rank(tpots, 0.99),
     gapMaxP99Ms: rank(gaps, 0.99),
+    reuse:
+      finished.reduce((sum, { cachedTokenCount }) => sum + cachedTokenCount, 0) /
+      Math.max(
+        1,
+        finished.reduce((sum, { trace }) => sum + trace.promptTokenCount, 0),
+      ),
     outputTokensPerSecond: (tokens / endMs) * 1_000,
     utilization: mean(workers.map(({ use }) => use.busyMs / endMs)),
   };
