@@ -43,6 +43,25 @@ const SPECS = {
     default: "local",
     help: "derives tenant scopes; the same on each gateway",
   },
+  sloTtftMs: {
+    type: "integer",
+    env: "KVASIR_SLO_TTFT_MS",
+    default: 0,
+    min: 0,
+    help: "target for the first token of requests that name none; what cannot meet it is refused early; 0: no target",
+  },
+  sloTpotMs: {
+    type: "integer",
+    env: "KVASIR_SLO_TPOT_MS",
+    default: 0,
+    min: 0,
+    help: "target for the mean gap between tokens of requests that name none; 0: no target",
+  },
+  sloMayBeLate: {
+    type: "boolean",
+    env: "KVASIR_SLO_MAY_BE_LATE",
+    help: "serve late what cannot meet its targets, unless the request says otherwise",
+  },
   bodyLimit: { type: "bytes", env: "KVASIR_BODY_LIMIT", default: "8MiB", help: "largest request body" },
   requestTimeoutMs: {
     type: "integer",
@@ -117,6 +136,11 @@ async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
     metrics: createMetrics(telemetry.registry),
     running,
     tenantSecret: values.tenantSecret,
+    objectives: {
+      ttftMs: values.sloTtftMs,
+      tpotMs: values.sloTpotMs,
+      mayBeLate: values.sloMayBeLate === true,
+    },
     requestTimeoutMs: values.requestTimeoutMs,
     stallTimeoutMs: values.stallTimeoutMs,
     resumeTimeoutMs: values.resumeTimeoutMs,

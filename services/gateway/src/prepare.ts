@@ -1,6 +1,7 @@
 import type { ChatMessage, ChatTokenizer, ModelFacts } from "@kvasir/tokenizer";
 import { RequestError } from "./http/openai-error.ts";
 import type { ChatRequest, CompletionRequest } from "./http/schema.ts";
+import type { SloField } from "./objectives.ts";
 import { checkMinTokens, prepareSampling, type Sampling } from "./prepare-sampling.ts";
 
 /** OpenAI's default for completions; chats may fill the context. */
@@ -34,6 +35,8 @@ export interface PreparedRequest {
   readonly includeUsage: boolean;
   /** Narrows who may reuse this request's KV. */
   readonly cacheSalt: string | undefined;
+  /** The body's targets for its latency. */
+  readonly slo: SloField | undefined;
 }
 
 /** Renders and tokenizes a chat, off the event loop. */
@@ -112,7 +115,7 @@ export async function prepareCompletion(model: ServedModel, request: CompletionR
 
 function commonOutput(
   request: ChatRequest | CompletionRequest,
-): Pick<PreparedRequest, "choiceCount" | "stops" | "keepStop" | "stream" | "includeUsage" | "cacheSalt"> {
+): Pick<PreparedRequest, "choiceCount" | "stops" | "keepStop" | "stream" | "includeUsage" | "cacheSalt" | "slo"> {
   if (request.stream_options != null && request.stream !== true) {
     throw new RequestError("stream_options needs stream: true", { param: "stream_options", code: "invalid_value" });
   }
@@ -128,6 +131,7 @@ function commonOutput(
     stream: request.stream ?? false,
     includeUsage: request.stream_options?.include_usage ?? false,
     cacheSalt: request.cache_salt ?? undefined,
+    slo: request.kvasir?.slo ?? undefined,
   };
 }
 

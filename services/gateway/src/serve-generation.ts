@@ -7,6 +7,7 @@ import { RequestError } from "./http/openai-error.ts";
 import { parseBody } from "./http/parse-body.ts";
 import { ChatRequest, CompletionRequest, checkRequest } from "./http/schema.ts";
 import type { GatewayMetrics } from "./metrics.ts";
+import { objectivesOf, type RequestObjectives } from "./objectives.ts";
 import { echoedEntries, type PromptLogprobs, promptLogprobs } from "./output/prompt-logprobs.ts";
 import { chatShape, completionShape, type Tail } from "./output/response-shape.ts";
 import { createTokenText } from "./output/token-text.ts";
@@ -26,6 +27,8 @@ export interface GenerationDeps {
   readonly running: RunningRequests;
   /** Under which tenants' scopes are derived. */
   readonly tenantSecret: string;
+  /** Of requests that name none. */
+  readonly objectives: RequestObjectives;
   readonly requestTimeoutMs: number;
   readonly stallTimeoutMs: number;
   readonly resumeTimeoutMs: number;
@@ -88,6 +91,7 @@ export async function serveGeneration(
       requestId: request.id,
       model: model.name,
       tenantScope: tenantScope(deps.tenantSecret, request.headers.authorization, prepared.cacheSalt),
+      objectives: objectivesOf(request.headers, prepared.slo, deps.objectives),
       context: spanContext,
       tracer: telemetry.tracer,
       signal: abort.signal,
@@ -117,7 +121,7 @@ export async function serveGeneration(
   return reply;
 }
 
-type RunFacts = Parameters<typeof generate>[2] & { readonly arrivedAt: number; readonly traceId: string };
+type RunFacts = Parameters<typeof generate>[2] & { readonly traceId: string };
 
 async function run(
   deps: GenerationDeps,

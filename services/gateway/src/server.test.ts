@@ -225,3 +225,23 @@ test("request ids are kept, models listed, probes answered", async () => {
     'kvasir_gateway_requests_total{endpoint="chat",status="200"} 1',
   );
 });
+
+test("targets in headers and body reach the router, less the time that passed here", async () => {
+  const { url, upstream } = await start({ batches: [tokensOf("ok")] });
+  const headers = { "content-type": "application/json", "x-slo-ttft-ms": "60000", "x-llm-d-slo-tpot-ms": "45" };
+  const body = JSON.stringify({ ...chat, kvasir: { slo: { tpot_ms: 30, may_be_late: true } } });
+  expect((await fetch(`${url}/v1/chat/completions`, { method: "POST", headers, body })).status).toBe(200);
+  const [place] = upstream.seen.places;
+  if (place?.kind.case !== "start") throw new Error("no placement was asked for");
+  expect(place.kind.value).toMatchObject({ tbtTargetMs: 30, mayBeLate: true });
+  expect(place.kind.value.ttftTargetMs).toBeLessThan(60_000);
+  expect(place.kind.value.ttftTargetMs).toBeGreaterThan(30_000);
+});
+
+test("a target that is no time is refused with its name", async () => {
+  const { url } = await start({ batches: [] });
+  const headers = { "content-type": "application/json", "x-slo-ttft-ms": "fast" };
+  const response = await fetch(`${url}/v1/chat/completions`, { method: "POST", headers, body: JSON.stringify(chat) });
+  expect(response.status).toBe(400);
+  expect(await response.json()).toMatchObject({ error: { param: "x-slo-ttft-ms", code: "invalid_value" } });
+});

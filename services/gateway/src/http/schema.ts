@@ -45,6 +45,9 @@ const Seed = z.union(
   },
 );
 
+/** Of a request's latency, in milliseconds. */
+const TargetMs = z.number().gt(0).max(3_600_000);
+
 /** Fields of both endpoints. `null` means absent, as OpenAI's clients send it. */
 const COMMON = {
   model: z.string().min(1),
@@ -58,6 +61,13 @@ const COMMON = {
   stream: z.boolean().nullish(),
   stream_options: z.strictObject({ include_usage: z.boolean().nullish() }).nullish(),
   cache_salt: z.string().min(1).max(256).nullish(),
+  kvasir: z
+    .strictObject({
+      slo: z
+        .strictObject({ ttft_ms: TargetMs.nullish(), tpot_ms: TargetMs.nullish(), may_be_late: z.boolean().nullish() })
+        .nullish(),
+    })
+    .nullish(),
   // Without effect here.
   user: z.string().nullish(),
   metadata: z.record(z.string(), z.unknown()).nullish(),

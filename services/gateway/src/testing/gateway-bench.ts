@@ -5,6 +5,7 @@ import { startTelemetry, type Telemetry } from "@kvasir/telemetry";
 import { loadModelFacts, loadTokenizer } from "@kvasir/tokenizer";
 import OpenAI from "openai";
 import { createMetrics } from "../metrics.ts";
+import { NO_OBJECTIVES } from "../objectives.ts";
 import { longestTokenBytes, type ServedModel } from "../prepare.ts";
 import { RunningRequests } from "../running-requests.ts";
 import { buildServer, type ServerDeps } from "../server.ts";
@@ -47,6 +48,7 @@ export class GatewayBench {
       telemetry: this.telemetry,
       metrics: createMetrics(this.telemetry.registry),
       running,
+      objectives: NO_OBJECTIVES,
       tenantSecret: "test",
       requestTimeoutMs: 5_000,
       stallTimeoutMs: 300,

@@ -135,6 +135,9 @@ class Placing {
       maxTokens: request.sampling.maxTokens,
       choiceCount: request.choiceCount,
       tenantScope: facts.tenantScope,
+      ttftTargetMs: 0,
+      tbtTargetMs: facts.objectives.tpotMs,
+      mayBeLate: facts.objectives.mayBeLate,
       excludedWorkerIds: [],
       promptHashes: [],
     };
@@ -222,11 +225,22 @@ class Placing {
   #open(excludedWorkerIds: readonly string[]): PlaceLine {
     this.#line?.close();
     this.#line = this.#router.place(
-      { ...this.#start, excludedWorkerIds, promptHashes: this.#promptHashes() },
+      {
+        ...this.#start,
+        ttftTargetMs: this.#ttftLeftMs(),
+        excludedWorkerIds,
+        promptHashes: this.#promptHashes(),
+      },
       this.#facts.context,
       deadlineMs(this.#facts),
     );
     return this.#line;
+  }
+
+  /** What is left of the target after the template and the tokenizer. */
+  #ttftLeftMs(): number {
+    const { objectives, arrivedAt } = this.#facts;
+    return objectives.ttftMs === 0 ? 0 : Math.max(1, objectives.ttftMs - (performance.now() - arrivedAt));
   }
 
   #promptHashes(): readonly PromptHashes[] {

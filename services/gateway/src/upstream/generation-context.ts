@@ -1,5 +1,6 @@
 import type { CachedTokens, SampledToken } from "@kvasir/proto";
 import type { Context, Tracer } from "@opentelemetry/api";
+import type { RequestObjectives } from "../objectives.ts";
 
 /** Peers learn the deadline a little late, so that the gateway's own message about it comes first. */
 const DEADLINE_MARGIN_MS = 1_000;
@@ -9,6 +10,9 @@ export interface GenerationContext {
   readonly requestId: string;
   readonly model: string;
   readonly tenantScope: Uint8Array;
+  readonly objectives: RequestObjectives;
+  /** On the clock of `performance.now()`. */
+  readonly arrivedAt: number;
   /** Trace context of the request's span. */
   readonly context: Context;
   readonly tracer: Tracer;

@@ -18,6 +18,11 @@ export interface PlaceStart {
   readonly maxTokens: number;
   readonly choiceCount: number;
   readonly tenantScope: Uint8Array;
+  /** From now to the first token; 0: whenever. */
+  readonly ttftTargetMs: number;
+  /** Mean gap between tokens; 0: any. */
+  readonly tbtTargetMs: number;
+  readonly mayBeLate: boolean;
   /** Workers that failed the request before this line was opened. */
   readonly excludedWorkerIds: readonly string[];
   /** Of the prompt's full blocks, for each layout of the cluster. */
