@@ -1,0 +1,190 @@
+import { readFileSync } from "node:fs";
+import { GoodputPolicy, type PlacementPolicy, type StepCost } from "@kvasir/core";
+import {
+  DEVICE_PROFILES,
+  type DeviceProfile,
+  dynamoPolicy,
+  leastLoadPolicy,
+  llmdPolicy,
+  mooncakePolicy,
+  type Objective,
+  parseTrace,
+  prefixAffinityPolicy,
+  randomPolicy,
+  rateOf,
+  rolesOf,
+  roundRobinPolicy,
+  SIMULATION_DEFAULTS,
+  scaleRate,
+  simulate,
+  sliceTrace,
+  splitwisePolicy,
+  summarize,
+  type Trace,
+} from "@kvasir/sim";
+import { attainmentPlot, type Curve } from "./lib/attainment-plot.ts";
+import { option, publish, table } from "./lib/report.ts";
+
+// Requests per second of which at least 90 % meet both their targets, by placement policy, in the simulator: one cluster, one trace, one
+// worker scheduler; only where requests are placed differs. The traces are public; give their files.
+const WORKERS = Number(option("workers", "16"));
+const REQUESTS = Number(option("requests", "1200"));
+const SHARE = 0.9;
+const STEP = 1.15;
+
+interface Setting {
+  readonly name: string;
+  readonly file: string;
+  readonly profile: DeviceProfile;
+  readonly blockSize: number;
+  /** Slowest and fastest multiple of the trace's rate that is tried. */
+  readonly factors: readonly [number, number];
+  readonly targets: Readonly<Record<string, Objective>>;
+}
+
+const profile = (name: string) => DEVICE_PROFILES[name] as DeviceProfile;
+const SETTINGS: readonly Setting[] = [
+  {
+    name: "azure2023_conv",
+    file: option("azure", ""),
+    profile: profile("a100-opt-13b"),
+    blockSize: 64,
+    factors: [4, 14],
+    targets: { strict: { ttftMs: 1_000, tbtMs: 40 }, relaxed: { ttftMs: 4_000, tbtMs: 100 } },
+  },
+  {
+    name: "Mooncake conversation",
+    file: option("mooncake", ""),
+    profile: profile("h100-8b"),
+    blockSize: 512,
+    factors: [1.5, 14],
+    targets: { strict: { ttftMs: 5_000, tbtMs: 20 }, relaxed: { ttftMs: 15_000, tbtMs: 60 } },
+  },
+];
+
+interface Contender {
+  readonly name: string;
+  /** Prefill workers of the cluster; the others decode. 0: all do both. */
+  readonly prefillCount: number;
+  readonly policy: (cost: StepCost) => PlacementPolicy;
+}
+
+const half = Math.round(WORKERS / 2);
+const third = Math.round((3 * WORKERS) / 8);
+const CONTENDERS: readonly Contender[] = [
+  { name: "random", prefillCount: 0, policy: () => randomPolicy() },
+  { name: "round-robin", prefillCount: 0, policy: () => roundRobinPolicy() },
+  { name: "least load, aggregated (Sarathi-Serve)", prefillCount: 0, policy: () => leastLoadPolicy() },
+  { name: "prefix affinity (SGLang)", prefillCount: 0, policy: () => prefixAffinityPolicy() },
+  { name: "KV cost (Dynamo)", prefillCount: 0, policy: () => dynamoPolicy() },
+  { name: "weighted scorers (llm-d)", prefillCount: 0, policy: () => llmdPolicy() },
+  { name: "least load, split (DistServe)", prefillCount: half, policy: () => leastLoadPolicy() },
+  { name: "pools (Splitwise)", prefillCount: third, policy: () => splitwisePolicy() },
+  { name: "conductor, split (Mooncake)", prefillCount: half, policy: (cost) => mooncakePolicy(cost, 512) },
+  { name: "conductor's rule, aggregated", prefillCount: 0, policy: (cost) => mooncakePolicy(cost, 512) },
+  { name: "Kvasir, aggregated", prefillCount: 0, policy: () => new GoodputPolicy() },
+  { name: "Kvasir, split where it pays", prefillCount: third, policy: () => new GoodputPolicy() },
+];
+
+const only = option("only", "");
+const sections: string[] = [];
+for (const setting of SETTINGS.filter(({ file, name }) => file !== "" && name.includes(only))) {
+  const whole = parseTrace(setting.name, readFileSync(setting.file, "utf8"));
+  const trace = sliceTrace(whole, 0, REQUESTS);
+  for (const [strictness, objective] of Object.entries(setting.targets)) {
+    const curves: Curve[] = [];
+    const rows = CONTENDERS.map((contender) => {
+      const points = searchGoodput(setting, trace, contender, objective);
+      curves.push({ name: contender.name, points: points.map(({ rate, attainment }) => [rate, attainment] as const) });
+      const good = points.filter(({ attainment }) => attainment >= SHARE);
+      const best = good.at(-1) ?? { rate: 0, attainment: 0, summary: undefined };
+      process.stderr.write(`${setting.name} ${strictness} ${contender.name}: ${best.rate.toFixed(1)}/s\n`);
+      return { contender, ...best };
+    });
+    const others = rows.filter(({ contender }) => !contender.name.startsWith("Kvasir"));
+    const bestOther = Math.max(...others.map(({ rate }) => rate));
+    const body = rows.map(({ contender, rate, summary }) => [
+      contender.name,
+      contender.prefillCount === 0
+        ? `${WORKERS} mixed`
+        : `${contender.prefillCount}P ${WORKERS - contender.prefillCount}D`,
+      rate.toFixed(1),
+      `${(rate / bestOther).toFixed(2)}x`,
+      summary === undefined ? "–" : summary.meanTtftMs.toFixed(0),
+      summary === undefined ? "–" : summary.meanTpotMs.toFixed(1),
+      summary === undefined ? "–" : `${(100 * summary.reuse).toFixed(0)} %`,
+      summary === undefined ? "–" : `${((100 * summary.rejectedCount) / summary.requestCount).toFixed(1)} %`,
+    ]);
+    const header = [
+      "policy",
+      "workers",
+      "goodput/s",
+      "of the best other",
+      "mean TTFT ms",
+      "mean TBT ms",
+      "reused",
+      "refused",
+    ];
+    const file = `goodput-${setting.name.split(/[_ ]/)[0]?.toLowerCase()}-${strictness}-${WORKERS}.svg`;
+    attainmentPlot(file, `${setting.name}, ${strictness}`, curves);
+    sections.push(
+      `## ${setting.name}, ${strictness}: TTFT ≤ ${objective.ttftMs / 1_000} s and mean TBT ≤ ${objective.tbtMs} ms\n\n${table(header, body)}\n\n![attainment against rate](${file})`,
+    );
+  }
+}
+
+publish(
+  option("name", "goodput"),
+  "Goodput of placement policies",
+  `Requests per second of which ${100 * SHARE} % or more meet both targets, the refused counted as missed, in the simulator: ${WORKERS} workers, the first ${REQUESTS} requests
+of each trace at a multiple of its rate (steps of ${STEP}), workers with the production step scheduler and prefix cache, steps of 512 tokens. azure2023_conv runs OPT-13B on A100s
+by DistServe's published coefficients, Mooncake's trace an 8B model on H100s by a roofline. The other columns are those at the goodput.
+Every policy sees the same reports, reservations and prefix index.
+
+${sections.join("\n\n")}
+`,
+);
+
+interface Point {
+  readonly rate: number;
+  readonly attainment: number;
+  readonly summary: ReturnType<typeof summarize>;
+}
+
+/** Attainment at the rates that bisection tries, by rate. */
+function searchGoodput(setting: Setting, trace: Trace, contender: Contender, objective: Objective): Point[] {
+  const [low, high] = setting.factors;
+  const factors = Array.from(
+    { length: 1 + Math.ceil(Math.log(high / low) / Math.log(STEP)) },
+    (_, i) => low * STEP ** i,
+  );
+  const points: Point[] = [];
+  let from = 0;
+  let to = factors.length;
+  while (from < to) {
+    const middle = (from + to) >>> 1;
+    const point = runAt(setting, scaleRate(trace, factors[middle] ?? low), contender, objective);
+    points.push(point);
+    if (point.attainment >= SHARE) from = middle + 1;
+    else to = middle;
+  }
+  return points.sort((a, b) => a.rate - b.rate);
+}
+
+function runAt(setting: Setting, trace: Trace, contender: Contender, objective: Objective): Point {
+  const { prefillCount } = contender;
+  const counts = prefillCount === 0 ? { mixed: WORKERS } : { prefill: prefillCount, decode: WORKERS - prefillCount };
+  const result = simulate(
+    {
+      ...SIMULATION_DEFAULTS,
+      profile: setting.profile,
+      blockSize: setting.blockSize,
+      roles: rolesOf(counts),
+      objectives: objective,
+      policy: contender.policy(setting.profile.believed),
+    },
+    trace,
+  );
+  const summary = summarize(result, objective);
+  return { rate: rateOf(trace), attainment: summary.attainment, summary };
+}
