@@ -49,8 +49,8 @@ const SETTINGS: readonly Setting[] = [
     file: option("azure", ""),
     profile: profile("a100-opt-13b"),
     blockSize: 64,
-    factors: [4, 14],
-    targets: { strict: { ttftMs: 1_000, tbtMs: 40 }, relaxed: { ttftMs: 4_000, tbtMs: 100 } },
+    factors: [2.5, 11],
+    targets: { strict: { ttftMs: 1_000, tbtMs: 40 }, relaxed: { ttftMs: 2_000, tbtMs: 60 } },
   },
   {
     name: "Mooncake conversation",
@@ -58,7 +58,7 @@ const SETTINGS: readonly Setting[] = [
     profile: profile("h100-8b"),
     blockSize: 512,
     factors: [1.5, 14],
-    targets: { strict: { ttftMs: 5_000, tbtMs: 20 }, relaxed: { ttftMs: 15_000, tbtMs: 60 } },
+    targets: { strict: { ttftMs: 5_000, tbtMs: 20 }, relaxed: { ttftMs: 15_000, tbtMs: 40 } },
   },
 ];
 
@@ -69,8 +69,8 @@ interface Contender {
   readonly policy: (cost: StepCost) => PlacementPolicy;
 }
 
-const half = Math.round(WORKERS / 2);
-const third = Math.round((3 * WORKERS) / 8);
+/** Prefill workers of the split clusters that are tried. */
+const SPLITS = [Math.round(WORKERS / 4), Math.round(WORKERS / 2)];
 const CONTENDERS: readonly Contender[] = [
   { name: "random", prefillCount: 0, policy: () => randomPolicy() },
   { name: "round-robin", prefillCount: 0, policy: () => roundRobinPolicy() },
@@ -78,12 +78,15 @@ const CONTENDERS: readonly Contender[] = [
   { name: "prefix affinity (SGLang)", prefillCount: 0, policy: () => prefixAffinityPolicy() },
   { name: "KV cost (Dynamo)", prefillCount: 0, policy: () => dynamoPolicy() },
   { name: "weighted scorers (llm-d)", prefillCount: 0, policy: () => llmdPolicy() },
-  { name: "least load, split (DistServe)", prefillCount: half, policy: () => leastLoadPolicy() },
-  { name: "pools (Splitwise)", prefillCount: third, policy: () => splitwisePolicy() },
-  { name: "conductor, split (Mooncake)", prefillCount: half, policy: (cost) => mooncakePolicy(cost, 512) },
-  { name: "conductor's rule, aggregated", prefillCount: 0, policy: (cost) => mooncakePolicy(cost, 512) },
-  { name: "Kvasir, aggregated", prefillCount: 0, policy: () => new GoodputPolicy() },
-  { name: "Kvasir, split where it pays", prefillCount: third, policy: () => new GoodputPolicy() },
+  { name: "conductor's rule, aggregated (Mooncake)", prefillCount: 0, policy: (cost) => mooncakePolicy(cost, 512) },
+  { name: "Kvasir", prefillCount: 0, policy: () => new GoodputPolicy() },
+  ...SPLITS.flatMap((prefillCount): Contender[] => [
+    { name: "least load, split (DistServe)", prefillCount, policy: () => leastLoadPolicy() },
+    { name: "KV cost, split (Dynamo)", prefillCount, policy: () => dynamoPolicy() },
+    { name: "pools (Splitwise)", prefillCount, policy: () => splitwisePolicy() },
+    { name: "conductor (Mooncake)", prefillCount, policy: (cost) => mooncakePolicy(cost, 512) },
+    { name: "Kvasir", prefillCount, policy: () => new GoodputPolicy() },
+  ]),
 ];
 
 const only = option("only", "");
@@ -94,11 +97,15 @@ for (const setting of SETTINGS.filter(({ file, name }) => file !== "" && name.in
   for (const [strictness, objective] of Object.entries(setting.targets)) {
     const curves: Curve[] = [];
     const rows = CONTENDERS.map((contender) => {
+      const workers = workersOf(contender);
       const points = searchGoodput(setting, trace, contender, objective);
-      curves.push({ name: contender.name, points: points.map(({ rate, attainment }) => [rate, attainment] as const) });
+      curves.push({
+        name: `${contender.name}, ${workers}`,
+        points: points.map(({ rate, attainment }) => [rate, attainment] as const),
+      });
       const good = points.filter(({ attainment }) => attainment >= SHARE);
       const best = good.at(-1) ?? { rate: 0, attainment: 0, summary: undefined };
-      process.stderr.write(`${setting.name} ${strictness} ${contender.name}: ${best.rate.toFixed(1)}/s\n`);
+      process.stderr.write(`${setting.name} ${strictness} ${contender.name} ${workers}: ${best.rate.toFixed(1)}/s\n`);
       return { contender, ...best };
     });
     const others = rows.filter(({ contender }) => !contender.name.startsWith("Kvasir"));
@@ -108,7 +115,7 @@ for (const setting of SETTINGS.filter(({ file, name }) => file !== "" && name.in
       contender.prefillCount === 0
         ? `${WORKERS} mixed`
         : `${contender.prefillCount}P ${WORKERS - contender.prefillCount}D`,
-      rate.toFixed(1),
+      rate === 0 ? `below ${(rateOf(trace) * setting.factors[0]).toFixed(1)}` : rate.toFixed(1),
       `${(rate / bestOther).toFixed(2)}x`,
       summary === undefined ? "–" : summary.meanTtftMs.toFixed(0),
       summary === undefined ? "–" : summary.meanTpotMs.toFixed(1),
@@ -149,6 +156,10 @@ interface Point {
   readonly rate: number;
   readonly attainment: number;
   readonly summary: ReturnType<typeof summarize>;
+}
+
+function workersOf({ prefillCount }: Contender): string {
+  return prefillCount === 0 ? `${WORKERS} mixed` : `${prefillCount}P ${WORKERS - prefillCount}D`;
 }
 
 /** Attainment at the rates that bisection tries, by rate. */
