@@ -27,7 +27,7 @@ export const GOODPUT_DEFAULTS: GoodputOptions = {
   doubt: 0.15,
   localShareMax: 0.9,
   chanceMin: 0.3,
-  sampleMax: 64,
+  sampleMax: 32,
 };
 
 /** Times of messages and steps in progress, below which no prediction is more exact. */
@@ -156,7 +156,7 @@ export class GoodputPolicy implements PlacementPolicy {
     const besideMs = decode.besideMs(request.promptTokenCount);
     const tbtMs = decode.tbtMs(contextTokenCount, besideMs);
     const isMixed = decode.worker.facts.role === "mixed";
-    const strictest = this.#ledger.strictestTbtMs(decode.incarnation);
+    const strictest = decode.strictestTbtMs;
     if (!isMixed && tbtMs > this.#options.localShareMax * Math.min(strictest, request.objectives?.tbtMs ?? strictest)) {
       return [];
     }
@@ -198,7 +198,7 @@ export class GoodputPolicy implements PlacementPolicy {
     const { ttftMs: ttftTarget = Number.POSITIVE_INFINITY, tbtMs: tbtTarget = Number.POSITIVE_INFINITY } =
       request.objectives ?? {};
     const ttftMs = ttft.queueMs + ttft.computeMs + ttft.tailMs;
-    const strictest = Math.min(tbtTarget, this.#ledger.strictestTbtMs(decode.incarnation));
+    const strictest = Math.min(tbtTarget, decode.strictestTbtMs);
     const chance = this.#within(waitedMs + ttftMs, ttftTarget) * this.#within(tbtMs, strictest);
     const urgency = Math.min(1, (waitedMs + ttftMs) / ttftTarget);
     const source = prefill ?? decode;

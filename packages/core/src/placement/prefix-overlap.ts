@@ -16,11 +16,11 @@ const SWEEP_BLOCKS = 4_096;
 /** What the workers say of their caches, asked for one prompt at a time. A hint: each worker looks for itself when it has the request. */
 export class PrefixOverlap {
   readonly #index: PrefixIndex;
-  readonly #matches: PrefixMatches;
+  /** Of the last question, one for each layout. */
+  readonly #matches: PrefixMatches[] = [];
 
   constructor(options: PrefixIndexOptions) {
     this.#index = new PrefixIndex(options);
-    this.#matches = new PrefixMatches(options.holderCapacity);
   }
 
   /** Distinct blocks known. */
@@ -45,18 +45,20 @@ export class PrefixOverlap {
     this.#index.sweep(SWEEP_BLOCKS);
   }
 
-  /** One look-up for each layout of the request's hashes; the answer holds what was known then. */
+  /** One look-up for each layout of the request's hashes; the answer holds until the next one is asked for. */
   of({ promptHashes = [], promptTokenCount }: RequestShape): CachedTokensOf {
-    const found = new Map<string, number>();
-    for (const { fingerprint, blockSize, hashes } of promptHashes) {
-      const matches = this.#index.match(hashes, this.#matches);
-      const blockCountMax = Math.floor((promptTokenCount - 1) / blockSize);
-      for (let index = 0; index < matches.size; index++) {
-        const holder = matches.holders[index] ?? 0;
-        const blockCount = Math.min(matches.blockCount(holder, "device"), blockCountMax);
-        found.set(`${this.#index.holderId(holder)} ${fingerprint} ${blockSize}`, blockCount * blockSize);
-      }
+    while (this.#matches.length < promptHashes.length) {
+      this.#matches.push(new PrefixMatches(this.#index.holderCapacity));
     }
-    return ({ workerId, fingerprint, blockSize }) => found.get(`${workerId} ${fingerprint} ${blockSize}`) ?? 0;
+    for (const [index, { hashes }] of promptHashes.entries()) this.#index.match(hashes, this.#matches[index]);
+    return ({ workerId, fingerprint, blockSize }) => {
+      const layout = promptHashes.findIndex(
+        (entry) => entry.fingerprint === fingerprint && entry.blockSize === blockSize,
+      );
+      const holder = layout === -1 ? undefined : this.#index.holderNumber(workerId);
+      if (holder === undefined) return 0;
+      const blockCount = this.#matches[layout]?.blockCount(holder, "device") ?? 0;
+      return Math.min(blockCount, Math.floor((promptTokenCount - 1) / blockSize)) * blockSize;
+    };
   }
 }

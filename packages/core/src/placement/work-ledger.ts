@@ -130,7 +130,10 @@ export class WorkLedger {
 
   /** Infinity when nobody there has a target. */
   strictestTbtMs(incarnation: string): number {
-    return Math.min(Number.POSITIVE_INFINITY, ...(this.#workers.get(incarnation)?.tbtTargets.keys() ?? []));
+    let strictest = Number.POSITIVE_INFINITY;
+    for (const target of this.#workers.get(incarnation)?.tbtTargets.keys() ?? [])
+      strictest = Math.min(strictest, target);
+    return strictest;
   }
 
   #endPrefill(key: RequestKey, entry: Entry, now: Instant): void {

@@ -15,6 +15,8 @@ export class WorkerOutlook {
   readonly load: ReckonedLoad;
   /** Tokens of the prompt that it has. */
   readonly cachedTokenCount: number;
+  /** Of those that decode here; infinity when nobody has a target. */
+  readonly strictestTbtMs: number;
   readonly #cost: StepCost;
   readonly #ledger: WorkLedger;
   readonly #now: Instant;
@@ -32,6 +34,7 @@ export class WorkerOutlook {
     this.incarnation = incarnationOf(worker);
     this.load = reckonLoad(worker, reserved);
     this.cachedTokenCount = cachedTokenCount;
+    this.strictestTbtMs = ledger.strictestTbtMs(this.incarnation);
     this.#cost = worker.load?.stepCost ?? guessedCost(worker, options);
     this.#ledger = ledger;
     this.#now = now;
