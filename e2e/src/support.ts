@@ -116,6 +116,7 @@ export interface Answer {
     readonly kv_bytes_moved: number;
     readonly cached_tokens: Readonly<Record<string, number>>;
     readonly ttft_ms: number;
+    readonly approximate_prompt_tokens: number;
   };
   readonly error: { readonly message: string; readonly code: string };
 }

@@ -97,13 +97,15 @@ const CALLS: Readonly<Record<string, (transport: Transport) => Promise<KvasirErr
   },
   async pull(transport) {
     const { ticket, layoutFingerprint } = exported;
+    const { layout, shardAddresses = [] } = ticket.source ?? {};
     const request = {
+      ...{ blockSize: layout?.blockSize ?? 0, dtype: layout?.dtype ?? 0, headCount: layout?.kvHeadCount ?? 0 },
       ...(ticket.ticket ? { ticket: ticket.ticket } : {}),
       tokenEnd: 8,
       level: CodecLevel.RAW,
       layoutFingerprint,
     };
-    return endOf(clientOf(KvTransferService, ticket.sourceAddress, transport).pull(request, DEADLINE));
+    return endOf(clientOf(KvTransferService, shardAddresses[0] ?? "", transport).pull(request, DEADLINE));
   },
 };
 

@@ -67,7 +67,14 @@ export function workerFlags(service: string, summary: string, roles: readonly [R
       env: "KVASIR_KV_DTYPE",
       default: "bf16",
       choices: ["bf16", "f16", "f32"],
-      help: "Number format of KV.",
+      help: "Number format of KV. KV that comes from another format is converted, and approximate.",
+    },
+    shards: {
+      type: "integer",
+      env: "KVASIR_SHARDS",
+      default: 1,
+      min: 1,
+      help: "Tensor-parallel shards, a divisor of the model's KV heads. Each has its part of the heads, and an address for transfers.",
     },
     weights: {
       type: "string",

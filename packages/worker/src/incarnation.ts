@@ -21,7 +21,6 @@ export class Incarnation {
   readonly engine: Engine;
   readonly description: DescribeResponse;
   readonly layout: KvLayout;
-  readonly transferAddress: string;
   readonly leases = new LeaseTable();
   readonly #waitingCountMax: number;
   readonly #cachesPrefixes: boolean;
@@ -31,7 +30,6 @@ export class Incarnation {
     readonly ticketKey: Uint8Array;
     readonly kernel: Kernel;
     readonly description: DescribeResponse;
-    readonly transferAddress: string;
     readonly limits: EngineLimits;
     readonly hooks: EngineHooks;
   }) {
@@ -42,7 +40,6 @@ export class Incarnation {
     this.kernel = parts.kernel;
     this.description = description;
     this.layout = description.layout;
-    this.transferAddress = parts.transferAddress;
     const options: StepSchedulerOptions = {
       blockCount: description.blockCount,
       blockSize: description.layout.blockSize,
@@ -63,8 +60,8 @@ export class Incarnation {
   /** Root of a tenant's block hashes; undefined when prefixes are not cached. The cache lives and dies with this incarnation. */
   prefixRootOf(tenantScope: Uint8Array): Uint8Array | undefined {
     if (!this.#cachesPrefixes) return undefined;
-    const { fingerprint, blockSize } = this.layout;
-    return prefixRoot({ tenantScope, fingerprint }, blockSize);
+    const { exactFingerprint, blockSize } = this.layout;
+    return prefixRoot({ tenantScope, fingerprint: exactFingerprint }, blockSize);
   }
 
   /**

@@ -109,6 +109,7 @@ async function start(
       kvBytes: values.kvBytes,
       blockSize: Number(values.blockSize),
       kvDtype: values.kvDtype,
+      shards: values.shards,
       weights: values.weights,
       threads: values.threads,
       cpus: values.cpus,

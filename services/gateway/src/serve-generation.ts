@@ -265,6 +265,8 @@ function tailOf(
       predicted_ttft_ms: round(placement.predictedTtftMs),
       kv_bytes_moved: Number(finished?.kvBytesMoved ?? 0n),
       cached_tokens: { resident, remote_worker: remoteWorker, store_dram: storeDram, store_disk: storeDisk, blended },
+      // Their KV was converted on its way, so that tokens may differ from those of another placement.
+      approximate_prompt_tokens: finished?.approximatePromptTokens ?? 0,
       placement_reason: placement.reason,
       local_prefill: placement.localPrefill,
       resumes: end.resumeCount,

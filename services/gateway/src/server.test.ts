@@ -41,6 +41,7 @@ test("the openai client streams a chat: role once, text, reason, usage, and Kvas
   const promptTokens = upstream.seen.generates[0]?.promptTokenIds.length;
   expect(usage).toMatchObject({ prompt_tokens: promptTokens, completion_tokens: 11 });
   expect(extension).toMatchObject({ mode: "split", prefill_worker: "p0", decode_worker: "d0", kv_bytes_moved: 77 });
+  expect(extension).toMatchObject({ approximate_prompt_tokens: 9 });
   await expect.poll(() => upstream.seen.placeEnded).toBe(1);
   expect(upstream.seen.places.map((place) => place.kind.case)).toEqual(["start", "firstToken"]);
 });

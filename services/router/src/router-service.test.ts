@@ -57,7 +57,7 @@ const HASHES = hashBlocks(
   Array.from({ length: 100 }, (_, index) => index),
   32,
 );
-const promptHashes = [{ layoutFingerprint: new Uint8Array(16).fill(7), blockSize: 32, hashes: HASHES }];
+const promptHashes = [{ exactFingerprint: new Uint8Array(16).fill(7), blockSize: 32, hashes: HASHES }];
 
 test("a request goes where its prompt is cached; what a dead worker had is forgotten with it", async () => {
   await up("p0", "p1", "d0", "d1");
@@ -230,6 +230,18 @@ test.each([
   const worker = peers.worker("d0").hello(extra as Parameters<ReturnType<FakePeers["worker"]>["hello"]>[0]);
   expect(await worker.ended).toMatchObject({ reason: "invalid_request", field });
   expect(router.state.workers()).toEqual([]);
+});
+
+test("a pair that cannot exchange KV is refused when the second worker registers, with the reason, and both serve on", async () => {
+  const [prefill] = await up("p0");
+  const layout = {
+    ...{ modelRevision: "next", dtype: 1, blockSize: 16, layerCount: 2, kvHeadCount: 3, headSize: 16, rope: "none" },
+    fingerprint: new Uint8Array(16).fill(8),
+  };
+  const decode = await peers.worker("d0").hello({ layout }).load().settled();
+  expect(prefill?.refused).toEqual([]);
+  expect(decode.refused).toEqual(["p0: model_revision is next and test, kv_head_count is 3 and 2"]);
+  expect(router.state.workers()).toHaveLength(2);
 });
 
 test("hostile loads only make a worker look slow or full", async () => {

@@ -3,8 +3,10 @@ import {
   identityText,
   KvasirError,
   placementReadiness,
+  type RefusedPair,
   type RequestKey,
   type RequestShape,
+  refusedPairs,
   type StreamId,
   type WorkerFacts,
 } from "@kvasir/core";
@@ -127,9 +129,12 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
 async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: AttachCall): Promise<void> {
   const end = endOf(call);
   let acknowledged = 0;
+  let refused: readonly RefusedPair[] = [];
   const tell = (wantsCacheSnapshot = false): void => {
     const leaderToken = BigInt(router.leaderToken);
-    call.write({ acknowledgedSequence: BigInt(acknowledged), leaderToken, wantsCacheSnapshot });
+    const refusedPairs = [...refused];
+    call.write({ acknowledgedSequence: BigInt(acknowledged), leaderToken, wantsCacheSnapshot, refusedPairs });
+    refused = [];
   };
   const streamId = router.openWorker({
     acknowledge(sequence) {
@@ -157,6 +162,16 @@ async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: 
           checkIsItself(facts, callerOf(call));
           workerId = facts.workerId;
           hellos.set(streamId, kind.value);
+          refused = refusedPairs(
+            facts,
+            router.state.workers().map((worker) => worker.facts),
+          );
+          for (const { workerId: other, reason } of refused) {
+            router.log.warn(
+              { workerId, other, reason },
+              "two workers are never placed together: KV cannot move between them",
+            );
+          }
           router.apply({ kind: "WorkerAttached", streamId, epoch, sequence, facts });
           router.log.info(
             { workerId, epoch, role: facts.role, model: facts.model, address: facts.address },

@@ -44,10 +44,10 @@ const ROLES = new Map<WireRole, WorkerRole>([
   [WireRole.DECODE, "decode"],
   [WireRole.MIXED, "mixed"],
 ]);
-const DTYPE_BYTES = new Map<KvDtype, number>([
-  [KvDtype.F32, 4],
-  [KvDtype.F16, 2],
-  [KvDtype.BF16, 2],
+const DTYPES = new Map<KvDtype, { readonly name: WorkerFacts["kvDtype"]; readonly byteCount: number }>([
+  [KvDtype.F32, { name: "f32", byteCount: 4 }],
+  [KvDtype.F16, { name: "f16", byteCount: 2 }],
+  [KvDtype.BF16, { name: "bf16", byteCount: 2 }],
 ]);
 
 /** What a worker says of itself, checked: a wrong hello must not make a wrong placement. */
@@ -59,8 +59,8 @@ export function factsFromHello(hello: WorkerHello): WorkerFacts {
   requireText("hello.address", hello.address);
   requireText("hello.model", hello.model);
   if (layout === undefined) throw wrong("hello.layout", "the KV layout is missing");
-  const dtypeBytes = DTYPE_BYTES.get(layout.dtype);
-  if (dtypeBytes === undefined) throw wrong("hello.layout.dtype", `dtype is ${layout.dtype}; use F32, F16 or BF16`);
+  const dtype = DTYPES.get(layout.dtype);
+  if (dtype === undefined) throw wrong("hello.layout.dtype", `dtype is ${layout.dtype}; use F32, F16 or BF16`);
   if (![16, 32, 64].includes(layout.blockSize)) {
     throw wrong("hello.layout.block_size", `block_size is ${layout.blockSize}; use 16, 32 or 64`);
   }
@@ -69,14 +69,18 @@ export function factsFromHello(hello: WorkerHello): WorkerFacts {
   }
   if (hello.blockCount < 1) throw wrong("hello.block_count", "the pool has no blocks");
   if (hello.contextLength < 1) throw wrong("hello.context_length", "the context holds no token");
+  const { modelRevision, layerCount, kvHeadCount, headSize, rope } = layout;
   return {
     workerId: hello.workerId,
     role,
     address: hello.address,
     model: hello.model,
     fingerprint: Buffer.from(layout.fingerprint).toString("hex"),
+    exactFingerprint: Buffer.from(layout.exactFingerprint).toString("hex"),
+    kvModel: { modelRevision, layerCount, kvHeadCount, headSize, rope },
+    kvDtype: dtype.name,
     blockSize: layout.blockSize,
-    kvBytesPerToken: 2 * layout.layerCount * layout.kvHeadCount * layout.headSize * dtypeBytes,
+    kvBytesPerToken: 2 * layerCount * kvHeadCount * headSize * dtype.byteCount,
     blockCount: hello.blockCount,
     contextLength: hello.contextLength,
   };
@@ -141,7 +145,7 @@ export function requestFromStart(start: PlaceStart): RequestShape {
 }
 
 function promptHashesFromWire(
-  { layoutFingerprint, blockSize, hashes }: WirePromptHashes,
+  { exactFingerprint, blockSize, hashes }: WirePromptHashes,
   promptTokenCount: number,
 ): PromptHashes {
   if (
@@ -152,7 +156,7 @@ function promptHashesFromWire(
     const message = `${hashes.length} bytes of hashes do not fit ${promptTokenCount} tokens in blocks of ${blockSize}; send ${BLOCK_HASH_BYTES} for each full block`;
     throw wrong("start.prompt_hashes", message);
   }
-  return { fingerprint: Buffer.from(layoutFingerprint).toString("hex"), blockSize, hashes };
+  return { fingerprint: Buffer.from(exactFingerprint).toString("hex"), blockSize, hashes };
 }
 
 /** What a worker says of its cache, checked. */

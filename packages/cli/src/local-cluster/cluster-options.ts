@@ -4,7 +4,15 @@ import { issuedFiles, tlsFlags } from "./certificates.ts";
 /** The repository's root. */
 const ROOT = join(import.meta.dirname, "../../../..");
 
-export interface LocalClusterOptions {
+/** How a worker's sidecar keeps its KV. */
+export interface KvOptions {
+  readonly blockSize?: number;
+  readonly kvDtype?: "bf16" | "f16" | "f32";
+  /** Tensor-parallel shards. */
+  readonly shards?: number;
+}
+
+export interface LocalClusterOptions extends KvOptions {
   /** Model directory. */
   readonly model: string;
   readonly servedModelName?: string;
@@ -22,8 +30,8 @@ export interface LocalClusterOptions {
   /** Each process's stderr goes to a file here. */
   readonly logDir: string;
   readonly kvBytes?: string;
-  readonly blockSize?: number;
-  readonly kvDtype?: "bf16" | "f16" | "f32";
+  /** How workers of one role keep KV, where it is not as all others do. */
+  readonly kvByRole?: Partial<Record<"prefill" | "decode" | "mixed", KvOptions>>;
   readonly weights?: "stored" | "f32" | "bf16" | "q8_0";
   /** Token budget of a step. */
   readonly stepTokens?: number;
@@ -81,10 +89,12 @@ export function serviceArgs(
       return [main("gateway"), ...common, ...model, ...listen, ...extra("gateway")];
     }
     default: {
+      const kv: KvOptions = { ...options, ...options.kvByRole?.[kind] };
       const sizes = [
         ...flag("--kv-bytes", options.kvBytes),
-        ...flag("--block-size", options.blockSize),
-        ...flag("--kv-dtype", options.kvDtype),
+        ...flag("--block-size", kv.blockSize),
+        ...flag("--kv-dtype", kv.kvDtype),
+        ...flag("--shards", kv.shards),
         ...flag("--weights", options.weights),
         ...flag("--step-tokens", options.stepTokens),
         ...flag("--threads", options.threadsPerSidecar),

@@ -93,6 +93,16 @@ async function start(
     ...(process.env.REDIS_URL ? { redisUrl: process.env.REDIS_URL, cluster: `${CLUSTER}-${process.pid}` } : {}),
     logDir: join(RUN_DIR, "logs"),
     kvBytes: `${values.kvBytes}`,
+    blockSize: Number(values.blockSize),
+    kvDtype: values.kvDtype,
+    shards: values.shards,
+    kvByRole: {
+      prefill: {
+        ...(values.prefillBlockSize === undefined ? {} : { blockSize: Number(values.prefillBlockSize) }),
+        ...(values.prefillKvDtype === undefined ? {} : { kvDtype: values.prefillKvDtype }),
+        ...(values.prefillShards === undefined ? {} : { shards: values.prefillShards }),
+      },
+    },
     weights: values.weights,
     ...(values.threads === undefined ? {} : { threadsPerSidecar: values.threads }),
     ...(traces === undefined ? {} : { otlpEndpoint: traces.otlpEndpoint }),

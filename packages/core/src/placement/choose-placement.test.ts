@@ -6,7 +6,7 @@ import { candidateName, describePlacement } from "./describe-placement.ts";
 import { canDecode, canPrefill } from "./fit.ts";
 import { aggregatedTtft, PREDICTION_DEFAULTS, splitTtft } from "./predict.ts";
 import { NOTHING_RESERVED } from "./reservations.ts";
-import { attached, request } from "./testing/world.ts";
+import { attached, facts, request } from "./testing/world.ts";
 import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
 
 function choose(
@@ -76,14 +76,26 @@ test("ties go to more free blocks, then to the smaller id", () => {
 });
 
 test("KV moves only between equal layouts, and only for the model asked for", () => {
-  const other = { fingerprint: "bb".repeat(16) };
+  const other = { fingerprint: "bb".repeat(16), kvModel: { ...facts("p0").kvModel, modelRevision: "bb" } };
   const workers = [attached("p0"), attached("d0", {}, other)];
   expect(choose(workers)).toEqual({
     kind: "no_worker",
-    message: 'model "tiny" has no prefill and decode worker of one KV layout: p0 has aaaaaaaa; d0 has bbbbbbbb',
+    message:
+      'model "tiny" has no prefill and decode worker that could exchange KV: p0 and d0 (model_revision is aa and bb)',
   });
   expect(names(choose([...workers, attached("p1", {}, other)]))).toEqual(["p1 → d0"]);
   expect(names(choose([attached("m0", {}, { model: "big" })]))).toEqual(["no_worker"]);
+});
+
+test("blocks and shards may differ; another number format is taken where no equal one has room", () => {
+  const f32 = { kvDtype: "f32" } as const;
+  expect(names(choose([attached("p0"), attached("d0", {}, { blockSize: 16, blockCount: 22 })]))).toEqual(["p0 → d0"]);
+  const decoders = [attached("d0", { freeBlockCount: 9 }), attached("d1", {}, f32)];
+  expect(names(choose([attached("p0"), ...decoders]))).toEqual(["p0 → d0"]);
+  expect(names(choose([attached("p0", {}, { kvDtype: "f16" }), ...decoders]))).toEqual(["p0 → d1"]);
+  // A longer queue before a conversion.
+  const busy = attached("p1", { queuedPromptTokenCount: 500 }, f32);
+  expect(names(choose([attached("p0"), busy, attached("d1", {}, f32)]))).toEqual(["p1 → d1", "p0 → d1"]);
 });
 
 test("full workers are full, not absent; silent and unreported ones are absent", () => {
@@ -133,7 +145,13 @@ function bestByExhaustion(workers: readonly AttachedWorker[], shape: RequestShap
   const add = (ttftMs: number, decode: AttachedWorker, prefill: AttachedWorker | undefined) => {
     const ids = [decode.facts.workerId, prefill?.facts.workerId ?? ""];
     found.push({
-      key: [Math.round(ttftMs * 1_000), -free(decode), prefill ? -free(prefill) : 0, ...ids],
+      key: [
+        Number(prefill !== undefined && prefill.facts.kvDtype !== decode.facts.kvDtype),
+        Math.round(ttftMs * 1_000),
+        -free(decode),
+        prefill ? -free(prefill) : 0,
+        ...ids,
+      ],
       name: prefill ? `${ids[1]} → ${ids[0]}` : `${ids[0]}`,
     });
   };
@@ -181,6 +199,7 @@ test("the linear choice is the best of all pairs, whatever the order of the work
     running: fc.integer({ min: 0, max: 2 }),
     speed: fc.constantFrom(500, 1_000, 4_000),
     layout: fc.constantFrom("aa", "bb"),
+    kvDtype: fc.constantFrom("bf16", "f32"),
   });
   fc.assert(
     fc.property(
@@ -197,7 +216,7 @@ test("the linear choice is the best of all pairs, whatever the order of the work
               runningCount: spec.running,
               prefillTokensPerSecond: spec.speed,
             },
-            { fingerprint: spec.layout.repeat(16) },
+            { fingerprint: spec.layout.repeat(16), kvDtype: spec.kvDtype },
           ),
         );
         const shape = request(prompt, max);

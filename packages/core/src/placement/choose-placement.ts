@@ -1,5 +1,6 @@
 import { type AttachedWorker, isOpen } from "./cluster-view.ts";
 import { canDecode, canPrefill } from "./fit.ts";
+import { kvDifference } from "./pair.ts";
 import {
   aggregatedTtft,
   type PredictionOptions,
@@ -11,7 +12,7 @@ import {
 } from "./predict.ts";
 import type { CachedTokensOf } from "./prefix-overlap.ts";
 import type { Reserved } from "./reservations.ts";
-import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
+import { decodeBlockCount, prefillBlockCount, type RequestShape, type WorkerFacts } from "./worker-facts.ts";
 
 /** One way to lay out a request that has room now. */
 export interface Candidate {
@@ -66,14 +67,15 @@ interface LayoutGroup {
   prefillers: Standing[];
   /** Whether a decode worker could take the request if it were idle. */
   hasDecoder: boolean;
-  /** The decode worker with room that has the most free blocks left, when it reuses what it has of the prompt. */
-  bestDecoder: Standing | undefined;
+  /** For each number format of KV, the decode worker with room that has the most free blocks left, when it reuses what it has of the prompt. */
+  bestDecoders: Map<WorkerFacts["kvDtype"], Standing>;
 }
 
 /**
  * Where a request runs: the placement with the lowest predicted TTFT; ties go to more free blocks on the decode worker, then on the
  * prefill worker, then to the smaller ids. Which decode worker is used does not change the TTFT, since prefill samples the first
- * token; so per layout the best decode worker is the same for all prefill workers, and the cost is linear in the workers.
+ * token; so per layout the best decode worker is the same for all prefill workers, and the cost is linear in the workers. Pairs whose KV has
+ * one number format come before those that would convert it, which is approximate.
  *
  * Where that is not possible, in this order: a decode worker computes the prompt itself; a worker that failed the request is tried again.
  *
@@ -129,7 +131,7 @@ function chooseAmong(
     }
     let group = groups.get(facts.fingerprint);
     if (group === undefined) {
-      group = { prefillers: [], hasDecoder: false, bestDecoder: undefined };
+      group = { prefillers: [], hasDecoder: false, bestDecoders: new Map() };
       groups.set(facts.fingerprint, group);
     }
     if (!isDecoder) group.prefillers.push(standing);
@@ -149,10 +151,13 @@ function chooseAmong(
     if (decodeBlockCount(request, facts.blockSize) > standing.load.freeBlockCount) continue;
     candidates.push(aggregatedCandidate(standing, request, guesses));
   }
-  for (const { prefillers, bestDecoder } of groups.values()) {
-    if (bestDecoder === undefined) continue;
+  for (const { prefillers, bestDecoders } of groups.values()) {
+    const [any, ...more] = bestDecoders.values();
+    if (any === undefined) continue;
+    const bestOfAll = more.reduce(freer, any);
     for (const standing of prefillers) {
       const { facts } = standing.worker;
+      const bestDecoder = bestDecoders.get(facts.kvDtype) ?? bestOfAll;
       if (prefillBlockCount(request, facts.blockSize) > standing.load.freeBlockCount) continue;
       candidates.push(splitCandidate(standing, bestDecoder, request, guesses));
     }
@@ -201,11 +206,14 @@ function addDecoder(group: LayoutGroup, standing: Standing, request: RequestShap
   group.hasDecoder = true;
   const { facts } = standing.worker;
   if (decodeBlockCount(request, facts.blockSize) > standing.load.freeBlockCount) return;
-  const best = group.bestDecoder;
-  const difference = best === undefined ? 1 : roomWithReuse(standing) - roomWithReuse(best);
-  if (difference > 0 || (difference === 0 && facts.workerId < (best?.worker.facts.workerId ?? ""))) {
-    group.bestDecoder = standing;
-  }
+  const best = group.bestDecoders.get(facts.kvDtype);
+  group.bestDecoders.set(facts.kvDtype, best === undefined ? standing : freer(best, standing));
+}
+
+/** The one with more room, then the smaller id. */
+function freer(a: Standing, b: Standing): Standing {
+  const difference = roomWithReuse(a) - roomWithReuse(b);
+  return difference > 0 || (difference === 0 && a.worker.facts.workerId < b.worker.facts.workerId) ? a : b;
 }
 
 /** Blocks that are free, or need not be taken. */
@@ -277,12 +285,17 @@ function candidate(
 /** A total order, so that one state always gives one choice. Times closer than a microsecond are equal. */
 function byPreference(a: Candidate, b: Candidate): number {
   return (
+    Number(convertsKv(a)) - Number(convertsKv(b)) ||
     Math.round(a.ttftMs * 1_000) - Math.round(b.ttftMs * 1_000) ||
     b.freeBlockCount - a.freeBlockCount ||
     b.prefillFreeBlockCount - a.prefillFreeBlockCount ||
     compareIds(a.decode.facts.workerId, b.decode.facts.workerId) ||
     compareIds(a.prefill?.facts.workerId ?? "", b.prefill?.facts.workerId ?? "")
   );
+}
+
+function convertsKv({ prefill, decode }: Candidate): boolean {
+  return prefill !== undefined && prefill.facts.kvDtype !== decode.facts.kvDtype;
 }
 
 function compareIds(a: string, b: string): number {
@@ -317,7 +330,7 @@ function shortage(mixed: readonly Standing[], groups: ReadonlyMap<string, Layout
   if (mixed.length > 0) {
     needs.push(`${decodeBlockCount(request, blockSize)} blocks on a mixed worker (free: ${fullest(mixed)})`);
   }
-  if ([...groups.values()].some((group) => group.hasDecoder && group.bestDecoder === undefined)) {
+  if ([...groups.values()].some((group) => group.hasDecoder && group.bestDecoders.size === 0)) {
     needs.push(`${decodeBlockCount(request, blockSize)} blocks on a decode worker`);
   } else if (prefillers.length > 0) {
     needs.push(`${prefillBlockCount(request, blockSize)} blocks on a prefill worker (free: ${fullest(prefillers)})`);
@@ -332,12 +345,13 @@ function absence(workers: readonly AttachedWorker[], request: RequestShape): str
   if (decoders.length === 0 && prefillers.length === 0) return `${attached} no live worker attached`;
   if (decoders.length === 0) return `${attached} no live decode or mixed worker attached that could take the request`;
   if (prefillers.length === 0) return `${attached} no live prefill worker attached that could take the prompt`;
-  return `${attached} no prefill and decode worker of one KV layout: ${layouts(prefillers)}; ${layouts(decoders)}`;
+  const pairs = prefillers.flatMap((prefill) => decoders.map((decode) => [prefill.facts, decode.facts] as const));
+  const reasons = pairs.map(([a, b]) => `${a.workerId} and ${b.workerId} (${kvDifference(a, b)})`);
+  return `${attached} no prefill and decode worker that could exchange KV: ${reasons.slice(0, PAIRS_NAMED_MAX).join("; ")}`;
 }
 
-function layouts(workers: readonly AttachedWorker[]): string {
-  return workers.map(({ facts }) => `${facts.workerId} has ${facts.fingerprint.slice(0, 8)}`).join(", ");
-}
+/** Pairs that an error names: enough to see what differs. */
+const PAIRS_NAMED_MAX = 4;
 
 /** The candidate that uses a prefill worker comes first, if there is one. */
 export function preferPrefill(

@@ -143,7 +143,8 @@ export class GoodputPolicy implements PlacementPolicy {
     const scored = decodes.flatMap((decode) => this.#both(decode, contextTokenCount, question));
     const receivers = bestReceivers(decodes, contextTokenCount);
     for (const prefill of prefills) {
-      const decode = receivers.get(prefill.worker.facts.fingerprint);
+      const { fingerprint, kvDtype } = prefill.worker.facts;
+      const decode = receivers.get(`${fingerprint} ${kvDtype}`) ?? receivers.get(fingerprint);
       if (decode !== undefined) scored.push(this.#split(prefill, decode, contextTokenCount, question));
     }
     return scored;
@@ -274,17 +275,19 @@ function compareIds(a: string, b: string): number {
   return a < b ? -1 : 1;
 }
 
-/** For each layout the decode worker with the shortest predicted gap between tokens. */
+/** For each layout, and for each number format of it, the decode worker with the shortest predicted gap between tokens. */
 function bestReceivers(decodes: readonly WorkerOutlook[], contextTokenCount: number): Map<string, WorkerOutlook> {
   const best = new Map<string, { readonly outlook: WorkerOutlook; readonly tbtMs: number }>();
   for (const outlook of decodes) {
-    const { role, fingerprint } = outlook.worker.facts;
+    const { role, fingerprint, kvDtype } = outlook.worker.facts;
     if (role === "mixed") continue;
     const tbtMs = outlook.tbtMs(contextTokenCount, 0);
-    const known = best.get(fingerprint);
-    if (known === undefined || tbtMs < known.tbtMs) best.set(fingerprint, { outlook, tbtMs });
+    for (const layout of [fingerprint, `${fingerprint} ${kvDtype}`]) {
+      const known = best.get(layout);
+      if (known === undefined || tbtMs < known.tbtMs) best.set(layout, { outlook, tbtMs });
+    }
   }
-  return new Map([...best].map(([fingerprint, { outlook }]) => [fingerprint, outlook]));
+  return new Map([...best].map(([layout, { outlook }]) => [layout, outlook]));
 }
 
 function late({ candidate, chance }: Scored, { request, waitedMs }: PlacementQuestion): PolicyOutcome {

@@ -9,6 +9,7 @@ export { type AttachedWorker, type ClusterViewOptions, isOpen, type StreamId } f
 export { candidateName } from "./describe-placement.ts";
 export { canDecode, canPrefill } from "./fit.ts";
 export { GOODPUT_DEFAULTS, type GoodputOptions, GoodputPolicy } from "./goodput-policy.ts";
+export { type KvModel, type RefusedPair, refusedPairs } from "./pair.ts";
 export type { PlacementPolicy, PlacementQuestion, PolicyOutcome } from "./placement-policy.ts";
 export { PREDICTION_DEFAULTS, type PredictionOptions, type ReckonedLoad, reckonLoad } from "./predict.ts";
 export { placementReadiness } from "./readiness.ts";

@@ -51,9 +51,9 @@ export class PrefixOverlap {
       this.#matches.push(new PrefixMatches(this.#index.holderCapacity));
     }
     for (const [index, { hashes }] of promptHashes.entries()) this.#index.match(hashes, this.#matches[index]);
-    return ({ workerId, fingerprint, blockSize }) => {
+    return ({ workerId, exactFingerprint, blockSize }) => {
       const layout = promptHashes.findIndex(
-        (entry) => entry.fingerprint === fingerprint && entry.blockSize === blockSize,
+        (entry) => entry.fingerprint === exactFingerprint && entry.blockSize === blockSize,
       );
       const holder = layout === -1 ? undefined : this.#index.holderNumber(workerId);
       if (holder === undefined) return 0;

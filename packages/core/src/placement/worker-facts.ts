@@ -1,5 +1,6 @@
 import type { StepCost } from "../cost/step-cost.ts";
 import { sharedBlockCount, worstCaseBlockCount } from "../scheduler/capacity.ts";
+import type { KvModel } from "./pair.ts";
 
 /** What a worker does: computes prompts, generates from KV that it pulls, or both in one engine. */
 export type WorkerRole = "prefill" | "decode" | "mixed";
@@ -12,8 +13,13 @@ export interface WorkerFacts {
   readonly address: string;
   /** Served model name. */
   readonly model: string;
-  /** Layout fingerprint as hex. KV moves only between equal ones. */
+  /** Layout fingerprint as hex: a digest of `kvModel`. KV moves only between equal ones. */
   readonly fingerprint: string;
+  readonly kvModel: KvModel;
+  /** As hex: where it is equal too, KV is bit for bit the same; block hashes begin with it. */
+  readonly exactFingerprint: string;
+  /** Number format of KV. It is converted where another worker has another one, and approximate then. */
+  readonly kvDtype: "f32" | "f16" | "bf16";
   /** Tokens per block. */
   readonly blockSize: number;
   /** K and V of all layers for one token, in bytes. */
@@ -55,7 +61,7 @@ export interface Objectives {
 
 /** Hashes of a prompt's full blocks in one layout. */
 export interface PromptHashes {
-  /** Layout fingerprint as hex. */
+  /** Exact fingerprint of the layout, as hex. */
   readonly fingerprint: string;
   readonly blockSize: number;
   /** 16 bytes each, in order. */

@@ -9,7 +9,7 @@ const HASH_WORDS = BLOCK_HASH_BYTES / 4;
 export interface HashScope {
   /** 16 bytes, derived from the tenant by the gateway. Without it no hash can be computed, so one tenant's text never meets another's KV. */
   readonly tenantScope: Uint8Array;
-  /** Fingerprint of everything that makes KV of one worker usable by another: model, rotary embedding, heads. */
+  /** The layout's exact fingerprint: of everything that decides the bits of KV, such as model, number formats, rotary embedding. */
   readonly fingerprint: Uint8Array;
   /** Name of an adapter on the model, as UTF-8; empty: none. */
   readonly adapter?: Uint8Array;

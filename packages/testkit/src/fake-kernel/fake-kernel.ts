@@ -102,6 +102,7 @@ export class FakeKernel {
           modelRevision: options.modelRevision ?? "fake",
           dtype: KvDtype.F32,
           blockSize: device.blockSize,
+          shardCount: 1,
           layerCount: 1,
           kvHeadCount: 1,
           headSize: 8,
@@ -115,7 +116,7 @@ export class FakeKernel {
         contextLength: options.contextLength ?? 512,
         vocabSize: FAKE_VOCAB_SIZE,
         epoch: options.epoch,
-        transferAddress: this.transferAddress,
+        transferAddresses: [this.transferAddress],
         device: "fake",
         stepTokenMax: 2048,
       }),
@@ -168,8 +169,9 @@ export class FakeKernel {
         this.#fetches.set(key, fetch);
         try {
           if (faults.refuseFetch) throw new KvasirError({ reason: faults.refuseFetch, message: "fetch refused" });
-          const source = network.get(request.sourceAddress);
-          if (!source) throw new KvasirError({ reason: "unavailable", message: `no peer at ${request.sourceAddress}` });
+          const address = request.source?.shardAddresses[0] ?? "";
+          const source = network.get(address);
+          if (!source) throw new KvasirError({ reason: "unavailable", message: `no peer at ${address}` });
           let end = request.tokenBegin;
           while (end < request.tokenEnd) {
             if (faults.fetchDelayMs > 0) await sleep(faults.fetchDelayMs);

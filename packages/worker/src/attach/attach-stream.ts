@@ -101,7 +101,11 @@ export class AttachStream {
     this.#sequence = 0n;
     const stream = this.#client.attach();
     this.#stream = stream;
-    stream.on("data", ({ leaderToken, wantsCacheSnapshot }) => {
+    stream.on("data", ({ leaderToken, wantsCacheSnapshot, refusedPairs }) => {
+      for (const { workerId, reason } of refusedPairs) {
+        const message = `never placed together with ${workerId}, because KV cannot move between us: ${reason}`;
+        this.#log.warn({ router: this.#routerId }, message);
+      }
       if (wantsCacheSnapshot && this.#stream === stream) this.#sendCache(this.#cache?.teller.snapshot() ?? []);
       if (leaderToken > 0n) this.#onLeader(leaderToken);
       if (!this.#wasAttached) this.#log.info({ router: this.#routerId }, "attached to the router");

@@ -56,6 +56,8 @@ export class Generation {
   readonly sampling: SamplingParams;
   prefillWorkerId: string;
   kvBytesMoved = 0n;
+  /** Prompt tokens whose KV is not what would have been computed here. */
+  approximateTokenCount = 0;
   #firstTokenAt: Instant | undefined;
   #lastTokenAt: Instant | undefined;
   /** The last token of each answer. */
@@ -198,6 +200,7 @@ export class Generation {
       prefillWorkerId: this.prefillWorkerId,
       decodeWorkerId: this.facts.workerId,
       kvBytesMoved: this.kvBytesMoved,
+      approximatePromptTokens: this.approximateTokenCount,
     });
     this.#close(undefined);
     this.#tellEnd(end);
@@ -219,6 +222,7 @@ export class Generation {
       "kvasir.generated_tokens": this.#tokenCount,
       "kvasir.prefill_worker_id": this.prefillWorkerId,
       "kvasir.kv_bytes_moved": Number(this.kvBytesMoved),
+      "kvasir.approximate_prompt_tokens": this.approximateTokenCount,
     });
   }
 }

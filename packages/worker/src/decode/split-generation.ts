@@ -43,6 +43,12 @@ const HIT_TAIL_STEP_PARTS = 4;
 /** Time for the own sidecar to end a copy. Its worker holds one that takes longer for lost. */
 const FENCE_WAIT_MS = 5_000;
 
+/**
+ * From a request's arrival to when its KV is wanted, so that of transfers on one link the oldest request's goes first: all are in place sooner
+ * on average than if each got its share. Smaller: requests that waited longer than this go in any order.
+ */
+const KV_WANTED_WITHIN_MS = 60_000;
+
 /** A prefill worker to ask. */
 export interface PrefillChoice {
   readonly prefill: WorkerRef;
@@ -76,6 +82,8 @@ export class SplitGeneration {
   #bytesBefore = 0n;
   /** Pulls begun; each but the first goes on where one before it broke. */
   #pullCount = 0;
+  /** First token that came from elsewhere. */
+  #fetchedFrom: number | undefined;
   #handover: Traced | undefined;
   #firstTokenAt: Instant | undefined;
   /** After a local hit, until the first token: its first step. */
@@ -129,6 +137,13 @@ export class SplitGeneration {
     return this.#facts.choices[0].outputTokenIds.length > 0;
   }
 
+  /** What is pulled is bit for bit what would have been computed here. */
+  get #isExact(): boolean {
+    const ours = this.#facts.incarnation.layout.exactFingerprint;
+    const theirs = this.#ticket?.source?.layout?.exactFingerprint ?? new Uint8Array();
+    return Buffer.compare(ours, theirs) === 0;
+  }
+
   cancel(): void {
     if (isDecodeHandoverOver(this.#state)) {
       for (const id of [this.#sequenceId, ...this.#branchIds]) this.#facts.incarnation.engine.close(id);
@@ -176,6 +191,7 @@ export class SplitGeneration {
           kind: "KvArrived",
           sequenceId: this.#sequenceId,
           firstTokenId: effect.firstTokenId,
+          isApproximate: this.#generation.approximateTokenCount > 0,
         });
         if (this.#firstChoiceEnded) {
           this.#joined();
@@ -293,7 +309,9 @@ export class SplitGeneration {
     // The block that is there in part comes again, whole.
     const tokenBegin = verifiedTokenCount - (verifiedTokenCount % blockSize);
     if (!this.#ticket || !this.#transfer) return;
-    this.#transfer.fetch(this.#ticket, blockIds, tokenBegin);
+    this.#fetchedFrom ??= tokenBegin;
+    const waitedMs = msFromNanos(now() - this.#facts.arrivedAt);
+    this.#transfer.fetch(this.#ticket, blockIds, tokenBegin, Math.max(1, Math.ceil(KV_WANTED_WITHIN_MS - waitedMs)));
     this.#pullCount++;
     this.#facts.traced.span.setAttribute("kvasir.pull_retries", this.#pullCount - 1);
   }
@@ -302,6 +320,7 @@ export class SplitGeneration {
     this.#generation.kvBytesMoved = this.#bytesBefore + dataBytes;
     this.#generation.timings.kvTransferMs = msFromNanos(Number(transferNanos));
     const verifiedTokenCount = complete ? this.#plan.promptTokenCount : verifiedTokenEnd;
+    if (!this.#isExact) this.#generation.approximateTokenCount = verifiedTokenCount - (this.#fetchedFrom ?? 0);
     const progressBy = addNanos(now(), nanosFromMs(Math.max(this.#ticket?.leaseMs ?? 1, 1)));
     this.#extendReservation(progressBy);
     this.#generation.moved();
@@ -395,7 +414,9 @@ export class SplitGeneration {
     leases.release(this.#leaseId);
     engine.apply({ kind: "TransferClosed", sequenceId: this.#sequenceId });
     const firstTokenId = this.#isResumed ? undefined : token?.tokenId;
-    engine.apply({ kind: "KvLost", sequenceId: this.#sequenceId, verifiedTokenCount, firstTokenId });
+    const isApproximate = this.#generation.approximateTokenCount > 0;
+    const sequenceId = this.#sequenceId;
+    engine.apply({ kind: "KvLost", sequenceId, verifiedTokenCount, firstTokenId, isApproximate });
   }
 
   /** Blocks return only after the sidecar promised that no fetch writes them. */

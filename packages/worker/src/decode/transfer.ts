@@ -67,19 +67,20 @@ export class Transfer {
     run.write({ kind: { case: "start", value: { ...start, transferId } } });
   }
 
-  /** Fetches the prompt's KV from `tokenBegin` on, a multiple of the block size. */
-  fetch(ticket: RunTicket, blockIds: readonly BlockId[], tokenBegin: number): void {
+  /** Fetches the prompt's KV from `tokenBegin` on, a multiple of the block size. Where transfers share a link the nearest deadline goes first. */
+  fetch(ticket: RunTicket, blockIds: readonly BlockId[], tokenBegin: number, deadlineMs: number): void {
     const { kernel, metadata, start } = this.facts;
     const fetch = kernel.fetch(
       {
         leaseId: this.#fetchId,
         ...(ticket.ticket ? { ticket: ticket.ticket } : {}),
-        sourceAddress: ticket.sourceAddress,
+        ...(ticket.source ? { source: ticket.source } : {}),
         blockIds: [...blockIds],
         tokenBegin,
         tokenEnd: start.promptTokenIds?.length ?? 0,
         tenantScope: start.tenantScope ?? new Uint8Array(),
         level: CodecLevel.RAW,
+        deadlineMs,
       },
       metadata,
     );

@@ -207,7 +207,9 @@ export class PrefillRun {
       },
       incarnation.ticketKey,
     );
-    this.#ticket = { ticket, sourceAddress: incarnation.transferAddress, leaseMs: this.#facts.leaseMs };
+    const { layout, description } = incarnation;
+    const source = { layout, shardAddresses: description.transferAddresses };
+    this.#ticket = { ticket, source, leaseMs: this.#facts.leaseMs };
     this.#publishing = incarnation.kernel
       .publish(
         {

@@ -138,7 +138,7 @@ function checkLayout(request: RunStart, incarnation: Incarnation): void {
   const { fingerprint } = incarnation.layout;
   if (Buffer.compare(request.layoutFingerprint, fingerprint) === 0) return;
   const [theirs, ours] = [request.layoutFingerprint, fingerprint].map((bytes) => Buffer.from(bytes).toString("hex"));
-  const message = `the decode side's KV layout is ${theirs}, ours ${ours}; both must serve the same model, dtype and block size`;
+  const message = `the decode side's KV is of layout ${theirs}, ours of ${ours}; both must serve the same model`;
   throw new KvasirError({ reason: "layout_mismatch", message });
 }
 

@@ -26,6 +26,7 @@ function program(body: string): SidecarCommand {
     kvBytes: 1024,
     blockSize: 32,
     kvDtype: "bf16",
+    shards: 2,
     weights: "q8_0",
     threads: 2,
     cpus: undefined,
@@ -34,7 +35,7 @@ function program(body: string): SidecarCommand {
 }
 
 const facts = { epoch: 9n, ticketKey: new Uint8Array(32).fill(0xab) };
-const READY = `console.log(JSON.stringify({ event: "ready", socket: "/s", transfer_address: "127.0.0.1:1" }));`;
+const READY = `console.log(JSON.stringify({ event: "ready", socket: "/s" }));`;
 
 test("it gets its flags as arguments and the key on stdin, tells how loading goes, and ends when stdin does", async () => {
   const out = join(directory, "seen.json");
@@ -51,12 +52,12 @@ test("it gets its flags as arguments and the key on stdin, tells how loading goe
   const logged: string[] = [];
   const log: Log = { ...SILENT, info: (_fields, message) => logged.push(message) };
   const sidecar = await sidecarLauncher(command, log)(facts);
-  expect(sidecar).toMatchObject({ socketPath: "/s", transferAddress: "127.0.0.1:1" });
+  expect(sidecar).toMatchObject({ socketPath: "/s" });
   const seen = JSON.parse(readFileSync(out, "utf8"));
   expect(seen.key).toBe("ab".repeat(32));
   expect(seen.args.join(" ")).toBe(
     `serve --role decode --model /models/m --socket ${join(directory, "9.sock")} --listen 127.0.0.1:0 --worker-id w --epoch 9 ` +
-      "--kv-bytes 1024 --block-size 32 --kv-dtype bf16 --weights q8_0 --threads 2 --step-token-max 2048",
+      "--kv-bytes 1024 --block-size 32 --kv-dtype bf16 --shards 2 --weights q8_0 --threads 2 --step-token-max 2048",
   );
   expect(logged).toEqual(["sidecar: loading weights"]);
   await sidecar.stop(5_000);

@@ -5,8 +5,6 @@ import type { Log } from "../log.ts";
 /** A running sidecar, however it was started. */
 export interface Sidecar {
   readonly socketPath: string;
-  /** host:port of its KvTransferService. */
-  readonly transferAddress: string;
   readonly pid: number | undefined;
   /** Resolves, with a line for people, when it is gone. Never rejects. */
   readonly exited: Promise<string>;
@@ -34,6 +32,7 @@ export interface SidecarCommand {
   readonly kvBytes: number;
   readonly blockSize: number;
   readonly kvDtype: string;
+  readonly shards: number;
   /** `stored`, `f32`, `bf16` or `q8_0`. */
   readonly weights: string;
   readonly threads: number | undefined;
@@ -83,6 +82,7 @@ function args(command: SidecarCommand, epoch: bigint, socketPath: string): strin
     "kv-bytes": command.kvBytes,
     "block-size": command.blockSize,
     "kv-dtype": command.kvDtype,
+    shards: command.shards,
     weights: command.weights,
     threads: command.threads,
     cpus: command.cpus,
@@ -102,7 +102,7 @@ function exitOf(child: ChildProcess): Promise<string> {
   });
 }
 
-function readyLine(child: ChildProcess, log: Log): Promise<{ socketPath: string; transferAddress: string }> {
+function readyLine(child: ChildProcess, log: Log): Promise<{ socketPath: string }> {
   return new Promise((resolve) => {
     if (!child.stdout) return;
     let tenthsLogged = -1;
@@ -110,7 +110,7 @@ function readyLine(child: ChildProcess, log: Log): Promise<{ socketPath: string;
       const event = parseEvent(line);
       if (event === undefined) log.warn({ line }, "sidecar: a line on stdout that is not an event");
       else if (event.event === "ready") {
-        resolve({ socketPath: String(event.socket), transferAddress: String(event.transfer_address) });
+        resolve({ socketPath: String(event.socket) });
       } else if (event.event === "loading") {
         const tenths = Math.floor((10 * Number(event.done_bytes)) / Math.max(Number(event.total_bytes), 1));
         if (tenths > tenthsLogged) log.info(event, "sidecar: loading weights");
@@ -136,7 +136,6 @@ function parseEvent(line: string): SidecarEvent | undefined {
 interface SidecarEvent {
   readonly event: string;
   readonly socket?: unknown;
-  readonly transfer_address?: unknown;
   readonly done_bytes?: unknown;
   readonly total_bytes?: unknown;
 }

@@ -116,7 +116,6 @@ export class Supervisor {
         ticketKey,
         kernel,
         description,
-        transferAddress: sidecar.transferAddress,
         limits,
         hooks: { changed: onLoad, stepAnswered: onStep, lost: lost.resolve },
       });

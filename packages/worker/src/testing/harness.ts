@@ -57,8 +57,8 @@ export async function startTestWorker(
     const started = new FakeKernel({ ...options, epoch, ticketKey, faults });
     await started.start();
     kernel = started;
-    const { socketPath, transferAddress, exited } = started;
-    return { socketPath, transferAddress, pid: undefined, exited, stop: () => started.kill("stopped") };
+    const { socketPath, exited } = started;
+    return { socketPath, pid: undefined, exited, stop: () => started.kill("stopped") };
   };
   const worker = new Worker({
     workerId,

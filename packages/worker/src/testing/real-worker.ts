@@ -39,6 +39,7 @@ export async function startRealWorker(
     kvBytes: options.kvBytes ?? 4 * 2 ** 20,
     blockSize: 16,
     kvDtype: options.kvDtype ?? "f32",
+    shards: 1,
     weights: "stored",
     threads: 1,
     cpus: undefined,

@@ -30,6 +30,7 @@ export interface KvasirExtension {
   readonly predicted_ttft_ms: number;
   readonly kv_bytes_moved: number;
   readonly cached_tokens: CachedBySource;
+  readonly approximate_prompt_tokens: number;
   readonly placement_reason: string;
   /** The decode worker computed the prompt, because no prefill worker was left. */
   readonly local_prefill: boolean;

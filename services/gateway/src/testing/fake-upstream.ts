@@ -66,7 +66,12 @@ export async function startFakeUpstream(scripts: readonly Script[], options: Fak
       }
       if (script?.failAfter?.batchCount === sent) throw script.failAfter.error;
       const reason = script?.finish === "stop" ? FinishReason.STOP : FinishReason.LENGTH;
-      call.write({ kind: { case: "finished", value: { reason, kvBytesMoved: 77n, timings: { decodeMs: 5 } } } });
+      call.write({
+        kind: {
+          case: "finished",
+          value: { reason, kvBytesMoved: 77n, approximatePromptTokens: 9, timings: { decodeMs: 5 } },
+        },
+      });
     },
   });
   const workerAddress = await worker.listen("127.0.0.1:0");

@@ -247,12 +247,12 @@ class Placing {
     const { model, tenantScope } = this.#facts;
     const known = this.#router.layoutsOf(model);
     const layouts = known
-      .map(({ layoutFingerprint, blockSize }) => `${Buffer.from(layoutFingerprint).toString("hex")} ${blockSize}`)
+      .map(({ exactFingerprint, blockSize }) => `${Buffer.from(exactFingerprint).toString("hex")} ${blockSize}`)
       .join();
     if (this.#hashed?.layouts === layouts) return this.#hashed.promptHashes;
-    const promptHashes = known.map(({ layoutFingerprint, blockSize }) => {
-      const root = prefixRoot({ tenantScope, fingerprint: layoutFingerprint }, blockSize);
-      return { layoutFingerprint, blockSize, hashes: hashBlocks(root, this.#promptTokenIds, blockSize) };
+    const promptHashes = known.map(({ exactFingerprint, blockSize }) => {
+      const root = prefixRoot({ tenantScope, fingerprint: exactFingerprint }, blockSize);
+      return { exactFingerprint, blockSize, hashes: hashBlocks(root, this.#promptTokenIds, blockSize) };
     });
     this.#hashed = { layouts, promptHashes };
     return promptHashes;

@@ -36,7 +36,7 @@ export interface PromptHashes extends KvLayoutKey {
 
 /** What block hashes depend on beside tenant and text. */
 export interface KvLayoutKey {
-  readonly layoutFingerprint: Uint8Array;
+  readonly exactFingerprint: Uint8Array;
   readonly blockSize: number;
 }
 
@@ -83,9 +83,9 @@ export class RouterLink {
     const layouts = new Map<string, KvLayoutKey>();
     for (const { hello } of this.cluster?.workers ?? []) {
       if (hello?.model !== model || hello.layout === undefined) continue;
-      const { fingerprint, blockSize } = hello.layout;
-      const key = `${Buffer.from(fingerprint).toString("hex")} ${blockSize}`;
-      layouts.set(key, { layoutFingerprint: fingerprint, blockSize });
+      const { exactFingerprint, blockSize } = hello.layout;
+      const key = `${Buffer.from(exactFingerprint).toString("hex")} ${blockSize}`;
+      layouts.set(key, { exactFingerprint, blockSize });
     }
     return [...layouts.values()];
   }

@@ -58,6 +58,8 @@ export class FakeWorker {
   readonly stream: ReturnType<Client["attach"]>;
   readonly acknowledged: number[] = [];
   snapshotsWanted = 0;
+  /** Answers to its hellos. */
+  readonly refused: string[] = [];
   readonly ended: Promise<KvasirError | undefined>;
   readonly #workerId: string;
   readonly #epoch: bigint;
@@ -70,6 +72,7 @@ export class FakeWorker {
     this.stream.on("data", (response) => {
       this.acknowledged.push(Number(response.acknowledgedSequence));
       if (response.wantsCacheSnapshot) this.snapshotsWanted++;
+      for (const { workerId, reason } of response.refusedPairs) this.refused.push(`${workerId}: ${reason}`);
     });
     this.ended = endOf(this.stream);
   }
@@ -91,6 +94,7 @@ export class FakeWorker {
         headSize: 16,
         rope: "none",
         fingerprint: new Uint8Array(16).fill(7),
+        exactFingerprint: new Uint8Array(16).fill(7),
       },
       blockCount: BLOCK_COUNT,
       contextLength: 320,

@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         kv_bytes: 1 << 30,
         block_size: 32,
         kv_dtype: KvDtype::Bf16,
+        shard_count: 1,
         threads: arguments.get(1).map_or(Ok(2), |text| text.parse())?,
         step_token_max: 4096,
         weights: WeightFormat::Stored,

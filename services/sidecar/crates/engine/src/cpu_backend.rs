@@ -5,7 +5,7 @@ use crate::bench::WeightMacs;
 use crate::error::{EngineError, StepError};
 use crate::weights::{LayerWeights, Weights};
 use kvasir_kernels::{
-    Activations, AlignedF32, Batch, Cpu, Gate, KernelError, KvPool, PackedMatrix, Product, Projections, Relocation,
+    Activations, AlignedF32, Batch, Cpu, Gate, KernelError, KvShards, PackedMatrix, Product, Projections, Relocation,
     RopeTable, Span, add_bias, attention, gated_linear, gather_rows, linear, place, rmsnorm, rotate_and_store,
 };
 use kvasir_model::{Activation, ModelConfig};
@@ -21,7 +21,7 @@ pub struct CpuBackend {
     config: ModelConfig,
     inverse_frequencies: Vec<f32>,
     weights: Weights,
-    pool: Arc<KvPool>,
+    pool: Arc<KvShards>,
     scratch: Scratch,
 }
 
@@ -48,7 +48,7 @@ impl CpuBackend {
     ///
     /// # Errors
     /// [`EngineError::Configuration`], [`EngineError::Shape`].
-    pub fn new(cpu: Arc<Cpu>, config: ModelConfig, weights: Weights, pool: Arc<KvPool>) -> Result<Self, EngineError> {
+    pub fn new(cpu: Arc<Cpu>, config: ModelConfig, weights: Weights, pool: Arc<KvShards>) -> Result<Self, EngineError> {
         weights.check(&config)?;
         let inverse_frequencies = config.rope.inverse_frequencies();
         Ok(Self {
@@ -61,7 +61,12 @@ impl CpuBackend {
         })
     }
 
-    fn run_layers(&mut self, tokens: &[u32], batch: &Batch<'_>) -> Result<(), KernelError> {
+    fn run_layers(
+        &mut self,
+        tokens: &[u32],
+        batch: &Batch<'_>,
+        stored: &mut dyn FnMut(usize),
+    ) -> Result<(), KernelError> {
         let Self {
             cpu,
             config,
@@ -89,7 +94,9 @@ impl CpuBackend {
             .rope
             .fill(cpu, batch, inverse_frequencies, config.rope.attention_factor());
         for (index, layer) in weights.layers.iter().enumerate() {
-            attend(cpu, config, pool, index, layer, batch, scratch)?;
+            project(cpu, config, pool, index, layer, batch, scratch)?;
+            stored(index + 1);
+            attend(cpu, pool, index, layer, batch, scratch)?;
             feed_forward(cpu, config, layer, rows, scratch)?;
         }
         Ok(())
@@ -131,11 +138,11 @@ impl CpuBackend {
     }
 }
 
-/// `hidden += attention(norm(hidden))`
-fn attend(
+/// Queries, keys and values of `norm(hidden)`, rotated; keys and values go into the pool.
+fn project(
     cpu: &Cpu,
     config: &ModelConfig,
-    pool: &KvPool,
+    pool: &KvShards,
     index: usize,
     layer: &LayerWeights,
     batch: &Batch<'_>,
@@ -171,7 +178,19 @@ fn attend(
         key: &mut scratch.key,
         value: &scratch.value,
     };
-    rotate_and_store(cpu, pool, index, batch, &scratch.rope, projections)?;
+    rotate_and_store(cpu, pool, index, batch, &scratch.rope, projections)
+}
+
+/// `hidden += attention(queries)`
+fn attend(
+    cpu: &Cpu,
+    pool: &KvShards,
+    index: usize,
+    layer: &LayerWeights,
+    batch: &Batch<'_>,
+    scratch: &mut Scratch,
+) -> Result<(), KernelError> {
+    let rows = batch.rows();
     attention(cpu, pool, index, batch, &scratch.query, &mut scratch.attended)?;
     let x = prepare(
         cpu,
@@ -265,10 +284,11 @@ impl Backend for CpuBackend {
         spans: Vec<Span<'_>>,
         logit_rows: &[usize],
         logits: &mut AlignedF32,
+        stored: &mut dyn FnMut(usize),
     ) -> Result<(), StepError> {
         let pool = Arc::clone(&self.pool);
         let batch = Batch::new(&pool, spans)?;
-        self.run_layers(tokens, &batch)?;
+        self.run_layers(tokens, &batch, stored)?;
         if logit_rows.is_empty() {
             logits.resize(0);
             return Ok(());
@@ -285,7 +305,7 @@ impl Backend for CpuBackend {
         ROWS_MAX
     }
 
-    fn pool(&self) -> &Arc<KvPool> {
+    fn pool(&self) -> &Arc<KvShards> {
         &self.pool
     }
 

@@ -10,7 +10,7 @@ use crate::sequence::Sequence;
 use crate::validate::{Limits, validate};
 use crate::weights::Weights;
 use kvasir_grammar::Grammars;
-use kvasir_kernels::{AlignedF32, Cpu, KvDtype, KvPool, KvShape};
+use kvasir_kernels::{AlignedF32, Cpu, KvDtype, KvShape, KvShards};
 use kvasir_model::ModelConfig;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -45,6 +45,8 @@ pub struct EngineOptions {
     pub block_size: usize,
     /// Element type of the pool.
     pub kv_dtype: KvDtype,
+    /// Tensor-parallel shards: each has its part of the query and KV heads, and memory of its own for them. A divisor of the KV heads.
+    pub shard_count: usize,
     /// Compute threads, the caller of `step` included. More than there are cores makes every step slower.
     pub threads: usize,
     /// Most tokens that one step may have.
@@ -53,10 +55,13 @@ pub struct EngineOptions {
     pub weights: WeightFormat,
 }
 
+/// Hears of `(sequence, end of its tokens)` pairs and the layers in which their KV is in place.
+pub type StoredWatch<'a> = dyn FnMut(&[(u64, u32)], usize) + 'a;
+
 /// Runs steps over a model's weights and a paged KV pool.
 ///
-/// Logits of a row depend on the row's tokens only: not on the rest of the batch, on how the prompt was cut into slices, on block size or
-/// threads. A generated token depends on its logits and (seed, index).
+/// Logits of a row depend on the row's tokens only: not on the rest of the batch, on how the prompt was cut into slices, on block size,
+/// shards or threads. A generated token depends on its logits and (seed, index).
 pub struct Engine {
     cpu: Arc<Cpu>,
     backend: Box<dyn Backend>,
@@ -108,16 +113,18 @@ impl Engine {
             block_size: options.block_size,
             dtype: options.kv_dtype,
         };
-        let pool = Arc::new(KvPool::new(shape, options.kv_bytes)?);
+        let pool = Arc::new(KvShards::new(shape, options.shard_count, options.kv_bytes)?);
         let layout = KvLayout {
             model_revision: revision,
             dtype: shape.dtype,
             block_size: shape.block_size,
+            shard_count: options.shard_count,
             layer_count: shape.layer_count,
             kv_head_count: shape.kv_head_count,
             head_size: shape.head_size,
             rope: config.rope.describe(),
             fingerprint: [0; 16],
+            exact_fingerprint: [0; 16],
         };
         let limits = Limits {
             block_size: shape.block_size,
@@ -127,7 +134,7 @@ impl Engine {
             step_token_max: options.step_token_max,
         };
         let backend = Box::new(CpuBackend::new(Arc::clone(&cpu), config.clone(), weights, pool)?);
-        let layout = layout.with_fingerprint();
+        let layout = layout.with_fingerprint().with_exact_fingerprint(options.weights);
         Ok(Self {
             cpu,
             backend,
@@ -140,8 +147,8 @@ impl Engine {
         })
     }
 
-    /// KV memory, for transfers.
-    pub fn pool(&self) -> Arc<KvPool> {
+    /// KV memory by shards, for transfers.
+    pub fn pool(&self) -> Arc<KvShards> {
         Arc::clone(self.backend.pool())
     }
 
@@ -189,6 +196,15 @@ impl Engine {
     /// # Errors
     /// See [`StepError`]; the plan is checked as a whole first, and a refused step changes nothing.
     pub fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, StepError> {
+        self.step_watched(plan, &mut |_, _| {})
+    }
+
+    /// The same, and tells while it runs which KV has come to be in place: whenever the tokens of some slices are stored in one more layer,
+    /// `watch` gets each of these sequences with the end of its tokens, and the number of layers, counted from the first.
+    ///
+    /// # Errors
+    /// As [`Engine::step`]; what was told before an internal error is in place.
+    pub fn step_watched(&mut self, plan: &StepPlan, watch: &mut StoredWatch<'_>) -> Result<StepOutput, StepError> {
         validate(plan, &self.sequences, self.limits)?;
         for (index, placement) in plan.placements.iter().enumerate() {
             let checked = placement.relocation().check(self.backend.pool());
@@ -244,7 +260,7 @@ impl Engine {
             token,
             prompt_logprobs,
             dead,
-        } in self.compute(&work)?
+        } in self.compute(&work, watch)?
         {
             let slice = &plan.slices[index];
             let sequence = known(&mut self.sequences, slice.sequence_id)?;

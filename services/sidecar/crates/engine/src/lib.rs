@@ -28,7 +28,7 @@ pub use error::{EngineError, StepError};
 pub use footprint::Footprint;
 pub use history::History;
 pub use kvasir_grammar::{Constraint, GrammarError, Grammars};
-pub use kvasir_kernels::{Isa, KvDtype, KvPool, PackedMatrix, PoolError, WeightType};
+pub use kvasir_kernels::{Isa, KvDtype, KvPool, KvShards, PackedMatrix, PoolError, WeightType};
 pub use layout::{KvLayout, dtype_name};
 pub use plan::{
     Placement, PromptLogprob, SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, SliceResult,

@@ -4,7 +4,7 @@ use crate::engine::{Engine, EngineOptions, WeightFormat};
 use crate::error::EngineError;
 use crate::weights::{LayerExtras, LayerWeights, Weights};
 use half::bf16;
-use kvasir_kernels::{PackedMatrix, WeightType};
+use kvasir_kernels::{KvShards, PackedMatrix, WeightType};
 use std::borrow::Cow;
 
 use kvasir_model::{
@@ -23,6 +23,8 @@ impl Engine {
         options: EngineOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, EngineError> {
+        // Before the files are read, which may take minutes.
+        KvShards::check(source.config().kv_head_count, options.shard_count)?;
         let mut loader = Loader {
             source,
             format: options.weights,

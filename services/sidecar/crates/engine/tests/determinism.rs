@@ -1,9 +1,9 @@
-//! The promise: bits do not depend on the batch, the chunks, the blocks or the threads.
+//! The promise: bits do not depend on the batch, the chunks, the blocks, the shards or the threads.
 
 mod common;
 
 use common::{engine, generate, options, plan, prompt, slice, start};
-use kvasir_engine::{KvDtype, SamplingParams, SliceOutcome, StepPlan, WeightType};
+use kvasir_engine::{EngineOptions, KvDtype, SamplingParams, SliceOutcome, StepPlan, WeightType};
 use proptest::prelude::*;
 
 const KINDS: [(WeightType, KvDtype); 7] = [
@@ -48,17 +48,19 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn logits_have_the_same_bits_whatever_the_chunk_block_and_threads(
+    fn logits_have_the_same_bits_whatever_the_chunk_block_shards_and_threads(
         kind in 0..KINDS.len(), length in 1_usize..150, seed in any::<u64>(), chunk in 1_usize..160,
         block_size in prop_oneof![Just(16_usize), Just(32), Just(64)], threads in 1_usize..=3,
+        shard_count in 1_usize..=2,
     ) {
         let (weight_type, kv_dtype) = KINDS[kind];
         let tokens = prompt(seed, length);
-        let bits = |block_size, threads, chunk| -> Vec<u32> {
-            let mut engine = engine(weight_type, options(block_size, kv_dtype, threads));
+        let bits = |block_size, threads, chunk, shard_count| -> Vec<u32> {
+            let options = EngineOptions { shard_count, ..options(block_size, kv_dtype, threads) };
+            let mut engine = engine(weight_type, options);
             engine.logits(&tokens, chunk).unwrap().into_iter().map(f32::to_bits).collect()
         };
-        prop_assert!(bits(block_size, threads, chunk) == bits(32, 1, 512));
+        prop_assert!(bits(block_size, threads, chunk, shard_count) == bits(32, 1, 512, 1));
     }
 
     #[test]
@@ -66,11 +68,13 @@ proptest! {
         kind in 0..KINDS.len(), requests in prop::collection::vec(request(), 1..6),
         choices in prop::collection::vec(any::<u16>(), 400),
         block_size in prop_oneof![Just(16_usize), Just(32), Just(64)], threads in 1_usize..=3,
+        shard_count in 1_usize..=2,
     ) {
         let (weight_type, kv_dtype) = KINDS[kind];
         let mut alone = engine(weight_type, options(32, kv_dtype, 1));
         let expected: Vec<_> = requests.iter().map(|request| run_alone(&mut alone, request)).collect();
-        let mut together = engine(weight_type, options(block_size, kv_dtype, threads));
+        let options = EngineOptions { shard_count, ..options(block_size, kv_dtype, threads) };
+        let mut together = engine(weight_type, options);
         let found = run_together(&mut together, &requests, block_size, choices.into_iter());
         prop_assert_eq!(found, expected);
     }
@@ -157,8 +161,10 @@ fn a_sequence_continues_on_kv_that_came_from_another_engine() {
         for (index, (source_block, target_block)) in [(4, 11), (2, 0), (9, 5)].into_iter().enumerate() {
             let tokens = 0..(77 - 32 * index as u32).min(32);
             let mut data = Vec::new();
-            from.gather(source_block, tokens.clone(), 0..2, &mut data).unwrap();
-            to.scatter(target_block, tokens, 0..2, &data).unwrap();
+            from.shards()[0]
+                .gather(source_block, tokens.clone(), 0..2, 0..2, &mut data)
+                .unwrap();
+            to.shards()[0].scatter(target_block, tokens, 0..2, 0..2, &data).unwrap();
         }
         let mut tokens = vec![first];
         let mut step = plan(

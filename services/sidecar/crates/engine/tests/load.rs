@@ -63,6 +63,13 @@ fn options_that_cannot_work_are_refused_with_their_value() {
     );
     assert_eq!(
         refused(EngineOptions {
+            shard_count: 4,
+            ..options
+        }),
+        Some("KV pool: 2 KV heads cannot be divided among 4 shards; use a divisor of 2".into())
+    );
+    assert_eq!(
+        refused(EngineOptions {
             kv_bytes: 1000,
             ..options
         }),

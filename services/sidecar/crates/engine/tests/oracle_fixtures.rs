@@ -56,6 +56,7 @@ impl Fixture {
             kv_bytes: 1 << 20,
             block_size: 16,
             kv_dtype,
+            shard_count: 1,
             threads,
             step_token_max: 512,
             weights,

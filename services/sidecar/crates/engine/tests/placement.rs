@@ -79,8 +79,8 @@ fn placed_keys_are_those_of_the_new_positions() {
         .unwrap();
         let pool = engine.pool();
         let (mut computed, mut placed) = (Vec::new(), Vec::new());
-        pool.gather(2, 0..16, 0..1, &mut computed).unwrap();
-        pool.gather(22, 0..16, 0..1, &mut placed).unwrap();
+        pool.shards()[0].gather(2, 0..16, 0..1, 0..2, &mut computed).unwrap();
+        pool.shards()[0].gather(22, 0..16, 0..1, 0..2, &mut placed).unwrap();
         let values = |bytes: &[u8]| -> Vec<f32> {
             match dtype {
                 KvDtype::F32 => bytes
@@ -154,9 +154,8 @@ fn a_refused_placement_changes_nothing() {
         assert!(message.contains(needle), "{message}");
         assert_eq!(engine.sequence_count(), 0);
         let (mut target, zero) = (Vec::new(), vec![0; 16 * engine.pool().bytes_per_token()]);
-        engine
-            .pool()
-            .gather(2, 0..16, 0..engine.layout().layer_count as u32, &mut target)
+        engine.pool().shards()[0]
+            .gather(2, 0..16, 0..engine.layout().layer_count as u32, 0..2, &mut target)
             .unwrap();
         assert_eq!(target, zero, "not even the first placement was done");
     }

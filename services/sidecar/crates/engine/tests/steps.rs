@@ -325,3 +325,37 @@ fn a_step_beyond_its_token_limit_is_refused() {
         })
     );
 }
+
+#[test]
+fn a_watcher_hears_of_each_layer_once_its_kv_is_in_place() {
+    let mut engine = f32_engine();
+    let (long, short) = (prompt(1, 40), prompt(2, 7));
+    let step = plan(
+        vec![
+            start(1, 40, sampling(2), vec![0, 1, 2]),
+            start(2, 9, sampling(2), vec![3]),
+        ],
+        vec![slice(1, 0, &long, true), slice(2, 0, &short, false)],
+    );
+    let (pool, mut heard) = (engine.pool(), Vec::new());
+    let mut seen = vec![Vec::new(); 2];
+    engine
+        .step_watched(&step, &mut |ends, layers| {
+            heard.push((ends.to_vec(), layers));
+            let layer = layers as u32 - 1;
+            pool.shards()[0]
+                .gather(2, 0..8, layer..layer + 1, 0..2, &mut seen[layer as usize])
+                .unwrap();
+        })
+        .unwrap();
+    let ends = vec![(1, 40), (2, 7)];
+    assert_eq!(heard, [(ends.clone(), 1), (ends, 2)]);
+    for layer in 0..2 {
+        let mut after = Vec::new();
+        pool.shards()[0]
+            .gather(2, 0..8, layer..layer + 1, 0..2, &mut after)
+            .unwrap();
+        assert_eq!(seen[layer as usize], after, "what was told is what stays");
+        assert!(after.iter().any(|byte| *byte != 0));
+    }
+}

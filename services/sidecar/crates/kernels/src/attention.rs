@@ -15,6 +15,7 @@ use crate::cpu::Cpu;
 use crate::error::{KernelError, expect_len};
 use crate::isa::Kernel;
 use crate::kv_pool::{KEY_TILE, KvDtype, KvPool};
+use crate::kv_shards::KvShards;
 use crate::math::exp;
 use crate::simd::element::{Brain, Element, Half, Single};
 use crate::simd::{LANES, Simd, unroll};
@@ -26,13 +27,14 @@ const _: () = assert!(KEY_TILE == LANES, "a lane holds a key");
 /// `out = softmax(q Kᵀ / sqrt(head_size)) V` for each row and query head, over positions `0..=position(row)`.
 ///
 /// `query` and `out`: `[rows, head_count · head_size]`, row-major; query head `h` reads KV head `h / (head_count / kv_head_count)`.
-/// Keys and values of the batch's own rows must be in the pool (see [`crate::rotate_and_store`]).
+/// Keys and values of the batch's own rows must be in the pool (see [`crate::rotate_and_store`]). A task reads one shard's memory only, and
+/// writes its own heads' columns: the rows of all shards' heads are what an output projection sums over, in one order whatever the shards.
 ///
 /// # Errors
 /// [`KernelError::ShapeMismatch`] when `query` or `out` has not the batch's rows, or heads do not divide evenly.
 pub fn attention(
     cpu: &Cpu,
-    pool: &KvPool,
+    pool: &KvShards,
     layer: usize,
     batch: &Batch<'_>,
     query: &[f32],
@@ -78,7 +80,7 @@ const TASKS_PER_THREAD: usize = 4;
 
 struct Call<'a, 'b> {
     cpu: &'a Cpu,
-    pool: &'a KvPool,
+    pool: &'a KvShards,
     layer: usize,
     batch: &'a Batch<'b>,
     /// Query heads per KV head.
@@ -132,10 +134,12 @@ impl Call<'_, '_> {
 
     fn attend(&self, tile: usize, kv_head: usize) -> Attend<'_> {
         let tile = self.batch.tiles[tile];
+        let (pool, local_head) = self.pool.locate(kv_head);
         Attend {
-            pool: self.pool,
+            pool,
             layer: self.layer,
             kv_head,
+            local_head,
             group: self.group,
             width: self.width,
             tile,
@@ -154,7 +158,10 @@ impl Call<'_, '_> {
 struct Attend<'a> {
     pool: &'a KvPool,
     layer: usize,
+    /// Of the model.
     kv_head: usize,
+    /// The same in the shard's pool.
+    local_head: usize,
     /// Query heads per KV head.
     group: usize,
     width: usize,
@@ -244,7 +251,7 @@ impl Attend<'_> {
         // blocks of running sequences (the pool's rule).
         unsafe {
             self.pool
-                .tile(block, self.layer, value, self.kv_head, first_key % block_size)
+                .tile(block, self.layer, value, self.local_head, first_key % block_size)
         }
     }
 

@@ -1,6 +1,6 @@
 //! The rows of one forward pass: which tokens of which sequences, and where their KV lies.
 
-use crate::kv_pool::KvPool;
+use crate::kv_shards::KvShards;
 
 /// Consecutive tokens of one sequence. Row `i` of the span is position `start_position + i`.
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +80,7 @@ impl<'a> Batch<'a> {
     ///
     /// # Errors
     /// See [`BatchError`].
-    pub fn new(pool: &KvPool, spans: Vec<Span<'a>>) -> Result<Self, BatchError> {
+    pub fn new(pool: &KvShards, spans: Vec<Span<'a>>) -> Result<Self, BatchError> {
         let block_size = pool.shape().block_size;
         let block_count = pool.block_count();
         let (mut row_begins, mut tiles, mut written, mut rows) = (Vec::new(), Vec::new(), Vec::new(), 0);

@@ -67,6 +67,14 @@ pub enum PoolError {
     /// The block size is not supported.
     #[error("block_size is {0}; use 16, 32 or 64")]
     BlockSize(usize),
+    /// The heads are not divided evenly.
+    #[error("{kv_head_count} KV heads cannot be divided among {shard_count} shards; use a divisor of {kv_head_count}")]
+    Shards {
+        /// Shards asked for.
+        shard_count: usize,
+        /// KV heads of the model.
+        kv_head_count: usize,
+    },
     /// Nothing fits.
     #[error("{bytes} bytes of KV hold no block: one takes {block_bytes} bytes")]
     TooSmall {
@@ -89,10 +97,10 @@ pub enum PoolError {
         /// Blocks there are.
         block_count: u32,
     },
-    /// Tokens or layers outside the block.
+    /// Tokens, layers or heads outside the block.
     #[error("{what} {begin}..{end} are outside 0..{limit}, or empty")]
     Range {
-        /// `tokens` or `layers`.
+        /// `tokens`, `layers` or `heads`.
         what: &'static str,
         /// First.
         begin: u32,
@@ -187,7 +195,7 @@ impl KvPool {
         self.shape.bytes_per_token()
     }
 
-    /// Appends the KV of some tokens of one block in some layers to `out`, packed `[layer][K, V][kv_head][token][head_size]`.
+    /// Appends the KV of some tokens of one block in some layers and heads to `out`, packed `[layer][K, V][kv_head][token][head_size]`.
     ///
     /// # Errors
     /// [`PoolError::UnknownBlock`], [`PoolError::Range`]; `out` is then unchanged.
@@ -196,11 +204,12 @@ impl KvPool {
         block: u32,
         tokens: Range<u32>,
         layers: Range<u32>,
+        heads: Range<u32>,
         out: &mut Vec<u8>,
     ) -> Result<(), PoolError> {
-        let length = self.check(block, &tokens, &layers)?;
+        let length = self.check(block, &tokens, &layers, &heads)?;
         out.reserve(length);
-        for offset in self.runs(block, &tokens, &layers) {
+        for offset in self.runs(block, &tokens, &layers, &heads) {
             let run = tokens.len() * self.shape.token_bytes();
             // SAFETY: `check` put the run inside the pool; nobody writes computed tokens of a leased block (module rule).
             out.extend_from_slice(unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(offset), run) });
@@ -212,8 +221,15 @@ impl KvPool {
     ///
     /// # Errors
     /// [`PoolError::UnknownBlock`], [`PoolError::Range`], [`PoolError::DataLength`]; nothing is written then.
-    pub fn scatter(&self, block: u32, tokens: Range<u32>, layers: Range<u32>, data: &[u8]) -> Result<(), PoolError> {
-        let expected = self.check(block, &tokens, &layers)?;
+    pub fn scatter(
+        &self,
+        block: u32,
+        tokens: Range<u32>,
+        layers: Range<u32>,
+        heads: Range<u32>,
+        data: &[u8],
+    ) -> Result<(), PoolError> {
+        let expected = self.check(block, &tokens, &layers, &heads)?;
         if data.len() != expected {
             return Err(PoolError::DataLength {
                 expected,
@@ -221,7 +237,7 @@ impl KvPool {
             });
         }
         let run = tokens.len() * self.shape.token_bytes();
-        for (offset, from) in self.runs(block, &tokens, &layers).zip(data.chunks_exact(run)) {
+        for (offset, from) in self.runs(block, &tokens, &layers, &heads).zip(data.chunks_exact(run)) {
             // SAFETY: `check` put the run inside the pool; a block being fetched is read and written by nobody else (module rule), and
             // `data` cannot overlap the pool, which hands out no references.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.base.as_ptr().add(offset), run) };
@@ -230,7 +246,13 @@ impl KvPool {
     }
 
     /// Checks the ranges and returns the packed length in bytes.
-    fn check(&self, block: u32, tokens: &Range<u32>, layers: &Range<u32>) -> Result<usize, PoolError> {
+    fn check(
+        &self,
+        block: u32,
+        tokens: &Range<u32>,
+        layers: &Range<u32>,
+        heads: &Range<u32>,
+    ) -> Result<usize, PoolError> {
         if block >= self.block_count {
             return Err(PoolError::UnknownBlock {
                 block,
@@ -240,6 +262,7 @@ impl KvPool {
         for (what, range, limit) in [
             ("tokens", tokens, self.shape.block_size),
             ("layers", layers, self.shape.layer_count),
+            ("heads", heads, self.shape.kv_head_count),
         ] {
             if range.start >= range.end || range.end as usize > limit {
                 return Err(PoolError::Range {
@@ -250,15 +273,23 @@ impl KvPool {
                 });
             }
         }
-        Ok(layers.len() * 2 * self.shape.kv_head_count * tokens.len() * self.shape.token_bytes())
+        Ok(layers.len() * 2 * heads.len() * tokens.len() * self.shape.token_bytes())
     }
 
     /// Byte offsets of the contiguous runs that the ranges consist of, in packed order.
-    fn runs(&self, block: u32, tokens: &Range<u32>, layers: &Range<u32>) -> impl Iterator<Item = usize> {
-        let heads = 2 * self.shape.kv_head_count;
-        let (first, last) = (layers.start as usize * heads, layers.end as usize * heads);
+    fn runs(
+        &self,
+        block: u32,
+        tokens: &Range<u32>,
+        layers: &Range<u32>,
+        heads: &Range<u32>,
+    ) -> impl Iterator<Item = usize> {
+        let (first, heads) = (layers.start as usize * 2, heads.start as usize..heads.end as usize);
         let token = tokens.start as usize;
-        (first..last).map(move |head| self.offset(block, head, token))
+        (first..layers.end as usize * 2).flat_map(move |half| {
+            let begin = half * self.shape.kv_head_count;
+            heads.clone().map(move |head| self.offset(block, begin + head, token))
+        })
     }
 
     /// Byte offset of a token; `head` counts over layers, K and V, and KV heads.
@@ -357,20 +388,22 @@ mod tests {
             block_size in prop_oneof![Just(16_usize), Just(32), Just(64)],
             block in 0_u32..5,
             (token_begin, token_count, layer_begin, layer_count) in (0_u32..16, 1_u32..=16, 0_u32..3, 1_u32..=3),
+            (head_begin, head_count) in prop_oneof![Just((0_u32, 2_u32)), Just((0, 1)), Just((1, 1))],
         ) {
             let pool = pool(dtype, block_size);
             let tokens = token_begin..(token_begin + token_count).min(block_size as u32);
             let layers = layer_begin..(layer_begin + layer_count).min(3);
-            let length = layers.len() * 2 * 2 * tokens.len() * 4 * dtype.byte_size();
+            let heads = head_begin..head_begin + head_count;
+            let length = layers.len() * 2 * heads.len() * tokens.len() * 4 * dtype.byte_size();
             let data: Vec<u8> = (0..length).map(|i| (i % 255 + 1) as u8).collect();
-            pool.scatter(block, tokens.clone(), layers.clone(), &data).unwrap();
+            pool.scatter(block, tokens.clone(), layers.clone(), heads.clone(), &data).unwrap();
             let mut back = Vec::new();
-            pool.gather(block, tokens, layers, &mut back).unwrap();
+            pool.gather(block, tokens, layers, heads, &mut back).unwrap();
             prop_assert_eq!(&back, &data);
             let mut written = 0;
             for other in 0..5 {
                 let mut all = Vec::new();
-                pool.gather(other, 0..block_size as u32, 0..3, &mut all).unwrap();
+                pool.gather(other, 0..block_size as u32, 0..3, 0..2, &mut all).unwrap();
                 let nonzero = all.iter().filter(|byte| **byte != 0).count();
                 prop_assert!(other == block || nonzero == 0);
                 written += nonzero;
@@ -385,7 +418,7 @@ mod tests {
         // SAFETY: the pool is this test's own.
         unsafe { pool.token_mut(2, 1, true, 1, 5) }.fill(7);
         let mut data = Vec::new();
-        pool.gather(2, 4..6, 1..3, &mut data).unwrap();
+        pool.gather(2, 4..6, 1..3, 0..2, &mut data).unwrap();
         // Runs of 2 tokens of 16 bytes: layer 1 K0 K1 V0 V1, then layer 2. V1 is the fourth run, token 5 its second half.
         let expected: Vec<u8> = (0..8 * 32)
             .map(|i| if (3 * 32 + 16..4 * 32).contains(&i) { 7 } else { 0 })
@@ -398,7 +431,7 @@ mod tests {
         let pool = pool(KvDtype::F16, 16);
         let mut out = Vec::new();
         assert_eq!(
-            pool.gather(5, 0..1, 0..1, &mut out),
+            pool.gather(5, 0..1, 0..1, 0..2, &mut out),
             Err(PoolError::UnknownBlock {
                 block: 5,
                 block_count: 5
@@ -410,9 +443,9 @@ mod tests {
             end: 17,
             limit: 16,
         };
-        assert_eq!(pool.gather(0, 3..17, 0..1, &mut out), Err(range));
+        assert_eq!(pool.gather(0, 3..17, 0..1, 0..2, &mut out), Err(range));
         assert_eq!(
-            pool.scatter(0, 0..1, 2..2, &[]),
+            pool.scatter(0, 0..1, 2..2, 0..2, &[]),
             Err(PoolError::Range {
                 what: "layers",
                 begin: 2,
@@ -421,12 +454,19 @@ mod tests {
             })
         );
         assert_eq!(
-            pool.scatter(0, 0..1, 0..1, &[0; 3]),
+            pool.scatter(0, 0..1, 0..1, 0..2, &[0; 3]),
             Err(PoolError::DataLength {
                 expected: 32,
                 actual: 3
             })
         );
+        let heads = PoolError::Range {
+            what: "heads",
+            begin: 1,
+            end: 3,
+            limit: 2,
+        };
+        assert_eq!(pool.gather(0, 0..1, 0..1, 1..3, &mut out), Err(heads));
         let shape = KvShape {
             block_size: 48,
             ..*pool.shape()

@@ -2,7 +2,8 @@
 
 use crate::cpu::Cpu;
 use crate::isa::Kernel;
-use crate::kv_pool::{KvDtype, KvPool, PoolError};
+use crate::kv_pool::{KvDtype, PoolError};
+use crate::kv_shards::KvShards;
 use crate::rope::{Narrow, Rotate};
 use crate::simd::Simd;
 
@@ -32,7 +33,7 @@ pub struct Relocation<'a> {
 ///
 /// # Errors
 /// [`PoolError::UnknownBlock`], [`PoolError::Range`] when a table is too short, [`PoolError::Overlap`]; nothing is written then.
-pub fn place(cpu: &Cpu, pool: &KvPool, run: Relocation<'_>, inverse_frequencies: &[f32]) -> Result<(), PoolError> {
+pub fn place(cpu: &Cpu, pool: &KvShards, run: Relocation<'_>, inverse_frequencies: &[f32]) -> Result<(), PoolError> {
     run.check(pool)?;
     let shape = *pool.shape();
     let half = inverse_frequencies.len().min(shape.head_size / 2);
@@ -48,6 +49,7 @@ pub fn place(cpu: &Cpu, pool: &KvPool, run: Relocation<'_>, inverse_frequencies:
             let (target, to) = at(run.target_blocks, run.target_start + index);
             for layer in 0..shape.layer_count {
                 for head in 0..shape.kv_head_count {
+                    let (pool, head) = pool.locate(head);
                     for is_value in [false, true] {
                         // SAFETY: both coordinates were checked; no block that is written is read (checked), each token is written by one
                         // row, and nobody else touches the target by the caller's promise.
@@ -90,7 +92,7 @@ impl Relocation<'_> {
     ///
     /// # Errors
     /// As [`place`].
-    pub fn check(&self, pool: &KvPool) -> Result<(), PoolError> {
+    pub fn check(&self, pool: &KvShards) -> Result<(), PoolError> {
         let block_size = pool.shape().block_size;
         let touched = |blocks: &[u32], start: usize| -> Result<Vec<u32>, PoolError> {
             let capacity = blocks.len() * block_size;
@@ -128,10 +130,10 @@ impl Relocation<'_> {
 }
 
 /// Reads values in the pool's type.
-struct Widen<'a> {
-    dtype: KvDtype,
-    from: &'a [u8],
-    to: &'a mut [f32],
+pub(crate) struct Widen<'a> {
+    pub(crate) dtype: KvDtype,
+    pub(crate) from: &'a [u8],
+    pub(crate) to: &'a mut [f32],
 }
 
 impl Kernel for Widen<'_> {
@@ -174,7 +176,7 @@ mod tests {
     const FREQUENCIES: [f32; 4] = [1.0, 0.3, 0.01, 0.0007];
 
     /// Keys as if rotated to `position`: pair `i` of the key has angle `base_i + position · frequency_i`.
-    fn write(pool: &KvPool, blocks: &[u32], token: usize, position: i64) {
+    fn write(pool: &KvShards, blocks: &[u32], token: usize, position: i64) {
         for layer in 0..SHAPE.layer_count {
             for head in 0..SHAPE.kv_head_count {
                 for is_value in [false, true] {
@@ -189,7 +191,8 @@ mod tests {
                         (values[pair], values[pair + 4]) = (angle.cos() as f32, angle.sin() as f32);
                     }
                     // SAFETY: this test is alone.
-                    let to = unsafe { pool.token_mut(blocks[token / 16], layer, is_value, head, token % 16) };
+                    let to =
+                        unsafe { pool.shards()[0].token_mut(blocks[token / 16], layer, is_value, head, token % 16) };
                     for (value, bytes) in values.iter().zip(to.as_chunks_mut::<4>().0) {
                         *bytes = value.to_le_bytes();
                     }
@@ -198,10 +201,10 @@ mod tests {
         }
     }
 
-    fn read(pool: &KvPool, blocks: &[u32], token: usize, is_value: bool) -> Vec<f32> {
+    fn read(pool: &KvShards, blocks: &[u32], token: usize, is_value: bool) -> Vec<f32> {
         let mut values = vec![0.0; 8];
         // SAFETY: this test is alone.
-        let from = unsafe { pool.token(blocks[token / 16], 1, is_value, 1, token % 16) };
+        let from = unsafe { pool.shards()[0].token(blocks[token / 16], 1, is_value, 1, token % 16) };
         let widen = Widen {
             dtype: KvDtype::F32,
             from,
@@ -218,7 +221,7 @@ mod tests {
             shift in -4000i64..4000,
         ) {
             let cpu = Cpu::new(2).unwrap();
-            let pool = KvPool::new(SHAPE, 1 << 18).unwrap();
+            let pool = KvShards::new(SHAPE, 1, 1 << 18).unwrap();
             let (source, target, expected) = ([5, 0, 3], [1, 7, 2], [4, 8, 9]);
             for index in 0..count {
                 write(&pool, &source, start + index, 9);
@@ -243,7 +246,7 @@ mod tests {
     #[test]
     fn tables_that_do_not_hold_the_run_or_share_a_block_are_refused() {
         let cpu = Cpu::new(1).unwrap();
-        let pool = KvPool::new(SHAPE, 1 << 18).unwrap();
+        let pool = KvShards::new(SHAPE, 1, 1 << 18).unwrap();
         let run = Relocation {
             source_blocks: &[0, 1],
             source_start: 20,

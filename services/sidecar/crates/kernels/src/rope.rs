@@ -5,7 +5,8 @@ use crate::batch::Batch;
 use crate::cpu::Cpu;
 use crate::error::{KernelError, expect_len};
 use crate::isa::Kernel;
-use crate::kv_pool::{KvDtype, KvPool};
+use crate::kv_pool::KvDtype;
+use crate::kv_shards::KvShards;
 use crate::simd::{LANES, Simd};
 
 /// Cosines and sines for the rows of one batch, shared by all layers.
@@ -59,7 +60,7 @@ pub struct Projections<'a> {
 /// [`KernelError::ShapeMismatch`] when a buffer has not the batch's rows, or the table was filled for another batch.
 pub fn rotate_and_store(
     cpu: &Cpu,
-    pool: &KvPool,
+    pool: &KvShards,
     layer: usize,
     batch: &Batch<'_>,
     table: &RopeTable,
@@ -116,6 +117,7 @@ pub fn rotate_and_store(
             let token = position % pool.shape().block_size;
             for (is_value, source) in [(false, &*key), (true, &value[row * kv_width..(row + 1) * kv_width])] {
                 for (kv_head, from) in source.chunks_exact(head_size).enumerate() {
+                    let (pool, kv_head) = pool.locate(kv_head);
                     // SAFETY: the batch gives each (block, token) to one row only, rows are disjoint here, the engine reads none of
                     // it during this region, and transfers do not touch tokens that are being computed (the pool's rule).
                     let to = unsafe { pool.token_mut(block, layer, is_value, kv_head, token) };
@@ -204,7 +206,7 @@ mod tests {
                     block_size: 16,
                     dtype,
                 };
-                let pool = KvPool::new(shape, (shape.bytes_per_token() * 16 * 4) as u64).unwrap();
+                let pool = KvShards::new(shape, 1, (shape.bytes_per_token() * 16 * 4) as u64).unwrap();
                 let span = Span {
                     start_position: 13,
                     token_count: 9,
@@ -243,7 +245,8 @@ mod tests {
                 for row in 0..9 {
                     let (block, token) = if row < 3 { (3, 13 + row) } else { (1, row - 3) };
                     let mut stored = Vec::new();
-                    pool.gather(block, token as u32..token as u32 + 1, 1..2, &mut stored)
+                    pool.shards()[0]
+                        .gather(block, token as u32..token as u32 + 1, 1..2, 0..2, &mut stored)
                         .unwrap();
                     let source = [&key[row * 48..][..48], &value[row * 48..][..48]].concat();
                     let expected: Vec<u8> = match dtype {

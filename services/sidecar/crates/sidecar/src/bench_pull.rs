@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kvasir_engine::{KvDtype, KvLayout, KvPool};
+use kvasir_engine::{Isa, KvDtype, KvLayout, KvShards};
 use kvasir_kernels::KvShape;
 use opentelemetry::Context;
 use tokio::net::TcpListener;
@@ -19,6 +19,7 @@ use crate::fetch;
 use crate::fetches::Fetches;
 use crate::http2;
 use crate::identity::{Identity, PeerRole};
+use crate::proto::common::KvSource;
 use crate::proto::kernel::{FetchRequest, FetchResponse};
 use crate::proto::transfer::kv_transfer_service_server::KvTransferServiceServer;
 use crate::proto::transfer::{CodecLevel, Ticket, TicketClaims};
@@ -95,17 +96,21 @@ fn sidecar(name: &str, bytes: u64) -> Result<Sidecar, Fatal> {
         model_revision: "bench".into(),
         dtype: SHAPE.dtype,
         block_size: SHAPE.block_size,
+        shard_count: 1,
         layer_count: SHAPE.layer_count,
         kv_head_count: SHAPE.kv_head_count,
         head_size: SHAPE.head_size,
         rope: "none".into(),
-        fingerprint: [3; 16],
-    };
+        fingerprint: [0; 16],
+        exact_fingerprint: [0; 16],
+    }
+    .with_fingerprint();
     Ok(Sidecar {
         worker_id: name.into(),
         epoch: 1,
         ticket_key: TicketKey::new([4; 32]),
-        pool: Arc::new(KvPool::new(SHAPE, bytes.next_multiple_of(block_bytes))?),
+        pool: Arc::new(KvShards::new(SHAPE, 1, bytes.next_multiple_of(block_bytes))?),
+        isa: Isa::detect(),
         layout,
         exports: Arc::new(Exports::default()),
         fetches: Fetches::default(),
@@ -126,9 +131,8 @@ async fn serve(bytes: u64, listen: SocketAddr, tls: Option<Arc<Tls>>) -> Result<
                 noise.to_le_bytes()
             })
             .collect();
-        sidecar
-            .pool
-            .scatter(block, block_tokens.clone(), 0..SHAPE.layer_count as u32, &data)?;
+        let (layers, heads) = (0..SHAPE.layer_count as u32, 0..SHAPE.kv_head_count as u32);
+        sidecar.pool.shards()[0].scatter(block, block_tokens.clone(), layers, heads, &data)?;
     }
     let token_count = block_count * SHAPE.block_size as u32;
     let expires_at_unix_ms = unix_ms() + LIFETIME_MS;
@@ -165,8 +169,8 @@ async fn serve(bytes: u64, listen: SocketAddr, tls: Option<Arc<Tls>>) -> Result<
         while std::io::stdin().read(&mut buffer).is_ok_and(|count| count > 0) {}
         std::process::exit(0);
     });
-    let service =
-        KvTransferServiceServer::new(TransferService(sidecar)).max_encoding_message_size(http2::MESSAGE_BYTES_MAX);
+    let service = TransferService { sidecar, shard: 0 };
+    let service = KvTransferServiceServer::new(service).max_encoding_message_size(http2::MESSAGE_BYTES_MAX);
     Ok(http2::server()
         .add_service(InterceptedService::new(service, admit_puller))
         .serve_with_incoming(connections(listener, tls))
@@ -190,13 +194,17 @@ async fn fetch_sizes(offer: Offer, sizes: &[u64], repetitions: usize, connection
                     claims: offer.claims.clone(),
                     mac: offer.mac.clone(),
                 }),
-                source_address: offer.address.clone(),
+                source: Some(KvSource {
+                    layout: Some(sidecar.wire_layout()),
+                    shard_addresses: vec![offer.address.clone()],
+                }),
                 block_ids: (0..sidecar.pool.block_count()).collect(),
                 token_begin: 0,
                 token_end: token_count,
                 tenant_scope: SCOPE.to_vec(),
                 level: CodecLevel::Raw.into(),
                 stall_timeout_ms: 0,
+                deadline_ms: 0,
             };
             let began = Instant::now();
             let prepared = fetch::prepare(&sidecar, request, Context::new())?;

@@ -152,6 +152,10 @@ pub struct EngineFlags {
     /// Element type of KV
     #[arg(long, value_enum, default_value_t = Dtype::Bf16, env = "KVASIR_KV_DTYPE")]
     pub kv_dtype: Dtype,
+    /// Tensor-parallel shards, a divisor of the model's KV heads: each has its part of the heads, memory of its own for their KV and, when
+    /// serving, an address of its own for pulls. All run on the same threads
+    #[arg(long, default_value_t = 1, env = "KVASIR_SHARDS")]
+    pub shards: usize,
     /// Compute threads; 0 takes one for each core
     #[arg(long, default_value_t = 0, env = "KVASIR_THREADS")]
     pub threads: usize,
@@ -185,7 +189,7 @@ pub struct ServeFlags {
     /// Unix socket for the worker
     #[arg(long)]
     pub socket: PathBuf,
-    /// Address for other sidecars; port 0 takes a free one
+    /// Address for other sidecars; port 0 takes a free one. Shard i listens on the port after it that is i higher
     #[arg(long, default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
     /// Host that others connect to, when it is not the one listened on

@@ -48,8 +48,8 @@ impl Connections {
         }
         let endpoint =
             Endpoint::from_shared(format!("http://{address}")).map_err(|error| CallError::InvalidRequest {
-                field: "source_address".into(),
-                message: format!("is {address}: {error}"),
+                field: "source".into(),
+                message: format!("has the address {address:?}: {error}"),
             })?;
         let endpoint = http2::client(endpoint.connect_timeout(CONNECT_TIMEOUT));
         let connected = match &self.tls {

@@ -161,7 +161,9 @@ impl Device {
             .step_began_nanos
             .store(nanos(self.born.elapsed()).max(1), Ordering::Relaxed);
         let began = SystemTime::now();
-        let outcome = self.engine.step(plan);
+        let (exports, layer_count) = (Arc::clone(&self.exports), self.engine.layout().layer_count as u32);
+        let mut watch = |ends: &[(u64, u32)], layers: usize| exports.stored(ends, layers as u32, layer_count);
+        let outcome = self.engine.step_watched(plan, &mut watch);
         self.stats.step_began_nanos.store(0, Ordering::Relaxed);
         let ended = SystemTime::now();
         let output = outcome?;

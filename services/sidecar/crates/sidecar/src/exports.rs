@@ -34,10 +34,36 @@ pub struct ExportTerms {
 /// How far a prompt is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Tokens whose KV is in place.
+    /// Tokens whose KV is in place in all layers.
     pub computed_tokens: u32,
+    /// Tokens, these included, whose KV is in place in the first [`Progress::layers`] layers.
+    pub layered_tokens: u32,
+    /// See [`Progress::layered_tokens`].
+    pub layers: u32,
     /// No more reads.
     pub closed: bool,
+}
+
+impl Progress {
+    fn of(computed_tokens: u32) -> Self {
+        Self {
+            computed_tokens,
+            layered_tokens: computed_tokens,
+            layers: 0,
+            closed: false,
+        }
+    }
+
+    /// In how many layers, counted from the first, the tokens before `token_end` are in place; all is `u32::MAX`.
+    pub fn layers_of(&self, token_end: u32) -> u32 {
+        if token_end <= self.computed_tokens {
+            u32::MAX
+        } else if token_end <= self.layered_tokens {
+            self.layers
+        } else {
+            0
+        }
+    }
 }
 
 /// One open (or just closed) lease.
@@ -135,10 +161,7 @@ impl Exports {
             });
         }
         let computed_tokens = state.computed.get(&terms.sequence_id).copied().unwrap_or(0);
-        let (progress, _) = watch::channel(Progress {
-            computed_tokens,
-            closed: false,
-        });
+        let (progress, _) = watch::channel(Progress::of(computed_tokens));
         let (lease_id, sequence_id) = (terms.lease_id, terms.sequence_id);
         let export = Arc::new(Export {
             terms,
@@ -195,9 +218,31 @@ impl Exports {
         let mut state = lock(&self.state);
         state.computed.insert(sequence_id, computed_tokens);
         for export in state.by_sequence.get(&sequence_id).into_iter().flatten() {
-            export
-                .progress
-                .send_modify(|progress| progress.computed_tokens = computed_tokens);
+            export.progress.send_modify(|progress| {
+                *progress = Progress {
+                    closed: progress.closed,
+                    ..Progress::of(computed_tokens)
+                }
+            });
+        }
+    }
+
+    /// While a step runs: the KV of some sequences' tokens, each up to an end, is in place in the first `layers` of `layer_count` layers.
+    /// What comes before these tokens is in place in all of them.
+    pub fn stored(&self, ends: &[(u64, u32)], layers: u32, layer_count: u32) {
+        let state = lock(&self.state);
+        if state.by_sequence.is_empty() {
+            return;
+        }
+        for (sequence_id, token_end) in ends {
+            for export in state.by_sequence.get(sequence_id).into_iter().flatten() {
+                export.progress.send_modify(|progress| {
+                    if layers == layer_count {
+                        progress.computed_tokens = progress.computed_tokens.max(*token_end);
+                    }
+                    (progress.layered_tokens, progress.layers) = (*token_end, layers);
+                });
+            }
         }
     }
 
@@ -313,6 +358,25 @@ mod tests {
             33,
             "a new stream's sequence is another one"
         );
+    }
+
+    #[test]
+    fn layers_of_a_chunk_are_told_while_later_ones_are_computed() {
+        let exports = Exports::default();
+        exports.publish(terms(1)).unwrap();
+        exports.advance(5, 16);
+        let progress = exports.find(&[1; 16]).unwrap().follow();
+        let layers = |tokens: [u32; 4]| tokens.map(|end| progress.borrow().layers_of(end));
+        assert_eq!(layers([0, 16, 17, 40]), [u32::MAX, u32::MAX, 0, 0]);
+        exports.stored(&[(4, 9), (5, 32)], 2, 3);
+        assert_eq!(layers([16, 17, 32, 33]), [u32::MAX, 2, 2, 0]);
+        exports.stored(&[(5, 32)], 3, 3);
+        assert_eq!(layers([16, 17, 32, 33]), [u32::MAX, u32::MAX, u32::MAX, 0]);
+        // The next pass of the same step.
+        exports.stored(&[(5, 40)], 1, 3);
+        assert_eq!(layers([32, 33, 40, 41]), [u32::MAX, 1, 1, 0]);
+        exports.advance(5, 40);
+        assert_eq!(layers([32, 33, 40, 41]), [u32::MAX, u32::MAX, u32::MAX, 0]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A pull into this sidecar, from the worker's request to its end.
 
+use kvasir_engine::KvLayout;
 use opentelemetry::trace::{SpanKind, Status as SpanStatus, TraceContextExt, Tracer};
 use opentelemetry::{Context, KeyValue};
 use tokio::sync::mpsc;
@@ -9,10 +10,13 @@ use crate::connections::Connections;
 use crate::errors::CallError;
 use crate::exports::LeaseId;
 use crate::fetches::WriteGate;
+use crate::frames::Pieces;
+use crate::intervals::{Route, routes};
+use crate::layouts::layout_from_wire;
 use crate::proto::kernel::{FetchRequest, FetchResponse};
 use crate::proto::transfer::CodecLevel;
 use crate::receiving::Receiving;
-use crate::state::Sidecar;
+use crate::state::{Sidecar, parts_of};
 use crate::ticket::{self, ID_BYTES};
 
 /// A fetch whose request was checked.
@@ -20,13 +24,22 @@ pub struct Fetch {
     pub(crate) request: FetchRequest,
     pub(crate) tenant_scope: [u8; ID_BYTES],
     pub(crate) gate: WriteGate,
+    /// Layout of the source.
+    pub(crate) source: KvLayout,
+    /// Where each shard of the source listens.
+    pub(crate) addresses: Vec<String>,
+    /// Which of its shards sends what to which of ours.
+    pub(crate) routes: Vec<Route>,
+    /// How the tokens are cut.
+    pub(crate) pieces: Pieces,
     context: Context,
 }
 
 /// Checks a request against the pool.
 ///
 /// # Errors
-/// [`CallError::InvalidRequest`], or [`CallError::LeaseExpired`] when the lease was fenced already.
+/// [`CallError::InvalidRequest`], [`CallError::LayoutMismatch`] when the source's KV is of another model, or [`CallError::LeaseExpired`] when
+/// the lease was fenced already.
 pub fn prepare(sidecar: &Sidecar, request: FetchRequest, context: Context) -> Result<Fetch, CallError> {
     let invalid = |field: &'static str, message: String| CallError::InvalidRequest {
         field: field.into(),
@@ -34,7 +47,7 @@ pub fn prepare(sidecar: &Sidecar, request: FetchRequest, context: Context) -> Re
     };
     let lease_id: LeaseId = ticket::id("lease_id", &request.lease_id)?;
     let tenant_scope = ticket::id("tenant_scope", &request.tenant_scope)?;
-    let block_size = sidecar.frame_shape().block_size;
+    let block_size = sidecar.block_size();
     let (begin, end) = (request.token_begin, request.token_end);
     if begin >= end || !begin.is_multiple_of(block_size) {
         return Err(invalid(
@@ -65,13 +78,41 @@ pub fn prepare(sidecar: &Sidecar, request: FetchRequest, context: Context) -> Re
     if request.level() != CodecLevel::Raw {
         return Err(invalid("level", format!("is {}; use RAW", request.level)));
     }
+    let (source, addresses) = source_of(sidecar, &request)?;
+    let routes = routes(&parts_of(&source), &sidecar.parts())
+        .map_err(|part| CallError::Internal(format!("no shard of the source holds {part:?}")))?;
     let gate = sidecar.fetches.open(lease_id).ok_or_else(fenced)?;
     Ok(Fetch {
+        pieces: Pieces::new(begin..end, source.block_size as u32, block_size),
         request,
         tenant_scope,
         gate,
+        source,
+        addresses,
+        routes,
         context,
     })
+}
+
+/// The source's layout, of which we can take KV, and the addresses of its shards.
+fn source_of(sidecar: &Sidecar, request: &FetchRequest) -> Result<(KvLayout, Vec<String>), CallError> {
+    let invalid = |message: String| CallError::InvalidRequest {
+        field: "source".into(),
+        message,
+    };
+    let source = request.source.as_ref().ok_or_else(|| invalid("is missing".into()))?;
+    let layout = source.layout.as_ref().ok_or_else(|| invalid("has no layout".into()))?;
+    let layout = layout_from_wire(layout).map_err(invalid)?;
+    if let Some(difference) = sidecar.layout.difference(&layout) {
+        let message = format!("KV cannot move here: {difference}; place the request on workers of one model");
+        return Err(CallError::LayoutMismatch(message));
+    }
+    let addresses = source.shard_addresses.clone();
+    if addresses.len() != layout.shard_count {
+        let message = format!("has {} addresses for {} shards", addresses.len(), layout.shard_count);
+        return Err(invalid(message));
+    }
+    Ok((layout, addresses))
 }
 
 /// Runs a fetch to its end; progress and the error, if any, go to `reports`.
@@ -87,10 +128,10 @@ pub async fn run(
         .with_kind(SpanKind::Client)
         .start_with_context(tracer, &fetch.context);
     let context = fetch.context.with_span(span);
-    let mut receiving = Receiving::new(sidecar, fetch.request.token_begin);
+    let mut receiving = Receiving::new(sidecar, &fetch);
     let mut fenced_watch = fetch.gate.watch();
     let outcome = tokio::select! {
-        outcome = receiving.pull(connections, &fetch, &context, &reports) => outcome,
+        outcome = receiving.pull(connections, &context, &reports) => outcome,
         // The registry keeps the sender as long as a fence can come; its end means the same.
         _ = fenced_watch.wait_for(|fenced| *fenced) => Err(fenced()),
         () = reports.closed() => Err(CallError::Cancelled("the worker closed the fetch".into())),
@@ -101,10 +142,12 @@ pub async fn run(
     span.set_attribute(KeyValue::new("kvasir.frames", i64::from(receiving.frames)));
     span.set_attribute(KeyValue::new(
         "kvasir.tokens",
-        i64::from(receiving.next_token - fetch.request.token_begin),
+        i64::from(receiving.verified_token_end() - fetch.request.token_begin),
     ));
     span.set_attribute(KeyValue::new("kvasir.level", fetch.request.level().as_str_name()));
-    span.set_attribute(KeyValue::new("kvasir.source", fetch.request.source_address.clone()));
+    span.set_attribute(KeyValue::new("kvasir.source", fetch.addresses.join(",")));
+    span.set_attribute(KeyValue::new("kvasir.streams", fetch.routes.len() as i64));
+    span.set_attribute(KeyValue::new("kvasir.conversion", receiving.conversion().as_str_name()));
     span.set_attribute(KeyValue::new("kvasir.transfer_ms", seconds * 1e3));
     span.set_attribute(KeyValue::new(
         "kvasir.source_wait_ms",
@@ -115,7 +158,7 @@ pub async fn run(
     }
     if let Err(error) = outcome {
         if matches!(error, CallError::Unavailable(_) | CallError::PermissionDenied(_)) {
-            connections.forget(&fetch.request.source_address);
+            fetch.addresses.iter().for_each(|address| connections.forget(address));
         }
         span.set_status(SpanStatus::error(error.to_string()));
         // A worker that closed the fetch does not want to know.

@@ -40,8 +40,8 @@ pub struct Description {
     pub device: String,
     /// Most tokens in a step.
     pub step_token_max: usize,
-    /// Where others pull.
-    pub transfer_address: String,
+    /// Where others pull from each shard.
+    pub transfer_addresses: Vec<String>,
 }
 
 /// Serves one worker.
@@ -81,7 +81,7 @@ impl KernelService for WorkerFacing {
             context_length: self.description.context_length as u32,
             vocab_size: self.description.vocab_size as u32,
             epoch: self.sidecar.epoch,
-            transfer_address: self.description.transfer_address.clone(),
+            transfer_addresses: self.description.transfer_addresses.clone(),
             device: self.description.device.clone(),
             step_token_max: self.description.step_token_max as u32,
         }))
@@ -134,7 +134,7 @@ impl KernelService for WorkerFacing {
         request: Request<kernel::PublishRequest>,
     ) -> Result<Response<kernel::PublishResponse>, Status> {
         let request = request.into_inner();
-        let block_size = u64::from(self.sidecar.frame_shape().block_size);
+        let block_size = u64::from(self.sidecar.block_size());
         if request.token_count == 0
             || request.block_ids.len() as u64 != u64::from(request.token_count).div_ceil(block_size)
         {

@@ -4,6 +4,7 @@
 //! ([`transfer_service`], on TCP). One thread owns the engine ([`device`]).
 #![forbid(unsafe_code)]
 
+mod arriving;
 pub mod bench_engine;
 pub mod bench_pull;
 pub mod certificates;
@@ -20,7 +21,9 @@ pub mod generate;
 pub mod http2;
 pub mod identity;
 pub mod inspect;
+pub mod intervals;
 pub mod kernel_service;
+pub mod layouts;
 pub mod memory;
 pub mod plan_from_wire;
 pub mod proto;
@@ -34,3 +37,4 @@ pub mod ticket;
 pub mod tls;
 pub mod transfer_listener;
 pub mod transfer_service;
+pub mod turns;

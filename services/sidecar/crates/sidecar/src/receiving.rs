@@ -2,29 +2,35 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join_all;
 use opentelemetry::Context;
 use tokio::sync::mpsc;
+use tokio_stream::{Stream, StreamExt, StreamMap};
 use tonic::{Request, Status, Streaming};
-use xxhash_rust::xxh3::xxh3_128;
 
+use crate::arriving::Arriving;
 use crate::connections::Connections;
 use crate::errors::CallError;
-use crate::fetch::{Fetch, fenced};
+use crate::fetch::Fetch;
 use crate::http2;
+use crate::intervals::Route;
+use crate::layouts::{conversion, dtype_to_wire};
+use crate::proto::common::KvConversion;
 use crate::proto::kernel::FetchResponse;
 use crate::proto::transfer::kv_transfer_service_client::KvTransferServiceClient;
-use crate::proto::transfer::{CodecLevel, Frame, PullRequest, PullResponse, pull_response::Kind};
+use crate::proto::transfer::{PullRequest, PullResponse, pull_response::Kind};
 use crate::state::Sidecar;
 use crate::stats::add;
 use crate::telemetry::inject;
 
 const STALL_TIMEOUT_DEFAULT_MS: u32 = 10_000;
 
-/// How far a pull is.
+/// How far a pull is, over all its streams.
 pub(crate) struct Receiving<'a> {
     sidecar: &'a Sidecar,
-    pub(crate) next_token: u32,
-    next_layer: u32,
+    fetch: &'a Fetch,
+    /// One for each route, in their order.
+    streams: Vec<Arriving<'a>>,
     pub(crate) bytes: u64,
     pub(crate) frames: u32,
     pub(crate) transfer_nanos: u64,
@@ -33,12 +39,13 @@ pub(crate) struct Receiving<'a> {
 }
 
 impl<'a> Receiving<'a> {
-    /// Nothing received yet; the first token wanted is next.
-    pub(crate) fn new(sidecar: &'a Sidecar, token_begin: u32) -> Self {
+    /// Nothing received yet.
+    pub(crate) fn new(sidecar: &'a Sidecar, fetch: &'a Fetch) -> Self {
+        let arriving = |route| Arriving::new(sidecar, fetch, route);
         Self {
             sidecar,
-            next_token: token_begin,
-            next_layer: 0,
+            fetch,
+            streams: fetch.routes.iter().map(arriving).collect(),
             bytes: 0,
             frames: 0,
             transfer_nanos: 0,
@@ -47,177 +54,144 @@ impl<'a> Receiving<'a> {
         }
     }
 
+    /// Tokens up to here are in place, in all layers and heads.
+    pub(crate) fn verified_token_end(&self) -> u32 {
+        let ends = self.streams.iter().map(Arriving::token_end);
+        ends.min().unwrap_or(self.fetch.request.token_begin)
+    }
+
+    /// What becomes of the elements.
+    pub(crate) fn conversion(&self) -> KvConversion {
+        conversion(self.fetch.source.dtype, self.sidecar.layout.dtype)
+    }
+
     /// Pulls to the end of the range, or until something is wrong. Dropping the future stops it between two frames.
     pub(crate) async fn pull(
         &mut self,
         connections: &Connections,
-        fetch: &Fetch,
         context: &Context,
         reports: &mpsc::Sender<Result<FetchResponse, Status>>,
     ) -> Result<(), CallError> {
-        let request = &fetch.request;
-        let channel = connections.to(&request.source_address).await?;
-        let mut pull = Request::new(PullRequest {
+        let stall_ms = match self.fetch.request.stall_timeout_ms {
+            0 => STALL_TIMEOUT_DEFAULT_MS,
+            given => given,
+        };
+        let stall = Duration::from_millis(stall_ms.into());
+        let opening = self.open(connections, context);
+        let mut streams = tokio::time::timeout(stall, opening)
+            .await
+            .map_err(|_| self.stalled(stall))??;
+        self.last = Instant::now();
+        let mut reported = self.fetch.request.token_begin;
+        while !self.streams.iter().all(|stream| stream.is_ended) {
+            // Headers come at once. Before the first frame the prompt may queue; HTTP/2 pings tell whether the source lives. After it,
+            // silence is a stall.
+            let is_silence_odd = self.frames > 0 || self.streams.iter().any(|stream| !stream.has_begun);
+            let (index, kind) = self.next(&mut streams, is_silence_odd.then_some(stall)).await?;
+            match kind {
+                Kind::Header(header) => self.streams[index].begin(&header)?,
+                Kind::Frame(frame) => {
+                    if let Err(error) = self.streams[index].admit(&frame) {
+                        add(&self.sidecar.stats.frames_refused, 1);
+                        return Err(error);
+                    }
+                    self.count(frame.data.len() as u64, frame.source_wait_nanos);
+                    let verified = self.verified_token_end();
+                    if verified > reported && verified < self.fetch.request.token_end {
+                        reported = verified;
+                        self.report(reports, false).await?;
+                    }
+                }
+                Kind::End(end) => self.streams[index].end(&end)?,
+            }
+        }
+        self.report(reports, true).await
+    }
+
+    /// Opens all streams at once.
+    async fn open(
+        &self,
+        connections: &Connections,
+        context: &Context,
+    ) -> Result<StreamMap<usize, impl Stream<Item = Message> + use<>>, CallError> {
+        let open = async |route: &Route| {
+            let channel = connections.to(&self.fetch.addresses[route.source]).await?;
+            let mut pull = Request::new(self.pull_request(route));
+            inject(context, pull.metadata_mut());
+            let mut client = KvTransferServiceClient::new(channel).max_decoding_message_size(http2::MESSAGE_BYTES_MAX);
+            let answer = client.pull(pull).await;
+            answer.map_err(|status| CallError::from_status(&status))
+        };
+        let answers = try_join_all(self.fetch.routes.iter().map(open)).await?;
+        let mut streams = StreamMap::new();
+        for (index, answer) in answers.into_iter().enumerate() {
+            let stream: Streaming<PullResponse> = answer.into_inner();
+            let ends = tokio_stream::once(None);
+            streams.insert(index, Box::pin(stream.map(Some).chain(ends)));
+        }
+        Ok(streams)
+    }
+
+    fn pull_request(&self, route: &Route) -> PullRequest {
+        let (request, layout) = (&self.fetch.request, &self.sidecar.layout);
+        PullRequest {
             ticket: request.ticket.clone(),
             token_begin: request.token_begin,
             token_end: request.token_end,
             level: request.level,
-            layout_fingerprint: self.sidecar.layout.fingerprint.to_vec(),
-        });
-        inject(context, pull.metadata_mut());
-        let mut client = KvTransferServiceClient::new(channel).max_decoding_message_size(http2::MESSAGE_BYTES_MAX);
-        let stall_ms = if request.stall_timeout_ms == 0 {
-            STALL_TIMEOUT_DEFAULT_MS
-        } else {
-            request.stall_timeout_ms
-        };
-        let stall = Duration::from_millis(stall_ms.into());
-
-        let answered = tokio::time::timeout(stall, client.pull(pull))
-            .await
-            .map_err(|_| self.stalled(stall))?;
-        let mut stream = answered.map_err(|status| CallError::from_status(&status))?.into_inner();
-        let Kind::Header(header) = self.next(&mut stream, Some(stall)).await? else {
-            return Err(CallError::Internal("the source began without a header".into()));
-        };
-        self.last = Instant::now();
-        if header
-            .layout
-            .as_ref()
-            .is_none_or(|layout| layout.fingerprint != self.sidecar.layout.fingerprint)
-        {
-            return Err(CallError::LayoutMismatch(
-                "the source's KV layout differs from ours; place the request on equal layouts".into(),
-            ));
-        }
-        loop {
-            // The header comes at once. Before the first frame the prompt may queue; HTTP/2 pings tell whether the source lives. After
-            // it, silence is a stall.
-            let limit = (self.frames > 0).then_some(stall);
-            match self.next(&mut stream, limit).await? {
-                Kind::Header(_) => return Err(CallError::Internal("the source sent a second header".into())),
-                Kind::Frame(frame) => {
-                    if let Err(error) = self.admit(&frame, fetch) {
-                        add(&self.sidecar.stats.frames_refused, 1);
-                        return Err(error);
-                    }
-                    if self.next_layer == 0 && self.next_token < request.token_end {
-                        self.report(reports, false).await?;
-                    }
-                }
-                Kind::End(end) => {
-                    let all = self.next_token == request.token_end && self.next_layer == 0;
-                    if !all || end.data_bytes != self.bytes || end.frame_count != self.frames {
-                        let message = format!(
-                            "the source ended after {} bytes in {} frames, {} and {} came, up to token {} of {}",
-                            end.data_bytes,
-                            end.frame_count,
-                            self.bytes,
-                            self.frames,
-                            self.next_token,
-                            request.token_end
-                        );
-                        return Err(CallError::DigestMismatch(message));
-                    }
-                    return self.report(reports, true).await;
-                }
-            }
+            layout_fingerprint: layout.fingerprint.to_vec(),
+            block_size: layout.block_size as u32,
+            dtype: dtype_to_wire(layout.dtype).into(),
+            head_begin: route.part.heads.start,
+            head_count: route.part.heads.len() as u32,
+            deadline_ms: request.deadline_ms,
         }
     }
 
     fn stalled(&self, limit: Duration) -> CallError {
-        let (after, limit_ms) = (self.next_token, limit.as_millis());
+        let (after, limit_ms) = (self.verified_token_end(), limit.as_millis());
         CallError::Unavailable(format!(
             "nothing came for {limit_ms} ms after token {after}; the source stalls"
         ))
     }
 
-    async fn next(&self, stream: &mut Streaming<PullResponse>, limit: Option<Duration>) -> Result<Kind, CallError> {
-        let message = match limit {
-            None => stream.message().await,
-            Some(limit) => tokio::time::timeout(limit, stream.message())
-                .await
-                .map_err(|_| self.stalled(limit))?,
+    /// The next message, of whatever stream has one.
+    async fn next(
+        &self,
+        streams: &mut StreamMap<usize, impl Stream<Item = Message> + Unpin>,
+        limit: Option<Duration>,
+    ) -> Result<(usize, Kind), CallError> {
+        let ended = || {
+            let token = self.verified_token_end();
+            CallError::Unavailable(format!("the source ended early, at token {token}"))
         };
-        match message.map_err(|status| CallError::from_status(&status))? {
-            Some(PullResponse { kind: Some(kind) }) => Ok(kind),
-            Some(_) => Err(CallError::Internal("the source sent an empty message".into())),
-            None => Err(CallError::Unavailable(format!(
-                "the source ended early, at token {}",
-                self.next_token
-            ))),
+        loop {
+            let message = match limit {
+                None => streams.next().await,
+                Some(limit) => tokio::time::timeout(limit, streams.next())
+                    .await
+                    .map_err(|_| self.stalled(limit))?,
+            };
+            let (index, message) = message.ok_or_else(ended)?;
+            match message {
+                None if self.streams[index].is_ended => {}
+                None => return Err(ended()),
+                Some(Err(status)) => return Err(CallError::from_status(&status)),
+                Some(Ok(PullResponse { kind: Some(kind) })) => return Ok((index, kind)),
+                Some(Ok(_)) => return Err(CallError::Internal("the source sent an empty message".into())),
+            }
         }
     }
 
-    /// Verifies a frame, whole, and only then places it.
-    fn admit(&mut self, frame: &Frame, fetch: &Fetch) -> Result<(), CallError> {
-        let expected_layers = self.sidecar.layout.layer_count as u32;
-        let in_order = frame.token_begin == self.next_token
-            && frame.layer_begin == self.next_layer
-            && frame.layer_count > 0
-            && frame.token_count > 0
-            && frame
-                .layer_begin
-                .checked_add(frame.layer_count)
-                .is_some_and(|end| end <= expected_layers);
-        let block_size = self.sidecar.frame_shape().block_size;
-        let within = frame.token_begin % block_size;
-        let token_end = frame
-            .token_begin
-            .checked_add(frame.token_count)
-            .filter(|end| *end <= fetch.request.token_end);
-        let whole = token_end.is_some_and(|end| end == fetch.request.token_end || end % block_size == 0);
-        if !in_order || !whole || within + frame.token_count > block_size || frame.level() != CodecLevel::Raw {
-            return Err(CallError::DigestMismatch(format!(
-                "a frame of tokens {}+{} and layers {}+{} came where token {} and layer {} were next",
-                frame.token_begin,
-                frame.token_count,
-                frame.layer_begin,
-                frame.layer_count,
-                self.next_token,
-                self.next_layer
-            )));
-        }
-        if frame.layout_fingerprint != self.sidecar.layout.fingerprint {
-            return Err(CallError::LayoutMismatch("a frame of another KV layout came".into()));
-        }
-        if frame.tenant_scope != fetch.tenant_scope {
-            return Err(CallError::DigestMismatch(format!(
-                "the frame at token {} is of another tenant",
-                frame.token_begin
-            )));
-        }
-        if frame.digest != xxh3_128(&frame.data).to_be_bytes() {
-            return Err(CallError::DigestMismatch(format!(
-                "the frame at token {} was altered on its way",
-                frame.token_begin
-            )));
-        }
-        let block = fetch.request.block_ids[(frame.token_begin / block_size) as usize];
-        let tokens = within..within + frame.token_count;
-        let layers = frame.layer_begin..frame.layer_begin + frame.layer_count;
-        let placed = fetch
-            .gate
-            .write(|| self.sidecar.pool.scatter(block, tokens, layers.clone(), &frame.data));
-        match placed {
-            None => return Err(fenced()),
-            Some(Err(error)) => return Err(CallError::DigestMismatch(error.to_string())),
-            Some(Ok(())) => {}
-        }
-        self.bytes += frame.data.len() as u64;
+    fn count(&mut self, bytes: u64, source_wait_nanos: u64) {
+        self.bytes += bytes;
         self.frames += 1;
-        add(&self.sidecar.stats.kv_bytes_received, frame.data.len() as u64);
+        add(&self.sidecar.stats.kv_bytes_received, bytes);
         let elapsed = u64::try_from(self.last.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.last = Instant::now();
-        let waited = frame.source_wait_nanos.min(elapsed);
+        let waited = source_wait_nanos.min(elapsed);
         self.wait_nanos += waited;
         self.transfer_nanos += elapsed - waited;
-        self.next_layer = layers.end;
-        if self.next_layer == expected_layers {
-            self.next_layer = 0;
-            self.next_token += frame.token_count;
-        }
-        Ok(())
     }
 
     async fn report(
@@ -226,12 +200,16 @@ impl<'a> Receiving<'a> {
         complete: bool,
     ) -> Result<(), CallError> {
         let report = FetchResponse {
-            verified_token_end: self.next_token,
+            verified_token_end: self.verified_token_end(),
             data_bytes: self.bytes,
             complete,
             transfer_nanos: self.transfer_nanos,
+            conversion: self.conversion().into(),
         };
         let gone = |_| CallError::Cancelled("the worker closed the fetch".into());
         reports.send(Ok(report)).await.map_err(gone)
     }
 }
+
+/// What a stream says; None is its end.
+type Message = Option<Result<PullResponse, Status>>;

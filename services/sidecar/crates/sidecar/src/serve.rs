@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use kvasir_engine::{Engine, EngineOptions, Footprint, Grammars};
+use kvasir_engine::{Engine, EngineOptions, Footprint, Grammars, Isa};
 use kvasir_model::ModelSource;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
@@ -59,6 +59,7 @@ pub fn engine_options(flags: &EngineFlags) -> EngineOptions {
         kv_bytes: flags.kv_bytes,
         block_size: flags.block_size,
         kv_dtype: flags.kv_dtype.into(),
+        shard_count: flags.shards,
         threads: flags.thread_count(),
         step_token_max: flags.step_token_max,
         weights: flags.weights.into(),
@@ -118,22 +119,25 @@ async fn run(
         epoch: flags.epoch,
         ticket_key: key,
         pool: engine.pool(),
+        isa: Isa::detect(),
         layout: engine.layout().clone(),
         exports: Arc::clone(&exports),
         fetches: Fetches::default(),
         stats: Arc::clone(&stats),
         telemetry: telemetry.clone(),
     });
-    let listener = TcpListener::bind(flags.listen)
-        .await
-        .map_err(|error| format!("cannot listen on {}: {error}; choose another --listen", flags.listen))?;
-    let transfer_address = advertised(&flags, listener.local_addr()?);
+    let (mut listeners, mut transfer_addresses) = (Vec::new(), Vec::new());
+    for shard in 0..flags.engine.shards {
+        let listener = listen_for_shard(flags.listen, shard).await?;
+        transfer_addresses.push(advertised(&flags, listener.local_addr()?));
+        listeners.push(listener);
+    }
     let description = Description {
         context_length: engine.config().context_length,
         vocab_size: engine.config().vocab_size,
         device: engine.description(),
         step_token_max: flags.engine.step_token_max,
-        transfer_address: transfer_address.clone(),
+        transfer_addresses,
     };
     let device = start_device(engine, Arc::clone(&exports), stats, telemetry.clone())?;
     let device_thread = device.clone();
@@ -150,17 +154,22 @@ async fn run(
     let kernel = KernelServiceServer::new(worker_facing)
         .max_decoding_message_size(http2::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(http2::MESSAGE_BYTES_MAX);
-    let transfer =
-        KvTransferServiceServer::new(TransferService(sidecar)).max_encoding_message_size(http2::MESSAGE_BYTES_MAX);
     let mut servers = tokio::task::JoinSet::new();
     servers.spawn(
         Server::builder()
             .add_service(kernel)
             .serve_with_incoming(UnixListenerStream::new(socket)),
     );
-    let transfer = InterceptedService::new(transfer, admit_puller);
-    let incoming = connections(listener, tls);
-    servers.spawn(http2::server().add_service(transfer).serve_with_incoming(incoming));
+    for (shard, listener) in listeners.into_iter().enumerate() {
+        let service = TransferService {
+            sidecar: Arc::clone(&sidecar),
+            shard,
+        };
+        let service = KvTransferServiceServer::new(service).max_encoding_message_size(http2::MESSAGE_BYTES_MAX);
+        let service = InterceptedService::new(service, admit_puller);
+        let incoming = connections(listener, tls.clone());
+        servers.spawn(http2::server().add_service(service).serve_with_incoming(incoming));
+    }
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
         loop {
@@ -168,7 +177,7 @@ async fn run(
             exports.sweep(unix_ms()).await;
         }
     });
-    say(&serde_json::json!({"event": "ready", "socket": flags.socket, "transfer_address": transfer_address}));
+    say(&serde_json::json!({"event": "ready", "socket": flags.socket}));
 
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let outcome = tokio::select! {
@@ -202,6 +211,19 @@ fn bind_socket(path: &PathBuf) -> Result<UnixListener, Fatal> {
         .map_err(|error| format!("cannot listen on {}: {error}; choose another --socket", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// Each shard has a port of its own: the next ones after the first's, or free ones.
+async fn listen_for_shard(first: SocketAddr, shard: usize) -> Result<TcpListener, Fatal> {
+    let port = match first.port() {
+        0 => Some(0),
+        port => u16::try_from(usize::from(port) + shard).ok(),
+    };
+    let port = port.ok_or_else(|| format!("shard {shard} has no port after {first}; choose a lower --listen"))?;
+    let address = SocketAddr::new(first.ip(), port);
+    Ok(TcpListener::bind(address)
+        .await
+        .map_err(|error| format!("cannot listen on {address}: {error}; choose another --listen"))?)
 }
 
 /// What peers are told to connect to.

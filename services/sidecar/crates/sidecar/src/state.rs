@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use kvasir_engine::{KvDtype, KvLayout, KvPool};
+use kvasir_engine::{Isa, KvLayout, KvShards};
 
 use crate::exports::Exports;
 use crate::fetches::Fetches;
-use crate::frames::FrameShape;
+use crate::intervals::{Part, head_parts};
+use crate::layouts::layout_to_wire;
 use crate::proto::common;
 use crate::stats::Stats;
 use crate::telemetry::Telemetry;
@@ -20,8 +21,10 @@ pub struct Sidecar {
     pub epoch: u64,
     /// Signs this worker's tickets.
     pub ticket_key: TicketKey,
-    /// KV memory.
-    pub pool: Arc<KvPool>,
+    /// KV memory, by shards.
+    pub pool: Arc<KvShards>,
+    /// Instructions to convert elements with.
+    pub isa: Isa,
     /// How KV lies in it.
     pub layout: KvLayout,
     /// Leases to others.
@@ -35,31 +38,25 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Sizes that frames are cut by.
-    pub fn frame_shape(&self) -> FrameShape {
-        FrameShape {
-            block_size: self.layout.block_size as u32,
-            layer_count: self.layout.layer_count as u32,
-            bytes_per_token: self.pool.bytes_per_token(),
-        }
+    /// Tokens per block.
+    pub fn block_size(&self) -> u32 {
+        self.layout.block_size as u32
     }
 
     /// The layout as it travels.
     pub fn wire_layout(&self) -> common::KvLayout {
-        common::KvLayout {
-            model_revision: self.layout.model_revision.clone(),
-            dtype: match self.layout.dtype {
-                KvDtype::F32 => common::KvDtype::F32,
-                KvDtype::F16 => common::KvDtype::F16,
-                KvDtype::Bf16 => common::KvDtype::Bf16,
-            }
-            .into(),
-            block_size: self.layout.block_size as u32,
-            layer_count: self.layout.layer_count as u32,
-            kv_head_count: self.layout.kv_head_count as u32,
-            head_size: self.layout.head_size as u32,
-            rope: self.layout.rope.clone(),
-            fingerprint: self.layout.fingerprint.to_vec(),
-        }
+        layout_to_wire(&self.layout)
     }
+
+    /// What each shard holds.
+    pub fn parts(&self) -> Vec<Part> {
+        parts_of(&self.layout)
+    }
+}
+
+/// What each shard of a layout holds.
+pub fn parts_of(layout: &KvLayout) -> Vec<Part> {
+    let counts = [layout.layer_count, layout.kv_head_count, layout.shard_count];
+    let [layers, heads, shards] = counts.map(|count| count as u32);
+    head_parts(layers, heads, shards)
 }

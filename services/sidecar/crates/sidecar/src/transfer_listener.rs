@@ -18,6 +18,7 @@ use tonic::{Request, Status};
 use crate::errors::CallError;
 use crate::identity::{Identity, PeerRole, role_list};
 use crate::tls::{Buffered, Tls, buffered, enlarge_writes, identity_of};
+use crate::turns::Turns;
 
 /// Who may pull.
 const PULL_ROLES: &[PeerRole] = &[PeerRole::Decode, PeerRole::Mixed];
@@ -134,7 +135,7 @@ async fn shake_hands(stream: TcpStream, tls: &Tls) -> io::Result<Connection> {
 /// [`CallError::PermissionDenied`] with the role that was expected and who came.
 pub fn admit_puller(request: Request<()>) -> Result<Request<()>, Status> {
     let denied = |message: String| Err(CallError::PermissionDenied(message).into());
-    match request.extensions().get::<Caller>() {
+    match request.extensions().get::<Peer>().map(|peer| &peer.caller) {
         Some(Caller::Anyone) => Ok(request),
         Some(Caller::Known(caller)) if PULL_ROLES.contains(&caller.role) => Ok(request),
         Some(Caller::Known(caller)) => {
@@ -148,11 +149,23 @@ pub fn admit_puller(request: Request<()>) -> Result<Request<()>, Status> {
     }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Caller;
+/// What requests are told of their connection.
+#[derive(Clone)]
+pub struct Peer {
+    /// Who is at its other end.
+    pub caller: Caller,
+    /// The pulls on it.
+    pub turns: Arc<Turns>,
+}
 
-    fn connect_info(&self) -> Caller {
-        self.caller.clone()
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        Peer {
+            caller: self.caller.clone(),
+            turns: Arc::default(),
+        }
     }
 }
 

@@ -60,13 +60,7 @@ async fn whatever_ends_a_transfer_nothing_is_left_of_it() {
             let ticket = source
                 .publish_for(lease(lane), sequence(lane), LENGTH, &blocks(lane), life_ms)
                 .await;
-            let request = fetch_request(
-                &source.about.transfer_address,
-                ticket,
-                lease(lane),
-                LENGTH,
-                &blocks(lane),
-            );
+            let request = fetch_request(source.source(), ticket, lease(lane), LENGTH, &blocks(lane));
             fetches.push(Some(
                 sink.fetch(FetchRequest {
                     stall_timeout_ms: 60_000,

@@ -29,13 +29,58 @@ async fn honest_messages_are_placed() {
     assert!(report.complete && report.verified_token_end == TOKENS && report.data_bytes == end.data_bytes);
     assert_eq!(block(&sidecar, BLOCKS[0]), first.data);
     let mut partial = Vec::new();
-    sidecar
-        .pool
-        .gather(BLOCKS[1], 0..4, 0..3, &mut partial)
+    sidecar.pool.shards()[0]
+        .gather(BLOCKS[1], 0..4, 0..3, 0..2, &mut partial)
         .expect("a block");
     assert_eq!(partial, second.data);
     assert_eq!(block(&sidecar, 0), vec![0; block(&sidecar, 0).len()]);
     assert_eq!(sidecar.stats.kv_bytes_received.load(Ordering::Relaxed), end.data_bytes);
+}
+
+#[tokio::test]
+async fn layers_and_blocks_may_come_in_any_order_that_keeps_each_blocks_layers() {
+    let sidecar = sidecar();
+    let whole = frame(0, 20);
+    // Packed block after block, each [layer][K, V][head][token][element].
+    let (first, second) = whole.data.split_at(16 * SHAPE.bytes_per_token());
+    let layer = |block: &[u8], layers: std::ops::Range<usize>| {
+        let bytes = block.len() / 3;
+        block[layers.start * bytes..layers.end * bytes].to_vec()
+    };
+    let part = |token_begin, token_count, layer_begin, layer_count, data: Vec<u8>| {
+        sealed(Frame {
+            token_begin,
+            token_count,
+            layer_begin,
+            layer_count,
+            data: Bytes::from(data),
+            ..frame(0, 16)
+        })
+    };
+    let frames = [
+        part(0, 20, 0, 1, [layer(first, 0..1), layer(second, 0..1)].concat()),
+        part(16, 4, 1, 2, layer(second, 1..3)),
+        part(0, 16, 1, 1, layer(first, 1..2)),
+        part(0, 16, 2, 1, layer(first, 2..3)),
+    ];
+    let end = PullEnd {
+        data_bytes: whole.data.len() as u64,
+        frame_count: 4,
+    };
+    let kinds = [Kind::Header(header())]
+        .into_iter()
+        .chain(frames.map(Kind::Frame))
+        .chain([Kind::End(end)]);
+    let report = fetched(&sidecar, kinds.map(message).collect(), Then::Ends)
+        .await
+        .expect("a whole prompt");
+    assert!(report.complete && report.verified_token_end == TOKENS);
+    assert_eq!(block(&sidecar, BLOCKS[0]), first);
+    let mut partial = Vec::new();
+    sidecar.pool.shards()[0]
+        .gather(BLOCKS[1], 0..4, 0..3, 0..2, &mut partial)
+        .expect("a block");
+    assert_eq!(partial, second);
 }
 
 #[tokio::test]
@@ -102,9 +147,9 @@ async fn a_first_frame_that_is_wrong_changes_nothing() {
             },
             DigestMismatch,
         ),
-        ("the second block first", frame(16, 4), DigestMismatch),
         ("a part of a block", frame(0, 15), DigestMismatch),
-        ("more than a block", frame(0, 20), DigestMismatch),
+        ("a block and a part of the next", frame(0, 19), DigestMismatch),
+        ("more than the range", frame(0, 21), DigestMismatch),
         (
             "no tokens",
             sealed(Frame {

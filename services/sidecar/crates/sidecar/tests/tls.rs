@@ -77,13 +77,7 @@ impl Source {
         let slices = vec![slice(sequence_id, 0, prompt(1, LENGTH))];
         let starts = vec![start(sequence_id, LENGTH, &BLOCKS)];
         self.execution.step(starts, slices, vec![]).await.expect("a prompt");
-        let request = fetch_request(
-            &self.sidecar.about.transfer_address,
-            ticket,
-            self.pulls,
-            LENGTH,
-            &BLOCKS,
-        );
+        let request = fetch_request(self.sidecar.source(), ticket, self.pulls, LENGTH, &BLOCKS);
         let outcome = outcome(sink.fetch(request).await.expect("it begins")).await;
         self.sidecar.release(self.pulls).await;
         self.execution

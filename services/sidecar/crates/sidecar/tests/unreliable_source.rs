@@ -3,7 +3,9 @@
 mod hostile;
 
 use hostile::*;
-use kvasir_sidecar::proto::common::{ErrorDetail, ErrorReason};
+use kvasir_engine::KvLayout;
+use kvasir_sidecar::layouts::layout_to_wire;
+use kvasir_sidecar::proto::common::{ErrorDetail, ErrorReason, KvSource};
 use kvasir_sidecar::proto::kernel::FetchRequest;
 use kvasir_sidecar::proto::transfer::{PullEnd, PullHeader, PullResponse, pull_response::Kind};
 use prost::Message;
@@ -28,6 +30,22 @@ async fn a_stream_out_of_order_is_refused() {
         ("no header", vec![Kind::Frame(frame(0, 16))], Internal),
         ("another layout", vec![Kind::Header(other)], LayoutMismatch),
         ("no layout", vec![Kind::Header(PullHeader::default())], LayoutMismatch),
+        (
+            "other heads",
+            vec![Kind::Header(PullHeader {
+                head_begin: 1,
+                ..header()
+            })],
+            LayoutMismatch,
+        ),
+        (
+            "another element type",
+            vec![Kind::Header(PullHeader {
+                frame_dtype: 1,
+                ..header()
+            })],
+            LayoutMismatch,
+        ),
         (
             "two headers",
             vec![Kind::Header(header()), Kind::Header(header())],
@@ -129,6 +147,11 @@ async fn a_source_that_is_not_there_or_not_one_is_unavailable() {
 async fn a_request_that_does_not_fit_the_pool_is_refused_before_anything_is_sent() {
     let sidecar = sidecar();
     let good = || request("127.0.0.1:1".into());
+    let from = |change: fn(&mut KvSource)| {
+        let mut request = good();
+        change(request.source.as_mut().expect("a source"));
+        request
+    };
     let cases = [
         (
             "a short lease id",
@@ -181,21 +204,23 @@ async fn a_request_that_does_not_fit_the_pool_is_refused_before_anything_is_sent
         ),
         ("no ticket", FetchRequest { ticket: None, ..good() }, "ticket"),
         ("no level", FetchRequest { level: 0, ..good() }, "level"),
+        ("an address that is none", request("a b".into()), "source"),
+        ("no address", request(String::new()), "source"),
+        ("no source", FetchRequest { source: None, ..good() }, "source"),
         (
-            "an address that is none",
-            FetchRequest {
-                source_address: "a b".into(),
-                ..good()
-            },
-            "source_address",
+            "a source without a layout",
+            from(|source| source.layout = None),
+            "source",
         ),
         (
-            "no address",
-            FetchRequest {
-                source_address: String::new(),
-                ..good()
-            },
-            "source_address",
+            "a layout that cannot be",
+            from(|source| source.layout.as_mut().expect("a layout").block_size = 48),
+            "source",
+        ),
+        (
+            "two addresses for one shard",
+            from(|source| source.shard_addresses.push("127.0.0.1:2".into())),
+            "source",
         ),
     ];
     for (name, bad, field) in cases {
@@ -213,4 +238,20 @@ async fn a_request_that_does_not_fit_the_pool_is_refused_before_anything_is_sent
             "{name}: {error}"
         );
     }
+}
+
+#[tokio::test]
+async fn kv_of_another_model_is_refused_with_what_differs() {
+    let sidecar = sidecar();
+    let mut request = request("127.0.0.1:1".into());
+    let other = KvLayout {
+        model_revision: "other".into(),
+        kv_head_count: 4,
+        ..layout()
+    };
+    request.source.as_mut().expect("a source").layout = Some(layout_to_wire(&other.with_fingerprint()));
+    let error = fetch_from(&sidecar, request).await.unwrap_err();
+    assert_eq!(reason(&error), ErrorReason::LayoutMismatch);
+    let expected = "KV cannot move here: model_revision is test and other, kv_head_count is 2 and 4; place the request on workers of one model";
+    assert_eq!(error.message(), expected);
 }

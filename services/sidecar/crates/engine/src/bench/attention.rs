@@ -2,7 +2,7 @@
 
 use super::{Share, WeightMacs, best_seconds};
 use crate::error::{EngineError, StepError};
-use kvasir_kernels::{AlignedF32, Batch, Cpu, KvPool, KvShape, Roofline, Span, attention};
+use kvasir_kernels::{AlignedF32, Batch, Cpu, KvShape, KvShards, Roofline, Span, attention};
 
 /// Rows of the prompt chunk that is measured.
 const CHUNK: usize = 512;
@@ -78,15 +78,16 @@ pub(super) fn measure(
     })
 }
 
-fn filled_pool(shape: KvShape, blocks: usize) -> Result<KvPool, StepError> {
+fn filled_pool(shape: KvShape, blocks: usize) -> Result<KvShards, StepError> {
     let block_bytes = shape.bytes_per_token() * shape.block_size;
-    let pool = KvPool::new(shape, (block_bytes * blocks) as u64).map_err(EngineError::from);
+    let pool = KvShards::new(shape, 1, (block_bytes * blocks) as u64).map_err(EngineError::from);
     let pool = pool.map_err(|error| StepError::Internal(error.to_string()))?;
     // Any finite numbers: bytes 0x3c give about 0.0115 in bf16 and f32 and 1.06 in f16.
     let content = vec![0x3c; block_bytes];
     for block in 0..blocks as u32 {
         let (tokens, layers) = (0..shape.block_size as u32, 0..shape.layer_count as u32);
-        pool.scatter(block, tokens, layers, &content)
+        pool.shards()[0]
+            .scatter(block, tokens, layers, 0..shape.kv_head_count as u32, &content)
             .map_err(|error| StepError::Internal(error.to_string()))?;
     }
     Ok(pool)

@@ -1,6 +1,6 @@
 //! One step's slices, in passes over the weights.
 
-use super::{Engine, SliceWork, lost};
+use super::{Engine, SliceWork, StoredWatch, lost};
 use crate::error::StepError;
 use crate::plan::{PromptLogprob, SampledToken};
 use crate::sampling::{Past, SamplingScratch, prompt_logprob, sample};
@@ -45,12 +45,16 @@ enum Read {
 
 impl Engine {
     /// Computes slices in passes of at most the backend's rows; a pass may end inside a slice.
-    pub(super) fn compute(&mut self, work: &[SliceWork<'_>]) -> Result<Vec<Computed>, StepError> {
+    pub(super) fn compute(
+        &mut self,
+        work: &[SliceWork<'_>],
+        watch: &mut StoredWatch<'_>,
+    ) -> Result<Vec<Computed>, StepError> {
         let rows_max = self.pass_rows(work);
         let mut done = Vec::with_capacity(work.len());
         let (mut next, mut offset) = (0, 0);
         while next < work.len() {
-            let (mut tokens, mut spans) = (Vec::new(), Vec::new());
+            let (mut tokens, mut spans, mut ends) = (Vec::new(), Vec::new(), Vec::new());
             let mut readings: Vec<Reading<'_>> = Vec::new();
             while next < work.len() && tokens.len() < rows_max {
                 let SliceWork { index, slice, sampled } = work[next];
@@ -71,6 +75,7 @@ impl Engine {
                     token_count: count,
                     blocks: &sequence.blocks,
                 });
+                ends.push((slice.sequence_id, (start_position + count) as u32));
                 let first_row = tokens.len();
                 match slice.token_ids.get(offset..offset + count) {
                     Some(ids) => tokens.extend_from_slice(ids),
@@ -106,7 +111,10 @@ impl Engine {
                 }
             }
             let rows: Vec<usize> = readings.iter().map(|reading| reading.row).collect();
-            self.backend.forward(&tokens, spans, &rows, &mut self.logits)?;
+            self.backend
+                .forward(&tokens, spans, &rows, &mut self.logits, &mut |layers| {
+                    watch(&ends, layers)
+                })?;
             // Waits only for masks that took longer than the pass.
             let mask_of = |reading: &Reading<'_>| match reading.purpose {
                 Purpose::Sample(_) => reading.sequence.guide.as_ref().and_then(Guide::mask),

@@ -45,7 +45,8 @@ impl Engine {
             };
             let inside = rows.iter().filter(|row| (begin..end).contains(*row));
             let rows: Vec<usize> = inside.map(|row| row - begin).collect();
-            self.backend.forward(tokens, vec![span], &rows, &mut self.logits)?;
+            self.backend
+                .forward(tokens, vec![span], &rows, &mut self.logits, &mut |_| {})?;
             all.extend_from_slice(&self.logits);
             begin = end;
         }

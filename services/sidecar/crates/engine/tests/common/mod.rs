@@ -103,6 +103,7 @@ pub fn options(block_size: usize, kv_dtype: KvDtype, threads: usize) -> EngineOp
         kv_bytes: 1 << 20,
         block_size,
         kv_dtype,
+        shard_count: 1,
         threads,
         step_token_max: 512,
         weights: WeightFormat::Stored,

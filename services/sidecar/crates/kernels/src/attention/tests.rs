@@ -9,7 +9,7 @@ use crate::simd::tests::Noise;
 const HEADS: usize = 6;
 
 struct World {
-    pool: KvPool,
+    pool: KvShards,
     blocks: Vec<u32>,
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -19,6 +19,10 @@ struct World {
 
 /// A pool of one sequence with scattered blocks, whose unused slots hold NaN.
 fn world(head_size: usize, block_size: usize, dtype: KvDtype, tokens: usize) -> World {
+    world_of(head_size, block_size, dtype, tokens, 1)
+}
+
+fn world_of(head_size: usize, block_size: usize, dtype: KvDtype, tokens: usize, shard_count: usize) -> World {
     let mut noise = Noise::new(11);
     let shape = KvShape {
         layer_count: 2,
@@ -28,7 +32,12 @@ fn world(head_size: usize, block_size: usize, dtype: KvDtype, tokens: usize) -> 
         dtype,
     };
     let block_count = tokens.div_ceil(block_size);
-    let pool = KvPool::new(shape, (shape.bytes_per_token() * block_size * block_count * 2) as u64).unwrap();
+    let pool = KvShards::new(
+        shape,
+        shard_count,
+        (shape.bytes_per_token() * block_size * block_count * 2) as u64,
+    )
+    .unwrap();
     let blocks: Vec<u32> = (0..block_count as u32)
         .map(|index| index * 2 + (index & 1))
         .rev()
@@ -56,8 +65,20 @@ fn world(head_size: usize, block_size: usize, dtype: KvDtype, tokens: usize) -> 
             })
             .collect();
         let token = (position % block_size) as u32;
-        pool.scatter(blocks[position / block_size], token..token + 1, 1..2, &bytes)
+        let (halves, head_bytes) = (bytes.split_at(bytes.len() / 2), head_size * dtype.byte_size());
+        for (shard, to) in pool.shards().iter().enumerate() {
+            let heads = pool.heads(shard);
+            let columns = heads.start * head_bytes..heads.end * head_bytes;
+            let part = [&halves.0[columns.clone()], &halves.1[columns]].concat();
+            to.scatter(
+                blocks[position / block_size],
+                token..token + 1,
+                1..2,
+                0..heads.len() as u32,
+                &part,
+            )
             .unwrap();
+        }
     }
     let query = noise
         .units(tokens * HEADS * head_size)
@@ -148,7 +169,7 @@ fn agrees_with_f64_softmax_for_odd_heads_and_every_type() {
 }
 
 #[test]
-fn bits_do_not_depend_on_chunks_blocks_threads_or_instructions() {
+fn bits_do_not_depend_on_chunks_blocks_shards_threads_or_instructions() {
     for (head_size, dtype) in [(64, KvDtype::Bf16), (24, KvDtype::F32)] {
         let tokens = 150;
         let portable = Cpu::with_isa(Isa::available().pop().unwrap(), 1).unwrap();
@@ -156,15 +177,15 @@ fn bits_do_not_depend_on_chunks_blocks_threads_or_instructions() {
             .into_iter()
             .map(f32::to_bits)
             .collect();
-        for block_size in [16, 32, 64] {
-            let world = world(head_size, block_size, dtype, tokens);
+        for (block_size, shard_count) in [(16, 1), (32, 2), (64, 1)] {
+            let world = world_of(head_size, block_size, dtype, tokens, shard_count);
             for isa in Isa::available() {
                 let cpu = Cpu::with_isa(isa, 2).unwrap();
                 for chunks in [&[150][..], &[1; 150], &[16, 64, 70], &[33, 1, 1, 5, 100, 10]] {
                     let bits = run(&world, &cpu, chunks).into_iter().map(f32::to_bits);
                     assert!(
                         bits.eq(expected.iter().copied()),
-                        "{} {block_size} {chunks:?}",
+                        "{} {block_size} {shard_count} {chunks:?}",
                         isa.name()
                     );
                 }

@@ -10,6 +10,7 @@ fn lab() -> Lab {
         kv_bytes: 4 << 20,
         block_size: 16,
         kv_dtype: KvDtype::F32,
+        shard_count: 1,
         threads: 1,
         step_token_max: 64,
         weights: WeightFormat::Stored,

@@ -1,6 +1,6 @@
 //! Requests, streams and answers of a worker.
 
-use kvasir_sidecar::proto::common::{ErrorDetail, ErrorReason, SamplingParams};
+use kvasir_sidecar::proto::common::{ErrorDetail, ErrorReason, KvSource, SamplingParams};
 use kvasir_sidecar::proto::kernel::{
     ExecuteRequest, ExecuteResponse, FetchRequest, FetchResponse, SequenceSlice, SequenceStart,
 };
@@ -12,17 +12,18 @@ use tonic::{Request, Status, Streaming};
 use super::{SCOPE, VOCAB, soon};
 
 /// A request to fetch tokens `[0, token_end)` from a source.
-pub fn fetch_request(source: &str, ticket: Ticket, lease: u8, token_end: u32, blocks: &[u32]) -> FetchRequest {
+pub fn fetch_request(source: KvSource, ticket: Ticket, lease: u8, token_end: u32, blocks: &[u32]) -> FetchRequest {
     FetchRequest {
         lease_id: vec![lease; 16],
         ticket: Some(ticket),
-        source_address: source.to_owned(),
+        source: Some(source),
         block_ids: blocks.to_vec(),
         token_begin: 0,
         token_end,
         tenant_scope: SCOPE.to_vec(),
         level: CodecLevel::Raw.into(),
         stall_timeout_ms: 0,
+        deadline_ms: 0,
     }
 }
 

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kvasir_model::testing::TestModel;
+use kvasir_sidecar::proto::common::KvSource;
 use kvasir_sidecar::proto::kernel::kernel_service_client::KernelServiceClient;
 use kvasir_sidecar::proto::kernel::{
     DescribeRequest, DescribeResponse, FenceRequest, FetchRequest, FetchResponse, PublishRequest, ReleaseRequest,
@@ -217,6 +218,14 @@ impl Sidecar {
             layout_fingerprint: self.fingerprint(),
             tenant_scope: SCOPE.to_vec(),
         })
+    }
+
+    /// Where its KV can be pulled.
+    pub fn source(&self) -> KvSource {
+        KvSource {
+            layout: self.about.layout.clone(),
+            shard_addresses: self.about.transfer_addresses.clone(),
+        }
     }
 
     pub fn fingerprint(&self) -> Vec<u8> {

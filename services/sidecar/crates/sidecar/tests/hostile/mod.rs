@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kvasir_engine::{KvDtype, KvLayout, KvPool};
+use kvasir_engine::{Isa, KvDtype, KvLayout, KvShards};
 use kvasir_kernels::KvShape;
 use kvasir_sidecar::connections::Connections;
 use kvasir_sidecar::exports::Exports;
 use kvasir_sidecar::fetch;
 use kvasir_sidecar::fetches::Fetches;
 use kvasir_sidecar::http2;
-use kvasir_sidecar::proto::common::{ErrorDetail, ErrorReason};
+use kvasir_sidecar::layouts::{dtype_to_wire, layout_to_wire};
+use kvasir_sidecar::proto::common::{ErrorDetail, ErrorReason, KvSource};
 use kvasir_sidecar::proto::kernel::{FetchRequest, FetchResponse};
 use kvasir_sidecar::proto::transfer::kv_transfer_service_server::{KvTransferService, KvTransferServiceServer};
 use kvasir_sidecar::proto::transfer::{
@@ -40,7 +41,6 @@ pub const SHAPE: KvShape = KvShape {
     dtype: KvDtype::F16,
 };
 pub const SCOPE: [u8; 16] = [9; 16];
-pub const FINGERPRINT: [u8; 16] = [3; 16];
 /// Two blocks, the second one partial.
 pub const TOKENS: u32 = 20;
 pub const BLOCKS: [u32; 2] = [2, 1];
@@ -75,14 +75,29 @@ pub fn message(kind: Kind) -> PullResponse {
     PullResponse { kind: Some(kind) }
 }
 
+pub fn layout() -> KvLayout {
+    KvLayout {
+        model_revision: "test".into(),
+        dtype: SHAPE.dtype,
+        block_size: SHAPE.block_size,
+        shard_count: 1,
+        layer_count: SHAPE.layer_count,
+        kv_head_count: SHAPE.kv_head_count,
+        head_size: SHAPE.head_size,
+        rope: "none".into(),
+        fingerprint: [0; 16],
+        exact_fingerprint: [0; 16],
+    }
+    .with_fingerprint()
+}
+
 pub fn header() -> PullHeader {
-    let layout = kvasir_sidecar::proto::common::KvLayout {
-        fingerprint: FINGERPRINT.to_vec(),
-        ..Default::default()
-    };
     PullHeader {
-        layout: Some(layout),
+        layout: Some(layout_to_wire(&layout())),
         source_epoch: 1,
+        frame_dtype: dtype_to_wire(SHAPE.dtype).into(),
+        head_begin: 0,
+        head_count: SHAPE.kv_head_count as u32,
     }
 }
 
@@ -97,7 +112,7 @@ pub fn frame(token_begin: u32, token_count: u32) -> Frame {
         layer_begin: 0,
         layer_count: 3,
         level: CodecLevel::Raw.into(),
-        layout_fingerprint: FINGERPRINT.to_vec(),
+        layout_fingerprint: layout().fingerprint.to_vec(),
         tenant_scope: SCOPE.to_vec(),
         data: Bytes::from(data),
         ..Frame::default()
@@ -113,22 +128,13 @@ pub fn sealed(frame: Frame) -> Frame {
 }
 
 pub fn sidecar() -> Arc<Sidecar> {
-    let layout = KvLayout {
-        model_revision: "test".into(),
-        dtype: SHAPE.dtype,
-        block_size: SHAPE.block_size,
-        layer_count: SHAPE.layer_count,
-        kv_head_count: SHAPE.kv_head_count,
-        head_size: SHAPE.head_size,
-        rope: "none".into(),
-        fingerprint: FINGERPRINT,
-    };
     Arc::new(Sidecar {
         worker_id: "sink".into(),
         epoch: 1,
         ticket_key: TicketKey::new([4; 32]),
-        pool: Arc::new(KvPool::new(SHAPE, 1 << 14).expect("a pool")),
-        layout,
+        pool: Arc::new(KvShards::new(SHAPE, 1, 1 << 14).expect("a pool")),
+        layout: layout(),
+        isa: Isa::detect(),
         exports: Arc::new(Exports::default()),
         fetches: Fetches::default(),
         stats: Arc::new(Stats::default()),
@@ -140,13 +146,17 @@ pub fn request(source: String) -> FetchRequest {
     FetchRequest {
         lease_id: vec![1; 16],
         ticket: Some(Ticket::default()),
-        source_address: source,
+        source: Some(KvSource {
+            layout: Some(layout_to_wire(&layout())),
+            shard_addresses: vec![source],
+        }),
         block_ids: BLOCKS.to_vec(),
         token_begin: 0,
         token_end: TOKENS,
         tenant_scope: SCOPE.to_vec(),
         level: CodecLevel::Raw.into(),
         stall_timeout_ms: 200,
+        deadline_ms: 0,
     }
 }
 
@@ -193,6 +203,8 @@ pub fn reason(status: &Status) -> ErrorReason {
 
 pub fn block(sidecar: &Sidecar, block: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
-    sidecar.pool.gather(block, 0..16, 0..3, &mut bytes).expect("a block");
+    sidecar.pool.shards()[0]
+        .gather(block, 0..16, 0..3, 0..2, &mut bytes)
+        .expect("a block");
     bytes
 }

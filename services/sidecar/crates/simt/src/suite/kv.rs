@@ -4,7 +4,7 @@ use super::harness::{HALF_STEP, Harness, near, same, text};
 use super::rope::offset;
 use half::bf16;
 use kvasir_cuda::ops::{self, Copy, Deviation, KvPiece, PoolShape, Relocate};
-use kvasir_kernels::{Cpu, KvDtype, KvPool, KvShape, Relocation, place};
+use kvasir_kernels::{Cpu, KvDtype, KvShape, KvShards, Relocation, place};
 
 fn shape(h: &mut Harness<'_>) -> PoolShape {
     PoolShape {
@@ -16,7 +16,7 @@ fn shape(h: &mut Harness<'_>) -> PoolShape {
 }
 
 /// The CPU engine's pool with random content, and the content.
-fn cpu_pool(h: &mut Harness<'_>, shape: &PoolShape, blocks: usize) -> Result<(KvPool, Vec<bf16>), String> {
+fn cpu_pool(h: &mut Harness<'_>, shape: &PoolShape, blocks: usize) -> Result<(KvShards, Vec<bf16>), String> {
     let sizes = KvShape {
         layer_count: shape.layer_count,
         kv_head_count: shape.kv_head_count,
@@ -24,31 +24,35 @@ fn cpu_pool(h: &mut Harness<'_>, shape: &PoolShape, blocks: usize) -> Result<(Kv
         block_size: shape.block_size,
         dtype: KvDtype::Bf16,
     };
-    let pool = KvPool::new(sizes, (blocks * shape.block_bytes()) as u64).map_err(text)?;
+    let pool = KvShards::new(sizes, 1, (blocks * shape.block_bytes()) as u64).map_err(text)?;
     let content = h.random.rounded(blocks * shape.block_bytes() / 2, 1.0);
     let bytes: Vec<u8> = content.iter().flat_map(|x| x.to_le_bytes()).collect();
     for (block, bytes) in bytes.chunks(shape.block_bytes()).enumerate() {
-        pool.scatter(
-            block as u32,
-            0..shape.block_size as u32,
-            0..shape.layer_count as u32,
-            bytes,
-        )
-        .map_err(text)?;
+        pool.shards()[0]
+            .scatter(
+                block as u32,
+                0..shape.block_size as u32,
+                0..shape.layer_count as u32,
+                0..shape.kv_head_count as u32,
+                bytes,
+            )
+            .map_err(text)?;
     }
     Ok((pool, content))
 }
 
-fn all_of(pool: &KvPool, shape: &PoolShape) -> Result<Vec<bf16>, String> {
+fn all_of(pool: &KvShards, shape: &PoolShape) -> Result<Vec<bf16>, String> {
     let mut bytes = Vec::new();
     for block in 0..pool.block_count() {
-        pool.gather(
-            block,
-            0..shape.block_size as u32,
-            0..shape.layer_count as u32,
-            &mut bytes,
-        )
-        .map_err(text)?;
+        pool.shards()[0]
+            .gather(
+                block,
+                0..shape.block_size as u32,
+                0..shape.layer_count as u32,
+                0..shape.kv_head_count as u32,
+                &mut bytes,
+            )
+            .map_err(text)?;
     }
     Ok(bytes
         .as_chunks::<2>()
@@ -138,13 +142,15 @@ pub fn copy(h: &mut Harness<'_>) -> Result<(), String> {
             token_begin..token_begin + token_count,
             layer_begin..layer_begin + layer_count,
         );
-        pool.gather(
-            *block,
-            tokens.start as u32..tokens.end as u32,
-            layers.start as u32..layers.end as u32,
-            &mut packed,
-        )
-        .map_err(text)?;
+        pool.shards()[0]
+            .gather(
+                *block,
+                tokens.start as u32..tokens.end as u32,
+                layers.start as u32..layers.end as u32,
+                0..shape.kv_head_count as u32,
+                &mut packed,
+            )
+            .map_err(text)?;
     }
     let list: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_bytes(&shape)).collect();
     let (from, out, list) = (h.bf16s(&content)?, h.output(packed.len())?, h.bytes(&list)?);
@@ -159,9 +165,11 @@ pub fn copy(h: &mut Harness<'_>) -> Result<(), String> {
         let tokens = piece.token_begin..piece.token_begin + piece.token_count;
         let layers = piece.layer_begin..piece.layer_begin + piece.layer_count;
         let mut bytes = Vec::new();
-        pool.gather(piece.block, tokens.clone(), layers.clone(), &mut bytes)
+        let heads = 0..shape.kv_head_count as u32;
+        let (from, to) = (&pool.shards()[0], &target.shards()[0]);
+        from.gather(piece.block, tokens.clone(), layers.clone(), heads.clone(), &mut bytes)
             .map_err(text)?;
-        target.scatter(piece.block, tokens, layers, &bytes).map_err(text)?;
+        to.scatter(piece.block, tokens, layers, heads, &bytes).map_err(text)?;
     }
     same(
         "scattered",

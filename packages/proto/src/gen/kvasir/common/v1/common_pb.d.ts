@@ -61,7 +61,8 @@ export declare type ErrorDetail = Message<"kvasir.common.v1.ErrorDetail"> & {
 export declare const ErrorDetailSchema: GenMessage<ErrorDetail>;
 
 /**
- * How KV lies in one worker, and which model it belongs to. KV moves only between equal fingerprints.
+ * How KV lies in one worker, and which model it belongs to. KV moves only between equal fingerprints. What the fingerprint leaves out may
+ * differ: blocks and heads are cut anew on the way, and elements converted.
  *
  * @generated from message kvasir.common.v1.KvLayout
  */
@@ -95,7 +96,7 @@ export declare type KvLayout = Message<"kvasir.common.v1.KvLayout"> & {
   layerCount: number;
 
   /**
-   * KV heads per layer.
+   * KV heads per layer, over all shards.
    *
    * @generated from field: uint32 kv_head_count = 5;
    */
@@ -116,11 +117,26 @@ export declare type KvLayout = Message<"kvasir.common.v1.KvLayout"> & {
   rope: string;
 
   /**
-   * First 16 bytes of SHA-256 over the fields above.
+   * First 16 bytes of SHA-256 over model_revision, layer_count, kv_head_count, head_size and rope.
    *
    * @generated from field: bytes fingerprint = 8;
    */
   fingerprint: Uint8Array;
+
+  /**
+   * Tensor-parallel shards, a divisor of kv_head_count: shard s holds the heads from s * kv_head_count / shard_count on.
+   *
+   * @generated from field: uint32 shard_count = 9;
+   */
+  shardCount: number;
+
+  /**
+   * First 16 bytes of SHA-256 over the fingerprint, the dtype and how the weights are kept. Where it is equal too, KV that moved is bit for
+   * bit what this worker would have computed; block hashes begin with it.
+   *
+   * @generated from field: bytes exact_fingerprint = 10;
+   */
+  exactFingerprint: Uint8Array;
 };
 
 /**
@@ -128,6 +144,33 @@ export declare type KvLayout = Message<"kvasir.common.v1.KvLayout"> & {
  * Use `create(KvLayoutSchema)` to create a new message.
  */
 export declare const KvLayoutSchema: GenMessage<KvLayout>;
+
+/**
+ * Where KV can be pulled, and how it lies there.
+ *
+ * @generated from message kvasir.common.v1.KvSource
+ */
+export declare type KvSource = Message<"kvasir.common.v1.KvSource"> & {
+  /**
+   * Layout of the holder.
+   *
+   * @generated from field: kvasir.common.v1.KvLayout layout = 1;
+   */
+  layout?: KvLayout | undefined;
+
+  /**
+   * host:port of the KvTransferService of each shard, in their order.
+   *
+   * @generated from field: repeated string shard_addresses = 2;
+   */
+  shardAddresses: string[];
+};
+
+/**
+ * Describes the message kvasir.common.v1.KvSource.
+ * Use `create(KvSourceSchema)` to create a new message.
+ */
+export declare const KvSourceSchema: GenMessage<KvSource>;
 
 /**
  * One incarnation of one worker.
@@ -649,7 +692,7 @@ export enum ErrorReason {
   STALE_EPOCH = 4,
 
   /**
-   * Both sides hold KV of different models or shapes.
+   * Both sides hold KV of different models.
    *
    * @generated from enum value: ERROR_REASON_LAYOUT_MISMATCH = 5;
    */
@@ -742,6 +785,46 @@ export enum KvDtype {
  * Describes the enum kvasir.common.v1.KvDtype.
  */
 export declare const KvDtypeSchema: GenEnum<KvDtype>;
+
+/**
+ * What became of KV elements on their way into another pool.
+ *
+ * @generated from enum kvasir.common.v1.KvConversion
+ */
+export enum KvConversion {
+  /**
+   * Never sent on purpose.
+   *
+   * @generated from enum value: KV_CONVERSION_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * The same type: the bits are the source's.
+   *
+   * @generated from enum value: KV_CONVERSION_NONE = 1;
+   */
+  NONE = 1,
+
+  /**
+   * To a type that holds every value of the source's: the values are the source's.
+   *
+   * @generated from enum value: KV_CONVERSION_WIDENED = 2;
+   */
+  WIDENED = 2,
+
+  /**
+   * To the nearest value of a type that does not, ties to even. Approximate.
+   *
+   * @generated from enum value: KV_CONVERSION_ROUNDED = 3;
+   */
+  ROUNDED = 3,
+}
+
+/**
+ * Describes the enum kvasir.common.v1.KvConversion.
+ */
+export declare const KvConversionSchema: GenEnum<KvConversion>;
 
 /**
  * What a worker does.

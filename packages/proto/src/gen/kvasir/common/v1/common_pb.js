@@ -10,7 +10,7 @@ import { enumDesc, fileDesc, messageDesc, tsEnum } from "@bufbuild/protobuf/code
  * Describes the file kvasir/common/v1/common.proto.
  */
 export const file_kvasir_common_v1_common = /*@__PURE__*/
-  fileDesc("Ch1rdmFzaXIvY29tbW9uL3YxL2NvbW1vbi5wcm90bxIQa3Zhc2lyLmNvbW1vbi52MSKHAQoLRXJyb3JEZXRhaWwSLQoGcmVhc29uGAEgASgOMh0ua3Zhc2lyLmNvbW1vbi52MS5FcnJvclJlYXNvbhIPCgdtZXNzYWdlGAIgASgJEhYKDnJldHJ5X2FmdGVyX21zGAMgASgNEg0KBWZpZWxkGAQgASgJEhEKCXdvcmtlcl9pZBgFIAEoCSLCAQoIS3ZMYXlvdXQSFgoObW9kZWxfcmV2aXNpb24YASABKAkSKAoFZHR5cGUYAiABKA4yGS5rdmFzaXIuY29tbW9uLnYxLkt2RHR5cGUSEgoKYmxvY2tfc2l6ZRgDIAEoDRITCgtsYXllcl9jb3VudBgEIAEoDRIVCg1rdl9oZWFkX2NvdW50GAUgASgNEhEKCWhlYWRfc2l6ZRgGIAEoDRIMCgRyb3BlGAcgASgJEhMKC2ZpbmdlcnByaW50GAggASgMIj4KCVdvcmtlclJlZhIRCgl3b3JrZXJfaWQYASABKAkSDQoFZXBvY2gYAiABKAQSDwoHYWRkcmVzcxgDIAEoCSL1AwoOU2FtcGxpbmdQYXJhbXMSEwoLdGVtcGVyYXR1cmUYASABKAISDQoFdG9wX2sYAiABKA0SDQoFdG9wX3AYAyABKAISDAoEc2VlZBgEIAEoBhISCgptYXhfdG9rZW5zGAUgASgNEhYKDnN0b3BfdG9rZW5faWRzGAYgAygNEhAKCGxvZ3Byb2JzGAcgASgIEhQKDHRvcF9sb2dwcm9icxgIIAEoDRINCgVtaW5fcBgJIAEoAhIRCgl0eXBpY2FsX3AYCiABKAISGgoScmVwZXRpdGlvbl9wZW5hbHR5GAsgASgCEhgKEHByZXNlbmNlX3BlbmFsdHkYDCABKAISGQoRZnJlcXVlbmN5X3BlbmFsdHkYDSABKAISLwoKbG9naXRfYmlhcxgOIAMoCzIbLmt2YXNpci5jb21tb24udjEuVG9rZW5CaWFzEhIKCm1pbl90b2tlbnMYDyABKA0SMgoJYmFkX3dvcmRzGBAgAygLMh8ua3Zhc2lyLmNvbW1vbi52MS5Ub2tlblNlcXVlbmNlEhwKD3Byb21wdF9sb2dwcm9icxgRIAEoDUgAiAEBEjAKCmNvbnN0cmFpbnQYEiABKAsyHC5rdmFzaXIuY29tbW9uLnYxLkNvbnN0cmFpbnRCEgoQX3Byb21wdF9sb2dwcm9icyKDAQoKQ29uc3RyYWludBIVCgtqc29uX29iamVjdBgBIAEoCEgAEhUKC2pzb25fc2NoZW1hGAIgASgJSAASDwoFcmVnZXgYAyABKAlIABIuCgZjaG9pY2UYBCABKAsyHC5rdmFzaXIuY29tbW9uLnYxLlRleHRDaG9pY2VIAEIGCgRraW5kIhsKClRleHRDaG9pY2USDQoFdGV4dHMYASADKAkiKwoJVG9rZW5CaWFzEhAKCHRva2VuX2lkGAEgASgNEgwKBGJpYXMYAiABKAIiIgoNVG9rZW5TZXF1ZW5jZRIRCgl0b2tlbl9pZHMYASADKA0iMQoMVG9rZW5Mb2dwcm9iEhAKCHRva2VuX2lkGAEgASgNEg8KB2xvZ3Byb2IYAiABKAIisgEKDFNhbXBsZWRUb2tlbhIQCgh0b2tlbl9pZBgBIAEoDRIUCgdsb2dwcm9iGAIgASgCSACIAQESNAoMdG9wX2xvZ3Byb2JzGAMgAygLMh4ua3Zhc2lyLmNvbW1vbi52MS5Ub2tlbkxvZ3Byb2ISOAoPcHJvbXB0X2xvZ3Byb2JzGAQgAygLMh8ua3Zhc2lyLmNvbW1vbi52MS5Qcm9tcHRMb2dwcm9iQgoKCF9sb2dwcm9iInYKDVByb21wdExvZ3Byb2ISEAoIdG9rZW5faWQYASABKA0SDwoHbG9ncHJvYhgCIAEoAhIMCgRyYW5rGAMgASgNEjQKDHRvcF9sb2dwcm9icxgEIAMoCzIeLmt2YXNpci5jb21tb24udjEuVG9rZW5Mb2dwcm9iIrwCCglQbGFjZW1lbnQSLQoEbW9kZRgBIAEoDjIfLmt2YXNpci5jb21tb24udjEuUGxhY2VtZW50TW9kZRIsCgdwcmVmaWxsGAIgASgLMhsua3Zhc2lyLmNvbW1vbi52MS5Xb3JrZXJSZWYSKwoGZGVjb2RlGAMgASgLMhsua3Zhc2lyLmNvbW1vbi52MS5Xb3JrZXJSZWYSGQoRcHJlZGljdGVkX3R0ZnRfbXMYBCABKAESGAoQcHJlZGljdGVkX3RidF9tcxgFIAEoARIOCgZyZWFzb24YBiABKAkSFQoNbG9jYWxfcHJlZmlsbBgHIAEoCBIzCg5vdGhlcl9wcmVmaWxscxgIIAMoCzIbLmt2YXNpci5jb21tb24udjEuV29ya2VyUmVmEhQKDGxlYWRlcl90b2tlbhgJIAEoBCqJAwoLRXJyb3JSZWFzb24SHAoYRVJST1JfUkVBU09OX1VOU1BFQ0lGSUVEEAASGwoXRVJST1JfUkVBU09OX09WRVJMT0FERUQQARIcChhFUlJPUl9SRUFTT05fVU5BVkFJTEFCTEUQAhIeChpFUlJPUl9SRUFTT05fTEVBU0VfRVhQSVJFRBADEhwKGEVSUk9SX1JFQVNPTl9TVEFMRV9FUE9DSBAEEiAKHEVSUk9SX1JFQVNPTl9MQVlPVVRfTUlTTUFUQ0gQBRIgChxFUlJPUl9SRUFTT05fRElHRVNUX01JU01BVENIEAYSIAocRVJST1JfUkVBU09OX0lOVkFMSURfUkVRVUVTVBAHEiIKHkVSUk9SX1JFQVNPTl9ERUFETElORV9FWENFRURFRBAIEhoKFkVSUk9SX1JFQVNPTl9DQU5DRUxMRUQQCRIZChVFUlJPUl9SRUFTT05fSU5URVJOQUwQChIiCh5FUlJPUl9SRUFTT05fUEVSTUlTU0lPTl9ERU5JRUQQCypaCgdLdkR0eXBlEhgKFEtWX0RUWVBFX1VOU1BFQ0lGSUVEEAASEAoMS1ZfRFRZUEVfRjMyEAESEAoMS1ZfRFRZUEVfRjE2EAISEQoNS1ZfRFRZUEVfQkYxNhADKnEKCldvcmtlclJvbGUSGwoXV09SS0VSX1JPTEVfVU5TUEVDSUZJRUQQABIXChNXT1JLRVJfUk9MRV9QUkVGSUxMEAESFgoSV09SS0VSX1JPTEVfREVDT0RFEAISFQoRV09SS0VSX1JPTEVfTUlYRUQQAypoCg1QbGFjZW1lbnRNb2RlEh4KGlBMQUNFTUVOVF9NT0RFX1VOU1BFQ0lGSUVEEAASHQoZUExBQ0VNRU5UX01PREVfQUdHUkVHQVRFRBABEhgKFFBMQUNFTUVOVF9NT0RFX1NQTElUEAJiBnByb3RvMw");
+  fileDesc("Ch1rdmFzaXIvY29tbW9uL3YxL2NvbW1vbi5wcm90bxIQa3Zhc2lyLmNvbW1vbi52MSKHAQoLRXJyb3JEZXRhaWwSLQoGcmVhc29uGAEgASgOMh0ua3Zhc2lyLmNvbW1vbi52MS5FcnJvclJlYXNvbhIPCgdtZXNzYWdlGAIgASgJEhYKDnJldHJ5X2FmdGVyX21zGAMgASgNEg0KBWZpZWxkGAQgASgJEhEKCXdvcmtlcl9pZBgFIAEoCSLyAQoIS3ZMYXlvdXQSFgoObW9kZWxfcmV2aXNpb24YASABKAkSKAoFZHR5cGUYAiABKA4yGS5rdmFzaXIuY29tbW9uLnYxLkt2RHR5cGUSEgoKYmxvY2tfc2l6ZRgDIAEoDRITCgtsYXllcl9jb3VudBgEIAEoDRIVCg1rdl9oZWFkX2NvdW50GAUgASgNEhEKCWhlYWRfc2l6ZRgGIAEoDRIMCgRyb3BlGAcgASgJEhMKC2ZpbmdlcnByaW50GAggASgMEhMKC3NoYXJkX2NvdW50GAkgASgNEhkKEWV4YWN0X2ZpbmdlcnByaW50GAogASgMIk8KCEt2U291cmNlEioKBmxheW91dBgBIAEoCzIaLmt2YXNpci5jb21tb24udjEuS3ZMYXlvdXQSFwoPc2hhcmRfYWRkcmVzc2VzGAIgAygJIj4KCVdvcmtlclJlZhIRCgl3b3JrZXJfaWQYASABKAkSDQoFZXBvY2gYAiABKAQSDwoHYWRkcmVzcxgDIAEoCSL1AwoOU2FtcGxpbmdQYXJhbXMSEwoLdGVtcGVyYXR1cmUYASABKAISDQoFdG9wX2sYAiABKA0SDQoFdG9wX3AYAyABKAISDAoEc2VlZBgEIAEoBhISCgptYXhfdG9rZW5zGAUgASgNEhYKDnN0b3BfdG9rZW5faWRzGAYgAygNEhAKCGxvZ3Byb2JzGAcgASgIEhQKDHRvcF9sb2dwcm9icxgIIAEoDRINCgVtaW5fcBgJIAEoAhIRCgl0eXBpY2FsX3AYCiABKAISGgoScmVwZXRpdGlvbl9wZW5hbHR5GAsgASgCEhgKEHByZXNlbmNlX3BlbmFsdHkYDCABKAISGQoRZnJlcXVlbmN5X3BlbmFsdHkYDSABKAISLwoKbG9naXRfYmlhcxgOIAMoCzIbLmt2YXNpci5jb21tb24udjEuVG9rZW5CaWFzEhIKCm1pbl90b2tlbnMYDyABKA0SMgoJYmFkX3dvcmRzGBAgAygLMh8ua3Zhc2lyLmNvbW1vbi52MS5Ub2tlblNlcXVlbmNlEhwKD3Byb21wdF9sb2dwcm9icxgRIAEoDUgAiAEBEjAKCmNvbnN0cmFpbnQYEiABKAsyHC5rdmFzaXIuY29tbW9uLnYxLkNvbnN0cmFpbnRCEgoQX3Byb21wdF9sb2dwcm9icyKDAQoKQ29uc3RyYWludBIVCgtqc29uX29iamVjdBgBIAEoCEgAEhUKC2pzb25fc2NoZW1hGAIgASgJSAASDwoFcmVnZXgYAyABKAlIABIuCgZjaG9pY2UYBCABKAsyHC5rdmFzaXIuY29tbW9uLnYxLlRleHRDaG9pY2VIAEIGCgRraW5kIhsKClRleHRDaG9pY2USDQoFdGV4dHMYASADKAkiKwoJVG9rZW5CaWFzEhAKCHRva2VuX2lkGAEgASgNEgwKBGJpYXMYAiABKAIiIgoNVG9rZW5TZXF1ZW5jZRIRCgl0b2tlbl9pZHMYASADKA0iMQoMVG9rZW5Mb2dwcm9iEhAKCHRva2VuX2lkGAEgASgNEg8KB2xvZ3Byb2IYAiABKAIisgEKDFNhbXBsZWRUb2tlbhIQCgh0b2tlbl9pZBgBIAEoDRIUCgdsb2dwcm9iGAIgASgCSACIAQESNAoMdG9wX2xvZ3Byb2JzGAMgAygLMh4ua3Zhc2lyLmNvbW1vbi52MS5Ub2tlbkxvZ3Byb2ISOAoPcHJvbXB0X2xvZ3Byb2JzGAQgAygLMh8ua3Zhc2lyLmNvbW1vbi52MS5Qcm9tcHRMb2dwcm9iQgoKCF9sb2dwcm9iInYKDVByb21wdExvZ3Byb2ISEAoIdG9rZW5faWQYASABKA0SDwoHbG9ncHJvYhgCIAEoAhIMCgRyYW5rGAMgASgNEjQKDHRvcF9sb2dwcm9icxgEIAMoCzIeLmt2YXNpci5jb21tb24udjEuVG9rZW5Mb2dwcm9iIrwCCglQbGFjZW1lbnQSLQoEbW9kZRgBIAEoDjIfLmt2YXNpci5jb21tb24udjEuUGxhY2VtZW50TW9kZRIsCgdwcmVmaWxsGAIgASgLMhsua3Zhc2lyLmNvbW1vbi52MS5Xb3JrZXJSZWYSKwoGZGVjb2RlGAMgASgLMhsua3Zhc2lyLmNvbW1vbi52MS5Xb3JrZXJSZWYSGQoRcHJlZGljdGVkX3R0ZnRfbXMYBCABKAESGAoQcHJlZGljdGVkX3RidF9tcxgFIAEoARIOCgZyZWFzb24YBiABKAkSFQoNbG9jYWxfcHJlZmlsbBgHIAEoCBIzCg5vdGhlcl9wcmVmaWxscxgIIAMoCzIbLmt2YXNpci5jb21tb24udjEuV29ya2VyUmVmEhQKDGxlYWRlcl90b2tlbhgJIAEoBCqJAwoLRXJyb3JSZWFzb24SHAoYRVJST1JfUkVBU09OX1VOU1BFQ0lGSUVEEAASGwoXRVJST1JfUkVBU09OX09WRVJMT0FERUQQARIcChhFUlJPUl9SRUFTT05fVU5BVkFJTEFCTEUQAhIeChpFUlJPUl9SRUFTT05fTEVBU0VfRVhQSVJFRBADEhwKGEVSUk9SX1JFQVNPTl9TVEFMRV9FUE9DSBAEEiAKHEVSUk9SX1JFQVNPTl9MQVlPVVRfTUlTTUFUQ0gQBRIgChxFUlJPUl9SRUFTT05fRElHRVNUX01JU01BVENIEAYSIAocRVJST1JfUkVBU09OX0lOVkFMSURfUkVRVUVTVBAHEiIKHkVSUk9SX1JFQVNPTl9ERUFETElORV9FWENFRURFRBAIEhoKFkVSUk9SX1JFQVNPTl9DQU5DRUxMRUQQCRIZChVFUlJPUl9SRUFTT05fSU5URVJOQUwQChIiCh5FUlJPUl9SRUFTT05fUEVSTUlTU0lPTl9ERU5JRUQQCypaCgdLdkR0eXBlEhgKFEtWX0RUWVBFX1VOU1BFQ0lGSUVEEAASEAoMS1ZfRFRZUEVfRjMyEAESEAoMS1ZfRFRZUEVfRjE2EAISEQoNS1ZfRFRZUEVfQkYxNhADKnsKDEt2Q29udmVyc2lvbhIdChlLVl9DT05WRVJTSU9OX1VOU1BFQ0lGSUVEEAASFgoSS1ZfQ09OVkVSU0lPTl9OT05FEAESGQoVS1ZfQ09OVkVSU0lPTl9XSURFTkVEEAISGQoVS1ZfQ09OVkVSU0lPTl9ST1VOREVEEAMqcQoKV29ya2VyUm9sZRIbChdXT1JLRVJfUk9MRV9VTlNQRUNJRklFRBAAEhcKE1dPUktFUl9ST0xFX1BSRUZJTEwQARIWChJXT1JLRVJfUk9MRV9ERUNPREUQAhIVChFXT1JLRVJfUk9MRV9NSVhFRBADKmgKDVBsYWNlbWVudE1vZGUSHgoaUExBQ0VNRU5UX01PREVfVU5TUEVDSUZJRUQQABIdChlQTEFDRU1FTlRfTU9ERV9BR0dSRUdBVEVEEAESGAoUUExBQ0VNRU5UX01PREVfU1BMSVQQAmIGcHJvdG8z");
 
 /**
  * Describes the message kvasir.common.v1.ErrorDetail.
@@ -27,74 +27,81 @@ export const KvLayoutSchema = /*@__PURE__*/
   messageDesc(file_kvasir_common_v1_common, 1);
 
 /**
+ * Describes the message kvasir.common.v1.KvSource.
+ * Use `create(KvSourceSchema)` to create a new message.
+ */
+export const KvSourceSchema = /*@__PURE__*/
+  messageDesc(file_kvasir_common_v1_common, 2);
+
+/**
  * Describes the message kvasir.common.v1.WorkerRef.
  * Use `create(WorkerRefSchema)` to create a new message.
  */
 export const WorkerRefSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_common_v1_common, 2);
+  messageDesc(file_kvasir_common_v1_common, 3);
 
 /**
  * Describes the message kvasir.common.v1.SamplingParams.
  * Use `create(SamplingParamsSchema)` to create a new message.
  */
 export const SamplingParamsSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_common_v1_common, 3);
+  messageDesc(file_kvasir_common_v1_common, 4);
 
 /**
  * Describes the message kvasir.common.v1.Constraint.
  * Use `create(ConstraintSchema)` to create a new message.
  */
 export const ConstraintSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_common_v1_common, 4);
+  messageDesc(file_kvasir_common_v1_common, 5);
 
 /**
  * Describes the message kvasir.common.v1.TextChoice.
  * Use `create(TextChoiceSchema)` to create a new message.
  */
 export const TextChoiceSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_common_v1_common, 5);
+  messageDesc(file_kvasir_common_v1_common, 6);
 
 /**
  * Describes the message kvasir.common.v1.TokenBias.
  * Use `create(TokenBiasSchema)` to create a new message.
  */
 export const TokenBiasSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_common_v1_common, 6);
+  messageDesc(file_kvasir_common_v1_common, 7);
 
 /**
  * Describes the message kvasir.common.v1.TokenSequence.
  * Use `create(TokenSequenceSchema)` to create a new message.
  */
 export const TokenSequenceSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_common_v1_common, 7);
+  messageDesc(file_kvasir_common_v1_common, 8);
 
 /**
  * Describes the message kvasir.common.v1.TokenLogprob.
  * Use `create(TokenLogprobSchema)` to create a new message.
  */
 export const TokenLogprobSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_common_v1_common, 8);
+  messageDesc(file_kvasir_common_v1_common, 9);
 
 /**
  * Describes the message kvasir.common.v1.SampledToken.
  * Use `create(SampledTokenSchema)` to create a new message.
  */
 export const SampledTokenSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_common_v1_common, 9);
+  messageDesc(file_kvasir_common_v1_common, 10);
 
 /**
  * Describes the message kvasir.common.v1.PromptLogprob.
  * Use `create(PromptLogprobSchema)` to create a new message.
  */
 export const PromptLogprobSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_common_v1_common, 10);
+  messageDesc(file_kvasir_common_v1_common, 11);
 
 /**
  * Describes the message kvasir.common.v1.Placement.
  * Use `create(PlacementSchema)` to create a new message.
  */
 export const PlacementSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_common_v1_common, 11);
+  messageDesc(file_kvasir_common_v1_common, 12);
 
 /**
  * Describes the enum kvasir.common.v1.ErrorReason.
@@ -125,10 +132,24 @@ export const KvDtype = /*@__PURE__*/
   tsEnum(KvDtypeSchema);
 
 /**
+ * Describes the enum kvasir.common.v1.KvConversion.
+ */
+export const KvConversionSchema = /*@__PURE__*/
+  enumDesc(file_kvasir_common_v1_common, 2);
+
+/**
+ * What became of KV elements on their way into another pool.
+ *
+ * @generated from enum kvasir.common.v1.KvConversion
+ */
+export const KvConversion = /*@__PURE__*/
+  tsEnum(KvConversionSchema);
+
+/**
  * Describes the enum kvasir.common.v1.WorkerRole.
  */
 export const WorkerRoleSchema = /*@__PURE__*/
-  enumDesc(file_kvasir_common_v1_common, 2);
+  enumDesc(file_kvasir_common_v1_common, 3);
 
 /**
  * What a worker does.
@@ -142,7 +163,7 @@ export const WorkerRole = /*@__PURE__*/
  * Describes the enum kvasir.common.v1.PlacementMode.
  */
 export const PlacementModeSchema = /*@__PURE__*/
-  enumDesc(file_kvasir_common_v1_common, 3);
+  enumDesc(file_kvasir_common_v1_common, 4);
 
 /**
  * How the phases of one request are laid out.

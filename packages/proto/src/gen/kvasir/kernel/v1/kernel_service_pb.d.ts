@@ -6,7 +6,7 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
-import type { Constraint, KvLayout, SampledToken, SamplingParams } from "../../common/v1/common_pb.js";
+import type { Constraint, KvConversion, KvLayout, KvSource, SampledToken, SamplingParams } from "../../common/v1/common_pb.js";
 import type { CodecLevel, Ticket } from "../../transfer/v1/transfer_service_pb.js";
 
 /**
@@ -76,14 +76,14 @@ export declare type DescribeResponse = Message<"kvasir.kernel.v1.DescribeRespons
   layout?: KvLayout | undefined;
 
   /**
-   * Blocks in the pool.
+   * Blocks in the pool; a block has its part of the heads in every shard.
    *
    * @generated from field: uint32 block_count = 2;
    */
   blockCount: number;
 
   /**
-   * Bytes of one token's KV over all layers.
+   * Bytes of one token's KV over all layers and shards.
    *
    * @generated from field: uint32 kv_bytes_per_token = 3;
    */
@@ -111,11 +111,11 @@ export declare type DescribeResponse = Message<"kvasir.kernel.v1.DescribeRespons
   epoch: bigint;
 
   /**
-   * host:port of KvTransferService.
+   * host:port of the KvTransferService of each shard, in their order.
    *
-   * @generated from field: string transfer_address = 7;
+   * @generated from field: repeated string transfer_addresses = 7;
    */
-  transferAddress: string;
+  transferAddresses: string[];
 
   /**
    * Device, for people: e.g. `cpu avx512 2 threads`.
@@ -552,11 +552,11 @@ export declare type FetchRequest = Message<"kvasir.kernel.v1.FetchRequest"> & {
   ticket?: Ticket | undefined;
 
   /**
-   * host:port of the source's KvTransferService.
+   * Where it is. LAYOUT_MISMATCH when it cannot be taken from there: the fingerprints differ.
    *
-   * @generated from field: string source_address = 3;
+   * @generated from field: kvasir.common.v1.KvSource source = 3;
    */
-  sourceAddress: string;
+  source?: KvSource | undefined;
 
   /**
    * Where token 0 of the prompt and all after it go, in order.
@@ -566,7 +566,7 @@ export declare type FetchRequest = Message<"kvasir.kernel.v1.FetchRequest"> & {
   blockIds: number[];
 
   /**
-   * First token wanted; a multiple of the block size.
+   * First token wanted; a multiple of the own block size.
    *
    * @generated from field: uint32 token_begin = 5;
    */
@@ -599,6 +599,13 @@ export declare type FetchRequest = Message<"kvasir.kernel.v1.FetchRequest"> & {
    * @generated from field: uint32 stall_timeout_ms = 9;
    */
   stallTimeoutMs: number;
+
+  /**
+   * How soon the KV is needed, from now; 0: no hurry. See PullRequest.deadline_ms.
+   *
+   * @generated from field: uint32 deadline_ms = 10;
+   */
+  deadlineMs: number;
 };
 
 /**
@@ -621,7 +628,7 @@ export declare type FetchResponse = Message<"kvasir.kernel.v1.FetchResponse"> & 
   verifiedTokenEnd: number;
 
   /**
-   * Sum of the data received.
+   * Sum of the data received, as it travelled.
    *
    * @generated from field: uint64 data_bytes = 2;
    */
@@ -640,6 +647,13 @@ export declare type FetchResponse = Message<"kvasir.kernel.v1.FetchResponse"> & 
    * @generated from field: uint64 transfer_nanos = 4;
    */
   transferNanos: bigint;
+
+  /**
+   * What became of the elements; the same in every message of a fetch.
+   *
+   * @generated from field: kvasir.common.v1.KvConversion conversion = 5;
+   */
+  conversion: KvConversion;
 };
 
 /**
@@ -1044,7 +1058,8 @@ export declare const KernelService: GenService<{
     output: typeof ReleaseResponseSchema;
   },
   /**
-   * Pulls KV from a peer into local blocks: progress after each verified frame group, the last message with `complete`.
+   * Pulls KV from a peer into local blocks: progress whenever more whole tokens are verified, the last message with `complete`. Each own
+   * shard pulls from each of the source's shards that has heads of it, all at once.
    * Cancelling the call stops the writes; they have stopped when the call's end is seen by the server, and Fence tells when.
    * Errors: those of KvTransferService.Pull, DIGEST_MISMATCH, UNAVAILABLE when the peer is lost, DEADLINE_EXCEEDED.
    *

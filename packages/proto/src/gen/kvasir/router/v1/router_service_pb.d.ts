@@ -154,11 +154,11 @@ export declare const PlaceStartSchema: GenMessage<PlaceStart>;
  */
 export declare type PromptHashes = Message<"kvasir.router.v1.PromptHashes"> & {
   /**
-   * KvLayout.fingerprint.
+   * KvLayout.exact_fingerprint.
    *
-   * @generated from field: bytes layout_fingerprint = 1;
+   * @generated from field: bytes exact_fingerprint = 1;
    */
-  layoutFingerprint: Uint8Array;
+  exactFingerprint: Uint8Array;
 
   /**
    * KvLayout.block_size.
@@ -670,6 +670,13 @@ export declare type AttachResponse = Message<"kvasir.router.v1.AttachResponse"> 
    * @generated from field: bool wants_cache_snapshot = 3;
    */
   wantsCacheSnapshot: boolean;
+
+  /**
+   * In the answer to a hello: attached workers of the same model name that it will not be placed with, because KV cannot move between them.
+   *
+   * @generated from field: repeated kvasir.router.v1.RefusedPair refused_pairs = 10;
+   */
+  refusedPairs: RefusedPair[];
 };
 
 /**
@@ -677,6 +684,33 @@ export declare type AttachResponse = Message<"kvasir.router.v1.AttachResponse"> 
  * Use `create(AttachResponseSchema)` to create a new message.
  */
 export declare const AttachResponseSchema: GenMessage<AttachResponse>;
+
+/**
+ * A pair that never serves a request together.
+ *
+ * @generated from message kvasir.router.v1.RefusedPair
+ */
+export declare type RefusedPair = Message<"kvasir.router.v1.RefusedPair"> & {
+  /**
+   * The other worker.
+   *
+   * @generated from field: string worker_id = 1;
+   */
+  workerId: string;
+
+  /**
+   * What differs, with both values.
+   *
+   * @generated from field: string reason = 2;
+   */
+  reason: string;
+};
+
+/**
+ * Describes the message kvasir.router.v1.RefusedPair.
+ * Use `create(RefusedPairSchema)` to create a new message.
+ */
+export declare const RefusedPairSchema: GenMessage<RefusedPair>;
 
 /**
  * Nothing to say.

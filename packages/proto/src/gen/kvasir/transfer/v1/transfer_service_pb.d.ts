@@ -6,7 +6,7 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
-import type { KvLayout } from "../../common/v1/common_pb.js";
+import type { KvDtype, KvLayout } from "../../common/v1/common_pb.js";
 
 /**
  * Describes the file kvasir/transfer/v1/transfer_service.proto.
@@ -123,7 +123,7 @@ export declare type PullRequest = Message<"kvasir.transfer.v1.PullRequest"> & {
   ticket?: Ticket | undefined;
 
   /**
-   * First token wanted; a multiple of the block size.
+   * First token wanted; a multiple of the smaller of both block sizes.
    *
    * @generated from field: uint32 token_begin = 2;
    */
@@ -149,6 +149,43 @@ export declare type PullRequest = Message<"kvasir.transfer.v1.PullRequest"> & {
    * @generated from field: bytes layout_fingerprint = 5;
    */
   layoutFingerprint: Uint8Array;
+
+  /**
+   * The receiver's block size. Tokens are cut into pieces at the multiples of the smaller of both block sizes, so that each lies in one block
+   * on either side.
+   *
+   * @generated from field: uint32 block_size = 6;
+   */
+  blockSize: number;
+
+  /**
+   * The receiver's element type.
+   *
+   * @generated from field: kvasir.common.v1.KvDtype dtype = 7;
+   */
+  dtype: KvDtype;
+
+  /**
+   * First KV head wanted, counted in the model.
+   *
+   * @generated from field: uint32 head_begin = 8;
+   */
+  headBegin: number;
+
+  /**
+   * KV heads wanted.
+   *
+   * @generated from field: uint32 head_count = 9;
+   */
+  headCount: number;
+
+  /**
+   * How soon the KV is needed, from now; 0: no hurry. Of the pulls on one connection the source serves the nearest deadline first, and lets
+   * none starve. Nothing ends at it.
+   *
+   * @generated from field: uint32 deadline_ms = 10;
+   */
+  deadlineMs: number;
 };
 
 /**
@@ -220,6 +257,28 @@ export declare type PullHeader = Message<"kvasir.transfer.v1.PullHeader"> & {
    * @generated from field: uint64 source_epoch = 2;
    */
   sourceEpoch: bigint;
+
+  /**
+   * Element type of the frames: the receiver's where that takes no more bytes than the source's, else the source's. So the source rounds, once
+   * and before sending, and the receiver only ever widens.
+   *
+   * @generated from field: kvasir.common.v1.KvDtype frame_dtype = 3;
+   */
+  frameDtype: KvDtype;
+
+  /**
+   * First KV head of every frame.
+   *
+   * @generated from field: uint32 head_begin = 4;
+   */
+  headBegin: number;
+
+  /**
+   * KV heads of every frame.
+   *
+   * @generated from field: uint32 head_count = 5;
+   */
+  headCount: number;
 };
 
 /**
@@ -229,20 +288,20 @@ export declare type PullHeader = Message<"kvasir.transfer.v1.PullHeader"> & {
 export declare const PullHeaderSchema: GenMessage<PullHeader>;
 
 /**
- * KV of some tokens of one block in some layers: row-major [layer][K, V][kv_head][token][head_size].
+ * KV of some tokens in some layers: whole pieces one after another, each row-major [layer][K, V][kv_head][token][head_size].
  *
  * @generated from message kvasir.transfer.v1.Frame
  */
 export declare type Frame = Message<"kvasir.transfer.v1.Frame"> & {
   /**
-   * Position of the first token in the prompt.
+   * Position of the first token in the prompt; where a piece, or the range, begins.
    *
    * @generated from field: uint32 token_begin = 1;
    */
   tokenBegin: number;
 
   /**
-   * Tokens, all in one block.
+   * Tokens; they end where a piece, or the range, ends.
    *
    * @generated from field: uint32 token_count = 2;
    */
@@ -298,7 +357,7 @@ export declare type Frame = Message<"kvasir.transfer.v1.Frame"> & {
   data: Uint8Array;
 
   /**
-   * How long the source waited for these tokens to be computed after it had sent the frame before.
+   * How long the source waited for the engine after it had sent the frame before.
    *
    * @generated from field: uint64 source_wait_nanos = 10;
    */
@@ -352,7 +411,7 @@ export enum CodecLevel {
   UNSPECIFIED = 0,
 
   /**
-   * Elements of the layout's dtype, little endian, nothing else.
+   * Elements of the header's frame_dtype, little endian, nothing else.
    *
    * @generated from enum value: CODEC_LEVEL_RAW = 1;
    */
@@ -365,17 +424,20 @@ export enum CodecLevel {
 export declare const CodecLevelSchema: GenEnum<CodecLevel>;
 
 /**
- * Serves the KV that this sidecar exports under a lease.
+ * Serves the KV that one shard of this sidecar exports under a lease.
  *
  * @generated from service kvasir.transfer.v1.KvTransferService
  */
 export declare const KvTransferService: GenService<{
   /**
-   * Streams the frames of a token range in token order, each as soon as its tokens are computed: first a header, then frames,
-   * then an end. The receiver paces it by HTTP/2 flow control. A frame's lease and epoch are checked before and after its bytes
-   * are read. Nothing is remembered after the stream: pulling again from any token is allowed while the lease lives.
+   * Streams frames of a token range and a range of heads: first a header, then frames, then an end. A frame leaves as soon as its tokens are
+   * computed in its layers, so frames of later tokens and earlier layers may come before frames of earlier tokens and later layers; the
+   * layers of any one token come in order, and each once. The receiver paces it by HTTP/2 flow control. A frame's lease and epoch are checked
+   * before and after its bytes are read. Nothing is remembered after the stream: pulling again from any token is allowed while the lease
+   * lives. A sidecar of several shards serves each on an address of its own.
    * Errors: LEASE_EXPIRED when the lease ran out, was released, or the ticket's signature or expiry is bad; STALE_EPOCH when the
-   * ticket is of an earlier incarnation; LAYOUT_MISMATCH when the fingerprints differ; INVALID_REQUEST for a range outside the ticket.
+   * ticket is of an earlier incarnation; LAYOUT_MISMATCH when the fingerprints differ; INVALID_REQUEST for tokens outside the ticket or heads
+   * that the shard does not hold.
    *
    * @generated from rpc kvasir.transfer.v1.KvTransferService.Pull
    */

@@ -6,7 +6,7 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
-import type { Placement, SampledToken, SamplingParams } from "../../common/v1/common_pb.js";
+import type { KvSource, Placement, SampledToken, SamplingParams } from "../../common/v1/common_pb.js";
 import type { Ticket } from "../../transfer/v1/transfer_service_pb.js";
 
 /**
@@ -382,6 +382,13 @@ export declare type GenerateFinished = Message<"kvasir.worker.v1.GenerateFinishe
    * @generated from field: optional uint32 stop_token_id = 6;
    */
   stopTokenId?: number | undefined;
+
+  /**
+   * Prompt tokens whose KV is not bit for bit what the decode worker would have computed: converted on its way, or of other weights.
+   *
+   * @generated from field: uint32 approximate_prompt_tokens = 10;
+   */
+  approximatePromptTokens: number;
 };
 
 /**
@@ -676,11 +683,11 @@ export declare type RunTicket = Message<"kvasir.worker.v1.RunTicket"> & {
   ticket?: Ticket | undefined;
 
   /**
-   * host:port of the sidecar that holds the KV.
+   * Where the KV is.
    *
-   * @generated from field: string source_address = 2;
+   * @generated from field: kvasir.common.v1.KvSource source = 2;
    */
-  sourceAddress: string;
+  source?: KvSource | undefined;
 
   /**
    * How long the lease lives from now, on the sender's clock.
