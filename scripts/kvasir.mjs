@@ -4,6 +4,11 @@ import { runScript, StopError } from "./lib/stop-error.mjs";
 const COMMANDS = {
   import: { file: "packages/cli/src/import.ts", help: "import FILE.gguf DIR   make a model directory of a GGUF file" },
   trace: { file: "packages/cli/src/trace.ts", help: "trace ID               print the timeline of one request" },
+  replay: {
+    file: "packages/cli/src/replay/main.ts",
+    help: "replay TRACE           replay a trace, simulated (--sim) or against a gateway, with a report",
+  },
+  plan: { file: "packages/cli/src/plan.ts", help: "plan TRACE             find the cluster that serves a trace best" },
   model: { file: "packages/cli/src/model.ts", help: "model [NAME]           fetch a model, or list what is there" },
 };
 

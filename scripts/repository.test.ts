@@ -19,7 +19,7 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
   "packages/worker": ["config", "core", "proto", "rpc", "state", "telemetry"],
   "packages/sim": ["core"],
   "packages/testkit": ["cli", "core", "proto", "rpc"],
-  "packages/cli": ["config", "core", "models", "proto", "rpc", "state", "telemetry", "tokenizer"],
+  "packages/cli": ["config", "core", "models", "proto", "rpc", "sim", "state", "telemetry", "tokenizer"],
   "services/prefill": ["worker"],
   "services/decode": ["worker"],
   "services/router": ["config", "core", "proto", "rpc", "state", "telemetry"],

@@ -28,9 +28,9 @@ import { option, publish, table } from "./lib/report.ts";
 // Requests per second of which at least 90 % meet both their targets, by placement policy, in the simulator: one cluster, one trace, one
 // worker scheduler; only where requests are placed differs. The traces are public; give their files.
 const WORKERS = Number(option("workers", "16"));
-const REQUESTS = Number(option("requests", "1200"));
+const REQUESTS = Number(option("requests", "1000"));
 const SHARE = 0.9;
-const STEP = 1.15;
+const STEP = 1.1;
 
 interface Setting {
   readonly name: string;
@@ -49,7 +49,7 @@ const SETTINGS: readonly Setting[] = [
     file: option("azure", ""),
     profile: profile("a100-opt-13b"),
     blockSize: 64,
-    factors: [2.5, 11],
+    factors: [3, 8],
     targets: { strict: { ttftMs: 1_000, tbtMs: 40 }, relaxed: { ttftMs: 2_000, tbtMs: 60 } },
   },
   {
@@ -57,7 +57,7 @@ const SETTINGS: readonly Setting[] = [
     file: option("mooncake", ""),
     profile: profile("h100-8b"),
     blockSize: 512,
-    factors: [1.5, 14],
+    factors: [2, 9],
     targets: { strict: { ttftMs: 5_000, tbtMs: 20 }, relaxed: { ttftMs: 15_000, tbtMs: 40 } },
   },
 ];
@@ -82,7 +82,6 @@ const CONTENDERS: readonly Contender[] = [
   { name: "Kvasir", prefillCount: 0, policy: () => new GoodputPolicy() },
   ...SPLITS.flatMap((prefillCount): Contender[] => [
     { name: "least load, split (DistServe)", prefillCount, policy: () => leastLoadPolicy() },
-    { name: "KV cost, split (Dynamo)", prefillCount, policy: () => dynamoPolicy() },
     { name: "pools (Splitwise)", prefillCount, policy: () => splitwisePolicy() },
     { name: "conductor (Mooncake)", prefillCount, policy: (cost) => mooncakePolicy(cost, 512) },
     { name: "Kvasir", prefillCount, policy: () => new GoodputPolicy() },

@@ -5,6 +5,8 @@ export interface DeviceProfile {
   readonly name: string;
   /** What a step takes, in milliseconds. */
   readonly stepMs: (work: StepWork) => number;
+  /** Devices that one worker spans (tensor parallelism). Default 1. */
+  readonly deviceCount?: number;
   /** Pipeline stages: so many steps run at once, each in one of them. Default 1, at most 2, as so many steps are in flight. */
   readonly stageCount?: 1 | 2;
   /** A linear cost close to it: what a worker would be believed to cost before it ran anything. */
@@ -68,21 +70,49 @@ const CPU_SMOLLM2: StepCost = {
   contextTokenMs: 1.2e-3,
 };
 
-const OPT_13B: DistServeCoefficients = {
-  prefill: [18.1, 0.1019, 7.12e-6],
-  decodeSmall: [19.93, 6.27e-4, 0.0385],
-  decodeLarge: [7.17, 5.8e-4, 0.1583],
-};
-
-export const DEVICE_PROFILES: Readonly<Record<string, DeviceProfile>> = {
-  "a100-opt-13b": {
-    name: "OPT-13B on an A100 (DistServe's published coefficients)",
-    stepMs: distServe(OPT_13B),
-    believed: { fixedMs: 18.1, promptTokenMs: 0.1019, attentionMs: 7.12e-6, decodeMs: 0.0385, contextTokenMs: 6.27e-4 },
+/** OPT-13B by degree of tensor parallelism, with the tokens that its KV pool holds. */
+const OPT_13B: readonly (DistServeCoefficients & { readonly degree: number; readonly kvTokenCapacity: number })[] = [
+  {
+    degree: 1,
     kvTokenCapacity: 66_144,
+    prefill: [18.1, 0.1019, 7.12e-6],
+    decodeSmall: [19.93, 6.27e-4, 0.0385],
+    decodeLarge: [7.17, 5.8e-4, 0.1583],
+  },
+  {
+    degree: 2,
+    kvTokenCapacity: 163_008,
+    prefill: [14.74, 0.0686, 2.45e-6],
+    decodeSmall: [13.29, 3.41e-4, 0.063],
+    decodeLarge: [10.64, 3.12e-4, 0.0856],
+  },
+  {
+    degree: 4,
+    kvTokenCapacity: 356_736,
+    prefill: [12.06, 0.0381, 5.2e-7],
+    decodeSmall: [10.26, 1.88e-4, 0.0327],
+    decodeLarge: [10.48, 1.71e-4, 0.0457],
+  },
+];
+
+function opt13b(coefficients: (typeof OPT_13B)[number]): DeviceProfile {
+  const { degree, kvTokenCapacity, prefill, decodeSmall } = coefficients;
+  const [fixedMs, promptTokenMs, attentionMs] = prefill;
+  return {
+    name: `OPT-13B on ${degree === 1 ? "an A100" : `${degree} A100s`} (DistServe's published coefficients)`,
+    deviceCount: degree,
+    stepMs: distServe(coefficients),
+    believed: { fixedMs, promptTokenMs, attentionMs, contextTokenMs: decodeSmall[1], decodeMs: decodeSmall[2] },
+    kvTokenCapacity,
     kvBytesPerToken: 819_200,
     contextLength: 16_384,
-  },
+  };
+}
+
+export const DEVICE_PROFILES: Readonly<Record<string, DeviceProfile>> = {
+  ...Object.fromEntries(
+    OPT_13B.map((entry) => [`a100-opt-13b${entry.degree === 1 ? "" : `-tp${entry.degree}`}`, opt13b(entry)]),
+  ),
   "h100-8b": {
     name: "an 8B model with grouped queries on an H100 (roofline)",
     stepMs: linear(H100_8B),

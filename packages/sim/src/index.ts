@@ -1,5 +1,6 @@
 export { type Fault, rolesOf, SIMULATION_DEFAULTS, type SimulationSpec, type WorkerQuirk } from "./cluster-spec.ts";
 export { DEVICE_PROFILES, type DeviceProfile } from "./device-profile.ts";
+export { type ClusterPlan, type PlanQuestion, planCluster } from "./plan-cluster.ts";
 export * from "./policies/baselines.ts";
 export { exponential, randomOf } from "./random.ts";
 export { Simulation, type SimulationResult, simulate } from "./simulation.ts";

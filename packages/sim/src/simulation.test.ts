@@ -9,11 +9,8 @@ test("one seed gives one result, byte for byte; another one another", () => {
   const run = (seed: number) =>
     recordsOf(
       simulate(
-        a100(
-          { prefill: 2, decode: 2, mixed: 1 },
-          { faults: [{ atMs: 20_000, workerIndex: 1, restartAfterMs: 5_000 }] },
-        ),
-        poissonTrace(4, 200, seed, chat),
+        a100({ prefill: 2, decode: 2, mixed: 1 }, { faults: [{ atMs: 8_000, workerIndex: 1, restartAfterMs: 5_000 }] }),
+        poissonTrace(4, 80, seed, chat),
       ),
     );
   expect(run(1)).toBe(run(1));

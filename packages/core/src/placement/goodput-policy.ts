@@ -18,6 +18,11 @@ export interface GoodputOptions {
   readonly localShareMax: number;
   /** A request whose chance to meet its targets is below is refused early. Larger: refuses what would have made it; smaller: wastes work. */
   readonly chanceMin: number;
+  /**
+   * The same for the TBT target alone, which is to be nearer to certain: one answer too many makes all answers of its worker late, and not
+   * only itself.
+   */
+  readonly tbtChanceMin: number;
   /** Workers looked at for one request beside those that have most of its prompt. Larger: better choices; smaller: cheaper ones. */
   readonly sampleMax: number;
 }
@@ -27,6 +32,7 @@ export const GOODPUT_DEFAULTS: GoodputOptions = {
   doubt: 0.15,
   localShareMax: 0.9,
   chanceMin: 0.3,
+  tbtChanceMin: 0.5,
   sampleMax: 32,
 };
 
@@ -40,6 +46,8 @@ interface Scored {
   readonly candidate: Candidate;
   /** That both targets are met. */
   readonly chance: number;
+  /** That the TBT target is. */
+  readonly tbtChance: number;
   /** What it costs: lower is better among equal chances. */
   readonly priceMs: number;
   readonly prefillMs: number;
@@ -82,7 +90,9 @@ export class GoodputPolicy implements PlacementPolicy {
     scored.sort(byGoodput);
     const [best, ...others] = scored;
     if (best === undefined) return choosePlacement(workers, request, reservedOf, exclusionOf, options);
-    if (best.chance < this.#options.chanceMin && !request.objectives.mayBeLate) return late(best, question);
+    const { chanceMin, tbtChanceMin } = this.#options;
+    const isLate = best.chance < chanceMin || best.tbtChance < tbtChanceMin;
+    if (isLate && !request.objectives.mayBeLate) return late(best, question);
     for (const entry of scored) this.#last.set(entry.candidate, entry);
     return { kind: "placed", candidates: [best.candidate, ...others.map(({ candidate }) => candidate)] };
   }
@@ -200,7 +210,8 @@ export class GoodputPolicy implements PlacementPolicy {
       request.objectives ?? {};
     const ttftMs = ttft.queueMs + ttft.computeMs + ttft.tailMs;
     const strictest = Math.min(tbtTarget, decode.strictestTbtMs);
-    const chance = this.#within(waitedMs + ttftMs, ttftTarget) * this.#within(tbtMs, strictest);
+    const tbtChance = this.#within(tbtMs, strictest);
+    const chance = this.#within(waitedMs + ttftMs, ttftTarget) * tbtChance;
     const urgency = Math.min(1, (waitedMs + ttftMs) / ttftTarget);
     const source = prefill ?? decode;
     const candidate: Candidate = {
@@ -219,7 +230,7 @@ export class GoodputPolicy implements PlacementPolicy {
     };
     const tbtUrgency = Math.min(1, tbtMs / strictest);
     const priceMs = work.besideMs + 2 * urgency * ttftMs + TBT_PRICE * tbtUrgency * tbtMs;
-    return { candidate, chance, priceMs, ...work };
+    return { candidate, chance, tbtChance, priceMs, ...work };
   }
 
   /** Chance that what is predicted so ends up below a bound: logistic, of the usual relative error. */

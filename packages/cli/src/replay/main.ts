@@ -1,0 +1,122 @@
+import { writeFileSync } from "node:fs";
+import { defineOptions, type OptionValues, runMain } from "@kvasir/config";
+import { DEVICE_PROFILES, rolesOf, SIMULATION_DEFAULTS, simulate, type Trace } from "@kvasir/sim";
+import { htmlReport } from "./html-report.ts";
+import { replayLive } from "./replay-live.ts";
+import { type ReplayRecord, recordsFrom, replaySummary } from "./replay-record.ts";
+import { readTrace } from "./trace-file.ts";
+
+const SPECS = {
+  trace: {
+    type: "string",
+    env: "KVASIR_REPLAY_TRACE",
+    positional: true,
+    required: true,
+    help: "File with the columns of Azure's, Mooncake's or BurstGPT's traces, or JSON lines; may be gzipped.",
+  },
+  sim: { type: "boolean", env: "KVASIR_REPLAY_SIM", help: "Simulate the cluster instead of asking a gateway." },
+  url: {
+    type: "string",
+    env: "KVASIR_REPLAY_URL",
+    default: "http://127.0.0.1:8000",
+    help: "Gateway to send requests to.",
+  },
+  model: { type: "string", env: "KVASIR_REPLAY_MODEL", default: "smollm2", help: "Model that requests name." },
+  ratePercent: {
+    type: "integer",
+    env: "KVASIR_REPLAY_RATE_PERCENT",
+    default: 100,
+    min: 1,
+    help: "How fast requests come, of the trace's own rate.",
+  },
+  lengthPercent: {
+    type: "integer",
+    env: "KVASIR_REPLAY_LENGTH_PERCENT",
+    default: 100,
+    min: 1,
+    help: "How long prompts and answers are, of the trace's own lengths.",
+  },
+  count: { type: "integer", env: "KVASIR_REPLAY_COUNT", default: 0, min: 0, help: "First requests only; 0: all." },
+  ttftMs: {
+    type: "integer",
+    env: "KVASIR_REPLAY_TTFT_MS",
+    default: 2_000,
+    min: 1,
+    help: "Target for the first token.",
+  },
+  tpotMs: { type: "integer", env: "KVASIR_REPLAY_TPOT_MS", default: 100, min: 1, help: "Target for the mean gap." },
+  withoutTargets: {
+    type: "boolean",
+    env: "KVASIR_REPLAY_WITHOUT_TARGETS",
+    help: "Do not tell the router the targets; only measure against them.",
+  },
+  profile: {
+    type: "string",
+    env: "KVASIR_REPLAY_PROFILE",
+    default: "a100-opt-13b",
+    help: `Simulated devices: ${Object.keys(DEVICE_PROFILES).join(", ")}.`,
+  },
+  mixed: {
+    type: "integer",
+    env: "KVASIR_REPLAY_MIXED",
+    default: 0,
+    min: 0,
+    help: "Simulated workers for both phases.",
+  },
+  prefill: { type: "integer", env: "KVASIR_REPLAY_PREFILL", default: 1, min: 0, help: "Simulated prefill workers." },
+  decode: { type: "integer", env: "KVASIR_REPLAY_DECODE", default: 1, min: 0, help: "Simulated decode workers." },
+  blockSize: { type: "integer", env: "KVASIR_REPLAY_BLOCK_SIZE", default: 64, min: 1, help: "Tokens in a block." },
+  seed: { type: "integer", env: "KVASIR_REPLAY_SEED", default: 1, min: 0, help: "Of what is random in a simulation." },
+  report: { type: "string", env: "KVASIR_REPLAY_REPORT", help: "Write a page with plots to this file." },
+  records: {
+    type: "string",
+    env: "KVASIR_REPLAY_RECORDS",
+    help: "Write each request's times to this file, JSON lines.",
+  },
+} as const;
+
+const options = defineOptions("kvasir replay", "replays a trace, simulated or against a gateway", SPECS);
+
+await runMain(options, async (values) => {
+  const trace = readTrace({
+    file: values.trace,
+    rate: values.ratePercent / 100,
+    count: values.count,
+    lengths: values.lengthPercent / 100,
+  });
+  const targets = { ttftMs: values.ttftMs, tpotMs: values.tpotMs };
+  const told = values.withoutTargets === true ? undefined : targets;
+  const records =
+    values.sim === true
+      ? simulated(trace, values)
+      : await replayLive(trace, {
+          url: values.url.replace(/\/$/, ""),
+          model: values.model,
+          tokenBase: 300,
+          tokenRange: 500,
+          targets: told,
+          timeoutMs: 600_000,
+        });
+  process.stdout.write(replaySummary(records, targets));
+  const [refused] = records.filter(({ outcome }) => outcome !== "finished");
+  if (refused !== undefined && refused.reason !== "") process.stdout.write(`first not served: ${refused.reason}\n`);
+  if (values.records !== undefined) {
+    writeFileSync(values.records, `${records.map((record) => JSON.stringify(record)).join("\n")}\n`);
+  }
+  if (values.report !== undefined) {
+    const title = `${trace.name}, ${values.sim === true ? `simulated on ${values.profile}` : values.url}`;
+    writeFileSync(values.report, htmlReport(title, records, targets));
+    process.stdout.write(`report: ${values.report}\n`);
+  }
+});
+
+function simulated(trace: Trace, values: OptionValues<typeof SPECS>): ReplayRecord[] {
+  const profile = DEVICE_PROFILES[values.profile];
+  if (profile === undefined) {
+    throw new Error(`there is no profile ${values.profile}; use ${Object.keys(DEVICE_PROFILES).join(", ")}`);
+  }
+  const { mixed, prefill, decode, seed, blockSize } = values;
+  const roles = mixed > 0 ? rolesOf({ mixed }) : rolesOf({ prefill, decode });
+  const objectives = values.withoutTargets === true ? undefined : { ttftMs: values.ttftMs, tbtMs: values.tpotMs };
+  return recordsFrom(simulate({ ...SIMULATION_DEFAULTS, seed, profile, roles, blockSize, objectives }, trace));
+}

@@ -1,0 +1,97 @@
+import { once } from "node:events";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { afterEach, expect, test } from "vitest";
+import { htmlReport } from "./html-report.ts";
+import { replayLive } from "./replay-live.ts";
+import { type ReplayRecord, replaySummary } from "./replay-record.ts";
+
+const closers: (() => void)[] = [];
+afterEach(() => {
+  for (const close of closers.splice(0)) close();
+});
+
+interface Body {
+  readonly prompt: number[];
+  readonly max_tokens: number;
+  readonly kvasir?: { readonly slo: object };
+}
+
+/** Answers each request after 20 ms with its tokens, and refuses those that ask for one token. */
+async function startGateway(): Promise<{ url: string; bodies: Body[] }> {
+  const bodies: Body[] = [];
+  const server = createServer(async (request, response) => {
+    const parts: Buffer[] = [];
+    for await (const part of request) parts.push(part as Buffer);
+    const body = JSON.parse(Buffer.concat(parts).toString("utf8")) as Body;
+    bodies.push(body);
+    if (body.max_tokens === 1) {
+      response.writeHead(429);
+      response.end('{"error":{"code":"overloaded"}}');
+      return;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    response.writeHead(200, { "content-type": "text/event-stream" });
+    for (let index = 0; index < body.max_tokens; index++) response.write('data: {"choices":[{"text":"a"}]}\n\n');
+    response.write(`data: {"choices":[],"usage":{"completion_tokens":${body.max_tokens}}}\n\n`);
+    response.end("data: [DONE]\n\n");
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  closers.push(() => server.close());
+  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, bodies };
+}
+
+const request = (arrivalMs: number, outputTokenCount: number, prefixIds: number[]) => ({
+  arrivalMs,
+  promptTokenCount: 24,
+  outputTokenCount,
+  prefixIds,
+  tenant: "t",
+});
+
+test("requests are sent at their times with prompts that share what the trace's share, and refusals are told apart", async () => {
+  const { url, bodies } = await startGateway();
+  const requests = [request(0, 5, [1, 2, 3]), request(30, 3, [1, 2, 4]), request(40, 1, [])];
+  const trace = { name: "t", requests, prefixBlockSize: 8 };
+  const targets = { ttftMs: 1_000, tpotMs: 50 };
+  const records = await replayLive(trace, {
+    url,
+    model: "m",
+    tokenBase: 300,
+    tokenRange: 500,
+    targets,
+    timeoutMs: 5_000,
+  });
+  expect(records.map(({ outcome, tokenCount }) => [outcome, tokenCount])).toEqual([
+    ["finished", 5],
+    ["finished", 3],
+    ["refused", 0],
+  ]);
+  expect(records[0]?.ttftMs).toBeGreaterThanOrEqual(19);
+  const [a, b] = bodies;
+  expect(a?.prompt.slice(0, 16)).toEqual(b?.prompt.slice(0, 16));
+  expect(a?.prompt.slice(16)).not.toEqual(b?.prompt.slice(16));
+  expect(a?.kvasir).toEqual({ slo: { ttft_ms: 1_000, tpot_ms: 50 } });
+});
+
+test("the summary counts what met both targets, the report shows it with plots", () => {
+  const record = (extra: Partial<ReplayRecord>): ReplayRecord => ({
+    ...{ arrivalMs: 0, promptTokenCount: 9, outcome: "finished", ttftMs: 100, tpotMs: 10 },
+    ...{ tokenCount: 4, worker: "<d0>", reason: "", ...extra },
+  });
+  const records = [
+    record({}),
+    record({ arrivalMs: 500, ttftMs: 900 }),
+    record({ arrivalMs: 900, tpotMs: 99 }),
+    record({ arrivalMs: 1_000, outcome: "refused", ttftMs: Number.NaN }),
+  ];
+  const targets = { ttftMs: 500, tpotMs: 50 };
+  expect(replaySummary(records, targets)).toContain(
+    "25.0 % met TTFT ≤ 500 ms and mean TBT ≤ 50 ms: 1.00 good requests/s",
+  );
+  const html = htmlReport("a & b", records, targets);
+  expect(html.match(/<polyline/g)).toHaveLength(4);
+  expect(html).toContain("&lt;d0>");
+  expect(html).not.toContain("NaN");
+});
