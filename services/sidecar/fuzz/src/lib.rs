@@ -1,4 +1,8 @@
-//! What the targets share: a directory with a small sound model of which one file is replaced by the fuzzer's bytes.
+//! What the targets share. For model files: a directory with a small sound model of which one file is replaced by the fuzzer's bytes.
+
+mod codec;
+
+pub use codec::decode_chunk;
 
 use std::cell::RefCell;
 use std::path::PathBuf;

@@ -11,6 +11,7 @@ mod aligned;
 mod attention;
 mod batch;
 mod bias;
+mod coding;
 mod convert;
 mod cpu;
 mod embedding;
@@ -32,6 +33,11 @@ pub use aligned::AlignedF32;
 pub use attention::attention;
 pub use batch::{Batch, BatchError, Span};
 pub use bias::add_bias;
+pub use coding::{
+    AxisScale, KeyTurns, OutOfRange, PackedShape, RANS_BITS, RANS_LANES, RANS_SYMBOLS_MAX, RansError, RansTable,
+    join_exponents, packed_from_rows, rans_decode, rans_encode, rows_from_packed, split_exponents, symbols_from_rows,
+    symbols_to_rows,
+};
 pub use convert::convert;
 pub use cpu::Cpu;
 pub use embedding::gather_rows;

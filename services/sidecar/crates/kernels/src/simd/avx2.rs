@@ -268,6 +268,16 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn store_u8(self, value: Self::F, to: &mut [u8; LANES]) {
+        unsafe {
+            let [low, high] = value.map(|half| _mm256_cvttps_epi32(half));
+            // Packs within 128-bit lanes; the permutation puts the halves in order.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(low, high));
+            let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
+        }
+    }
+    #[inline(always)]
     fn load_i8(self, from: &[u8; LANES]) -> Self::F {
         unsafe {
             let bytes = _mm_loadu_si128(from.as_ptr().cast());

@@ -88,6 +88,8 @@ pub(crate) trait Simd: Copy {
     fn dot_u4(self, w: &[Self::B; 8], a: &[i8; BLOCK], start: i32) -> Self::I;
     /// Sixteen unsigned bytes.
     fn load_u8(self, from: &[u8; LANES]) -> Self::F;
+    /// Sixteen whole numbers in 0..=255 as bytes.
+    fn store_u8(self, value: Self::F, to: &mut [u8; LANES]);
     /// Sixteen signed bytes.
     fn load_i8(self, from: &[u8; LANES]) -> Self::F;
     /// Eight vectors of unsigned 5-bit weights: the packed form of 4 bits, then a line whose bit `g` is the fifth bit for vector `g`.

@@ -204,6 +204,10 @@ impl Simd for Portable {
         from.map(f32::from)
     }
     #[inline(always)]
+    fn store_u8(self, value: F, to: &mut [u8; LANES]) {
+        *to = value.map(|x| x as u8);
+    }
+    #[inline(always)]
     fn load_i8(self, from: &[u8; LANES]) -> F {
         from.map(|byte| f32::from(byte as i8))
     }
