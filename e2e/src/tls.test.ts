@@ -113,9 +113,9 @@ const LET_IN: Readonly<Record<string, readonly ProcessRole[]>> = {
   place: ["gateway"],
   attach: ["prefill", "decode", "mixed"],
   generate: ["gateway"],
-  run: ["decode", "mixed"],
+  run: ["prefill", "decode", "mixed"],
   renew: ["decode", "mixed"],
-  pull: ["decode", "mixed"],
+  pull: ["prefill", "decode", "mixed"],
 };
 const ROLES: readonly ProcessRole[] = ["gateway", "router", "prefill", "decode", "mixed", "operator", "redis"];
 

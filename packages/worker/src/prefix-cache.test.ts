@@ -1,8 +1,16 @@
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { ensureTinyModel } from "@kvasir/models";
+import { PlacementMode } from "@kvasir/proto";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { freshScope, type Generated, type GenerateOptions, generate, type RunningWorker } from "./testing/harness.ts";
+import {
+  freshScope,
+  type Generated,
+  type GenerateOptions,
+  generate,
+  type RunningWorker,
+  refOf,
+} from "./testing/harness.ts";
 import { eventually } from "./testing/quiet.ts";
 import { SIDECAR_BINARY, startRealWorker } from "./testing/real-worker.ts";
 
@@ -132,6 +140,49 @@ describe.skipIf(!existsSync(SIDECAR_BINARY))("with real sidecars", () => {
     const cold = await measured({ ...turn(second), tenantScope: freshScope(), decode: mixed });
     expect(next.result.tokenIds).toEqual(cold.result.tokenIds);
     await expectNothingHeld(prefill, decode, mixed);
+  });
+
+  test("a prefill worker fetches what another one has cached, and computes only the rest; where it is gone, all of it", async () => {
+    const other = await startRealWorker("prefill-2", "prefill", { model, stepTokenCount: STEP_TOKENS });
+    try {
+      const tenantScope = freshScope();
+      const text = Array.from({ length: 400 }, (_, index) => (index * 11) % 95);
+      const at = (count: number) => ({ tenantScope, change: { promptTokenIds: text.slice(0, count) }, maxTokens: 8 });
+      await measured({ ...at(320), prefill, decode });
+      const fetchFrom = (target: RunningWorker, tokenEnd: number) => ({
+        placement: {
+          ...{ mode: PlacementMode.SPLIT, decode: refOf(decode), prefill: refOf(other) },
+          fetch: { holder: refOf(target), tokenEnd },
+        },
+      });
+      const alone = await measured({ ...at(400), decode: mixed });
+      const before = await stats(prefill);
+      const ask = async (plan: ReturnType<typeof fetchFrom>, scope = tenantScope) => {
+        const options = { ...at(400), tenantScope: scope, prefill: other, decode };
+        return measured({ ...options, change: { ...options.change, ...plan } });
+      };
+      const found = await ask(fetchFrom(prefill, 320));
+      expect(found.result.tokenIds).toEqual(alone.result.tokenIds);
+      expect(found.prefill).toEqual({ prompt: 80, received: 320 * kvBytesPerToken });
+      // The holder computes the last of the lent blocks, and nothing else.
+      expect((await stats(prefill)).prompt - before.prompt).toBe(BLOCK_SIZE);
+      expect([found.result.cachedTokenCount, found.result.remoteTokenCount]).toEqual([0, 320]);
+
+      // Nothing of this tenant is at the holder: it refuses, and all is computed.
+      const scope = freshScope();
+      const gone = await ask(fetchFrom(prefill, 320), scope);
+      expect(gone.result.tokenIds).toEqual(alone.result.tokenIds);
+      expect(gone.prefill).toEqual({ prompt: 400, received: 0 });
+      // Nor does one that is dead hold anybody up.
+      const dead = await startRealWorker("dead", "prefill", { model });
+      const plan = fetchFrom(dead, 320);
+      await dead.stop();
+      const lost = await ask(plan, freshScope());
+      expect([lost.result.tokenIds, lost.prefill?.prompt]).toEqual([alone.result.tokenIds, 400]);
+      await expectNothingHeld(prefill, other, decode);
+    } finally {
+      await other.stop();
+    }
   });
 
   test("another tenant's text is another text", async () => {

@@ -30,6 +30,8 @@ export interface RequestMeter {
   recomputed(tokenCount: number): void;
   /** A prompt is about to be computed here: how much of it was cached. */
   lookedUp(facts: { readonly promptTokenCount: number; readonly cachedTokenCount: number }): void;
+  /** KV of a prompt was fetched from another worker to be gone on from: `complete`, `late`, or why it failed. */
+  prefixFetched(outcome: string, facts: { readonly tokenCount: number; readonly bytes: number }): void;
   /** Of a prompt that is computed elsewhere, what was cached here and need not travel. */
   fetchSpared(tokenCount: number): void;
 }
@@ -93,8 +95,31 @@ export function requestMeter(registry: Registry, vllm: VllmMeter): RequestMeter 
     registers,
   });
   for (const spared of ["compute", "fetch"]) hitTokens.inc({ spared }, 0);
+  const fetches = new Counter({
+    name: "kvasir_prefix_fetches_total",
+    help: "Fetches of cached KV from another worker before a prompt was computed here: complete, late (computing is quicker), or why one failed",
+    labelNames: ["outcome"],
+    registers,
+  });
+  for (const outcome of ["complete", "late", "lease_expired", "unavailable", "stale_epoch"])
+    fetches.inc({ outcome }, 0);
+  const fetchedTokens = new Counter({
+    name: "kvasir_prefix_fetched_tokens_total",
+    help: "Tokens that came with kvasir_prefix_fetches_total and were not computed",
+    registers,
+  });
+  const fetchedBytes = new Counter({
+    name: "kvasir_prefix_fetched_bytes_total",
+    help: "KV bytes of kvasir_prefix_fetches_total",
+    registers,
+  });
   return {
     ...vllm,
+    prefixFetched(outcome, { tokenCount, bytes }) {
+      fetches.inc({ outcome });
+      fetchedTokens.inc(tokenCount);
+      fetchedBytes.inc(bytes);
+    },
     lookedUp(facts) {
       vllm.lookedUp(facts);
       queriedTokens.inc(facts.promptTokenCount);
@@ -133,5 +158,6 @@ export const DEAF_METER: RequestMeter = {
   transferEnded: () => undefined,
   recomputed: () => undefined,
   lookedUp: () => undefined,
+  prefixFetched: () => undefined,
   fetchSpared: () => undefined,
 };

@@ -139,7 +139,7 @@ export class Worker {
       const onRun = (change: number) => {
         this.#runCount += change;
       };
-      this.#server.add(PrefillService, prefillService({ ...shared, onRun }));
+      this.#server.add(PrefillService, prefillService({ ...shared, peers: this.#peers, onRun }));
     }
   }
 }

@@ -52,6 +52,7 @@ export class PlaceSpan {
       "kvasir.local_prefill": best.isLocalPrefill,
       ...(best.prefill === undefined ? {} : { "kvasir.prefill": best.prefill.facts.workerId }),
       "kvasir.decode": best.decode.facts.workerId,
+      ...(best.fetch === undefined ? {} : { "kvasir.fetch_holder": best.fetch.holder.facts.workerId }),
       "kvasir.cached_tokens": decision.promptTokenCount - best.uncachedTokenCount,
       "kvasir.queue_wait_ms": decision.waitedMs,
       "kvasir.predicted_ttft_ms": decision.predictedTtftMs,

@@ -59,23 +59,27 @@ const HASHES = hashBlocks(
 );
 const promptHashes = [{ exactFingerprint: new Uint8Array(16).fill(7), blockSize: 32, hashes: HASHES }];
 
-test("a request goes where its prompt is cached; what a dead worker had is forgotten with it", async () => {
-  await up("p0", "p1", "d0", "d1");
+test("a request goes where its prompt is cached, or fetches it from there; what a dead worker had is forgotten with it", async () => {
+  await up("p0", "p1", "d0", "d1", "d2");
   const holder = peers
     .worker("p2")
     .hello()
     .cache(1n, { case: "snapshot", value: { isLast: true } });
-  // Nothing speaks for p2 but what it holds.
-  await holder.load({ queuedPromptTokens: 50 }).cache(2n, { case: "stored", value: HASHES }).settled();
+  await holder.load().cache(2n, { case: "stored", value: HASHES }).settled();
   expect(router.state.cachedBlockCountOf("p2")).toBe(3);
   const known = await peers.request(100, 10, { promptHashes }).placed();
   expect(known.prefill?.workerId).toBe("p2");
   expect(known.reason).toContain("(4 of 100 tokens");
+  await holder.load({ queuedPromptTokens: 300 }).settled();
+  const fetching = await peers.request(100, 10, { promptHashes }).placed();
+  expect(fetching.prefill?.workerId).toBe("p0");
+  expect(fetching.fetch).toMatchObject({ holder: { workerId: "p2" }, tokenEnd: 96 });
   const unknown = await peers.request(100, 10).placed();
-  expect(unknown.prefill?.workerId).toBe("p0");
+  expect(unknown.prefill?.workerId).toBe("p1");
+  expect(unknown.fetch).toBeUndefined();
   holder.stream.cancel();
   await eventually(() => router.state.cachedBlockCountOf("p2") === 0);
-  expect((await peers.request(100, 10, { promptHashes }).placed()).prefill?.workerId).not.toBe("p2");
+  expect((await peers.request(100, 10, { promptHashes }).placed()).fetch).toBeUndefined();
 });
 
 test("a missing event is asked for once, and nothing is taken before a snapshot", async () => {

@@ -194,7 +194,7 @@ export function wireFromDecision(
   decision: PlacementDecision,
   leaderToken: number,
 ): MessageInitShape<typeof PlacementSchema> {
-  const [{ mode, prefill, decode, isLocalPrefill }, ...others] = decision.candidates;
+  const [{ mode, prefill, decode, isLocalPrefill, fetch }, ...others] = decision.candidates;
   const otherPrefills = others.flatMap((other) =>
     prefill !== undefined && other.prefill !== undefined && other.decode === decode ? [workerRef(other.prefill)] : [],
   );
@@ -206,6 +206,7 @@ export function wireFromDecision(
     predictedTbtMs: decision.predictedTbtMs,
     reason: decision.reason,
     localPrefill: isLocalPrefill,
+    ...(fetch === undefined ? {} : { fetch: { holder: workerRef(fetch.holder), tokenEnd: fetch.tokenEnd } }),
     otherPrefills: otherPrefills.slice(0, OTHER_PREFILLS_MAX),
     leaderToken: BigInt(leaderToken),
   };

@@ -30,18 +30,38 @@ function names(outcome: ChoiceOutcome): readonly string[] {
 
 test("what a worker has of the prompt is not computed there: its queue may be longer by that, but not by more", () => {
   const queue = (queuedPromptTokenCount: number) => ({ queuedPromptTokenCount });
-  const workers = [attached("d1"), attached("p1"), attached("p2", queue(60))];
+  // Over a link on which nothing is worth fetching.
+  const far = { kvBytesPerToken: 450_000 };
+  const workers = [attached("d1"), attached("p1", {}, far), attached("p2", queue(60), far)];
   expect(names(choose(workers))).toEqual(["p1 → d1", "p2 → d1"]);
-  const outcome = choose(workers, request(100, 20), [], false, { p2: 64 });
+  const outcome = choose(workers, request(100, 20), [], false, { p2: 64, d1: 64 });
   expect(names(outcome)).toEqual(["p2 → d1", "p1 → d1"]);
   if (outcome.kind !== "placed") throw new Error("not placed");
   expect(outcome.candidates[0]).toMatchObject({ uncachedTokenCount: 36, ttft: { queueMs: 60, computeMs: 36 } });
   expect(describePlacement(outcome.candidates, request(100, 20), 0)).toContain("36 of 100 tokens");
   expect(
     names(
-      choose([attached("d1"), attached("p1"), attached("p2", queue(70))], request(100, 20), [], false, { p2: 64 }),
+      choose([attached("d1"), attached("p1", {}, far), attached("p2", queue(70), far)], request(100, 20), [], false, {
+        p2: 64,
+      }),
     )[0],
   ).toBe("p1 → d1");
+});
+
+test("what a busy worker has cached is fetched by an idle one, where that is quicker than computing it", () => {
+  const busy = attached("p1", { queuedPromptTokenCount: 500 });
+  const outcome = choose([attached("d1"), busy, attached("p2")], request(100, 20), [], false, { p1: 64 });
+  if (outcome.kind !== "placed") throw new Error("not placed");
+  expect(names(outcome)[0]).toBe("p2 → d1");
+  expect(outcome.candidates[0]).toMatchObject({ uncachedTokenCount: 36, fetch: { holder: busy, tokenEnd: 64 } });
+  expect(describePlacement(outcome.candidates, request(100, 20), 0)).toContain(
+    "36 of 100 tokens, 64 of the others from p1,",
+  );
+  // A link on which it takes longer than computing it anew.
+  const slow = attached("p2", {}, { kvBytesPerToken: 1e6 });
+  const computed = choose([attached("d1"), busy, slow], request(100, 20), [], false, { p1: 64 });
+  if (computed.kind !== "placed") throw new Error("not placed");
+  expect(computed.candidates[0]).toMatchObject({ uncachedTokenCount: 100, fetch: undefined });
 });
 
 test("a decode worker that has some of the prompt needs less room for it, and less travels", () => {

@@ -14,6 +14,12 @@ import type { CachedTokensOf } from "./prefix-overlap.ts";
 import type { Reserved } from "./reservations.ts";
 import { decodeBlockCount, prefillBlockCount, type RequestShape, type WorkerFacts } from "./worker-facts.ts";
 
+/** Tokens [0, `tokenEnd`) of a prompt are cached at another prefill worker. */
+export interface PrefixFetchPlan {
+  readonly holder: AttachedWorker;
+  readonly tokenEnd: number;
+}
+
 /** One way to lay out a request that has room now. */
 export interface Candidate {
   readonly mode: "aggregated" | "split";
@@ -26,6 +32,8 @@ export interface Candidate {
   readonly ttft: TtftParts;
   /** Of the prompt, to be computed where it is computed. */
   readonly uncachedTokenCount: number;
+  /** What the prefill worker should fetch from another one first; absent: nothing. */
+  readonly fetch?: PrefixFetchPlan | undefined;
   readonly tbtMs: number;
   /** Speed the TTFT was reckoned with. */
   readonly prefillTokensPerSecond: number;
@@ -54,6 +62,9 @@ export interface ChoiceOptions extends PredictionOptions {
   /** How much of the prompt each worker has. */
   readonly cachedTokensOf: CachedTokensOf;
 }
+
+/** The least time that a fetch of cached KV must save before it is worth a call. Larger: more is computed twice; smaller: more calls. */
+const FETCH_SAVES_MIN_MS = 5;
 
 interface Standing {
   readonly worker: AttachedWorker;
@@ -155,11 +166,12 @@ function chooseAmong(
     const [any, ...more] = bestDecoders.values();
     if (any === undefined) continue;
     const bestOfAll = more.reduce(freer, any);
+    const holders = longestCached(prefillers);
     for (const standing of prefillers) {
       const { facts } = standing.worker;
       const bestDecoder = bestDecoders.get(facts.kvDtype) ?? bestOfAll;
       if (prefillBlockCount(request, facts.blockSize) > standing.load.freeBlockCount) continue;
-      candidates.push(splitCandidate(standing, bestDecoder, request, guesses));
+      candidates.push(splitCandidate(standing, bestDecoder, holders.get(facts.kvDtype), request, guesses));
     }
   }
   candidates.sort(byPreference);
@@ -216,6 +228,19 @@ function freer(a: Standing, b: Standing): Standing {
   return difference > 0 || (difference === 0 && a.worker.facts.workerId < b.worker.facts.workerId) ? a : b;
 }
 
+/** For each element type, in which alone KV is exact, who has most of the prompt; the first by id of those that have as much. */
+function longestCached(standings: readonly Standing[]): ReadonlyMap<string, Standing> {
+  const longest = new Map<string, Standing>();
+  for (const standing of standings) {
+    const { kvDtype, workerId } = standing.worker.facts;
+    const known = longest.get(kvDtype);
+    const difference = standing.cachedTokenCount - (known?.cachedTokenCount ?? 0);
+    const isBefore = known !== undefined && workerId < known.worker.facts.workerId;
+    if (difference > 0 || (difference === 0 && isBefore)) longest.set(kvDtype, standing);
+  }
+  return longest;
+}
+
 /** Blocks that are free, or need not be taken. */
 function roomWithReuse({ worker, load, cachedTokenCount }: Standing): number {
   return load.freeBlockCount + cachedTokenCount / worker.facts.blockSize;
@@ -233,27 +258,37 @@ function aggregatedCandidate(standing: Standing, request: RequestShape, options:
     prefillTokensPerSecond,
     stepInProgressMs,
   );
-  const costs = { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs };
+  const costs = { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs, fetch: undefined };
   return candidate("aggregated", undefined, standing, costs, options);
 }
 
 function splitCandidate(
   prefill: Standing,
   decode: Standing,
+  holder: Standing | undefined,
   request: RequestShape,
   options: PredictionOptions,
 ): Candidate {
   const prefillTokensPerSecond = prefill.worker.load?.prefillTokensPerSecond || options.prefillTokensPerSecond;
   const stepMs = decode.worker.load?.decodeStepMs || options.decodeStepMs;
-  const uncachedTokenCount = request.promptTokenCount - prefill.cachedTokenCount;
-  const ttft = splitTtft(
+  const { kvBytesPerToken } = prefill.worker.facts;
+  const fetchedTokenCount = Math.max(0, (holder?.cachedTokenCount ?? 0) - prefill.cachedTokenCount);
+  const fetchMs = options.handoverMs + ((fetchedTokenCount * kvBytesPerToken) / options.kvBytesPerSecond) * 1_000;
+  const savedMs = (fetchedTokenCount / prefillTokensPerSecond) * 1_000 - fetchMs;
+  const fetched = savedMs >= FETCH_SAVES_MIN_MS ? holder : undefined;
+  const { cachedTokenCount } = fetched ?? prefill;
+  const uncachedTokenCount = request.promptTokenCount - cachedTokenCount;
+  const computed = splitTtft(
     prefill.load.queuedPromptTokenCount,
     { uncached: uncachedTokenCount, moved: request.promptTokenCount - decode.cachedTokenCount },
     prefillTokensPerSecond,
-    prefill.worker.facts.kvBytesPerToken,
+    kvBytesPerToken,
     options,
   );
-  const costs = { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs };
+  // It is fetched while others are computed.
+  const ttft = fetched ? { ...computed, queueMs: Math.max(computed.queueMs, fetchMs) } : computed;
+  const fetch = fetched && { holder: fetched.worker, tokenEnd: fetched.cachedTokenCount };
+  const costs = { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs, fetch };
   return candidate("split", prefill, decode, costs, options);
 }
 
@@ -261,10 +296,12 @@ function candidate(
   mode: Candidate["mode"],
   prefill: Standing | undefined,
   decode: Standing,
-  costs: Pick<Candidate, "ttft" | "uncachedTokenCount" | "prefillTokensPerSecond"> & { readonly stepMs: number },
+  costs: Pick<Candidate, "ttft" | "uncachedTokenCount" | "prefillTokensPerSecond" | "fetch"> & {
+    readonly stepMs: number;
+  },
   options: PredictionOptions,
 ): Candidate {
-  const { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs } = costs;
+  const { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs, fetch } = costs;
   const { worker, load } = decode;
   return {
     mode,
@@ -274,6 +311,7 @@ function candidate(
     ttftMs: ttft.queueMs + ttft.computeMs + ttft.tailMs,
     ttft,
     uncachedTokenCount,
+    fetch,
     tbtMs: predictTbtMs(stepMs, worker.load?.runningCount ?? 0, load.sequenceCount, options),
     prefillTokensPerSecond,
     freeBlockCount: load.freeBlockCount,

@@ -21,10 +21,12 @@ export function describePlacement(
   const { uncachedTokenCount } = best;
   const isCached = uncachedTokenCount < request.promptTokenCount;
   const tokens = isCached ? `${uncachedTokenCount} of ${request.promptTokenCount}` : `${uncachedTokenCount}`;
+  const { fetch } = best;
+  const fetched = fetch === undefined ? "" : `, ${fetch.tokenEnd} of the others from ${fetch.holder.facts.workerId},`;
   const parts = [
     ...(waitedMs >= 1 ? [`waited here ${ms(waitedMs)}`] : []),
     `queue ${ms(queueMs)}`,
-    `compute ${ms(computeMs)} (${tokens} tokens at ${Math.round(best.prefillTokensPerSecond)}/s)`,
+    `compute ${ms(computeMs)} (${tokens} tokens${fetched} at ${Math.round(best.prefillTokensPerSecond)}/s)`,
     `${best.mode === "split" ? "hand-over" : "running step"} ${ms(tailMs)}`,
   ];
   const alternatives = others.slice(0, ALTERNATIVE_MAX).map((other) => `${candidateName(other)} ${ms(other.ttftMs)}`);

@@ -1,4 +1,4 @@
-import type { SequenceKind } from "./events.ts";
+import type { SequenceKind, SequenceSpec } from "./events.ts";
 
 /**
  * Blocks that a further answer shares with the first one: those that are full before the prompt's last token. That token is computed anew for
@@ -24,4 +24,15 @@ export function worstCaseBlockCount(
   blockSize: number,
 ): number {
   return Math.ceil((kind === "prefill" ? promptTokenCount : promptTokenCount + maxTokens) / blockSize);
+}
+
+/** The same of a sequence, without its branches. */
+export function worstCaseOf({ kind, promptTokenIds, maxTokens }: SequenceSpec, blockSize: number): number {
+  return worstCaseBlockCount(kind, promptTokenIds.length, maxTokens, blockSize);
+}
+
+/** Blocks of a further answer beyond those it shares. */
+export function branchWorstCaseOf({ promptTokenIds, maxTokens }: SequenceSpec, blockSize: number): number {
+  const whole = worstCaseBlockCount("local", promptTokenIds.length, maxTokens, blockSize);
+  return whole - sharedBlockCount(promptTokenIds.length, blockSize);
 }

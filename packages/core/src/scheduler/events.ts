@@ -25,6 +25,11 @@ export interface SequenceSpec {
   readonly prefixRoot?: Uint8Array;
   /** The chain of the prompt under that root, where it is known already; else it is computed. */
   readonly promptChain?: BlockHashChain;
+  /**
+   * Prefill kind: another worker waits for KV that is here. At most a block of it is computed, before other prompts, so that the rest is lent
+   * without a wait behind them.
+   */
+  readonly lends?: boolean;
   /** Every token of the prompt is computed, because more is wanted of it than its KV. What is computed is kept all the same. */
   readonly computesWholePrompt?: boolean;
   /**
@@ -104,6 +109,11 @@ export type SchedulerEvent =
       readonly firstTokenId?: number | undefined;
       readonly isApproximate?: boolean;
     }
+  /**
+   * Prefill kind, before its export opens: the KV of the prompt's first tokens came from another worker, and nothing writes it any more. Whole
+   * blocks of it count as computed.
+   */
+  | { readonly kind: "KvFetched"; readonly sequenceId: SequenceId; readonly verifiedTokenCount: number }
   /** No transfer reads (Release answered) or writes (Fence answered) the sequence's blocks any more. */
   | { readonly kind: "TransferClosed"; readonly sequenceId: SequenceId }
   /** The device answered the oldest step in flight. */

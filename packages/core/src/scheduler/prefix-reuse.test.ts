@@ -139,6 +139,26 @@ test("a prefill sequence that waited copies into the blocks that it has named, a
   expect(bench.arrive(3, "prefill", text(9))).toBe(8);
 });
 
+test("a prefill sequence goes on from what it fetched, and one that lends comes before other prompts", () => {
+  const bench = new Bench(32, 16);
+  bench.arrive(1, "prefill", text(30));
+  bench.apply({ kind: "KvFetched", sequenceId: id(1), verifiedTokenCount: 19 });
+  bench.apply({ kind: "ExportOpened", sequenceId: id(1) });
+  expect(bench.steps.pool.cachedCount).toBe(4);
+  expect(bench.plan()).toMatchObject({
+    slices: [{ startPosition: 16, tokenCount: 14 }],
+    starts: [{ cachedTokenCount: 0 }],
+  });
+  bench.settle();
+  bench.arrive(2, "prefill", text(60, 100));
+  expect(bench.arrive(3, "prefill", text(28), { lends: true })).toBe(24);
+  for (const sequenceId of [2, 3]) bench.apply({ kind: "ExportOpened", sequenceId: id(sequenceId) });
+  expect(bench.plan()?.slices).toMatchObject([
+    { sequenceId: 3, startPosition: 24, tokenCount: 4 },
+    { sequenceId: 2, startPosition: 0, tokenCount: 12 },
+  ]);
+});
+
 test("a decode sequence fetches beyond what it has, and may go on from there without a fetch", () => {
   const bench = new Bench();
   bench.arrive(1, "decode", text(9));

@@ -31,7 +31,7 @@ export class PrefixReuse {
   /** The sequence holds these found blocks as the first of its table. */
   begin(sequence: Sequence, found: readonly BlockId[]): void {
     sequence.blockIds = [...found];
-    this.#skip(sequence, found.length);
+    this.#skip(sequence, 0, found.length);
   }
 
   /**
@@ -44,7 +44,7 @@ export class PrefixReuse {
     const beginBlock = inputPlannedCount / this.#blockSize;
     const found = this.find(sequence, beginBlock);
     const endBlock = beginBlock + this.#holdMore(sequence, found, beginBlock, copies);
-    if (endBlock > beginBlock) this.#skip(sequence, endBlock);
+    this.#skip(sequence, beginBlock, endBlock);
   }
 
   /** Answers with the number of blocks that are there, or will be when the step begins. */
@@ -76,8 +76,16 @@ export class PrefixReuse {
     sequence.keptBlockCount = Math.max(sequence.keptBlockCount, end);
   }
 
-  #skip(sequence: Sequence, blockCount: number): void {
-    sequence.inputPlannedCount = blockCount * this.#blockSize;
-    sequence.cachedTokenCount = sequence.inputPlannedCount;
+  /** So much of a prompt came from another worker: of its whole blocks nothing is computed but what holds the last token. */
+  fetched(sequence: Sequence, verifiedTokenCount: number): void {
+    const { spec, inputPlannedCount } = sequence;
+    const tokenCount = Math.min(verifiedTokenCount, spec.promptTokenIds.length - 1);
+    sequence.inputPlannedCount = Math.max(inputPlannedCount, tokenCount - (tokenCount % this.#blockSize));
+    this.keep(sequence, sequence.inputPlannedCount);
+  }
+
+  #skip(sequence: Sequence, beginBlock: number, endBlock: number): void {
+    sequence.inputPlannedCount = endBlock * this.#blockSize;
+    sequence.cachedTokenCount += (endBlock - beginBlock) * this.#blockSize;
   }
 }

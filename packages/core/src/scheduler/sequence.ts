@@ -2,7 +2,7 @@ import { assert } from "../assert.ts";
 import type { BlockId } from "../block/block-pool.ts";
 import { BlockHashChain } from "../prefix/block-hash.ts";
 import type { Instant } from "../time.ts";
-import type { SequenceSpec } from "./events.ts";
+import type { SequenceEnd, SequenceSpec, SliceOutcome } from "./events.ts";
 
 /**
  * Where a sequence is.
@@ -93,6 +93,34 @@ export function newSequence(
     branches: [],
     copySources: [],
   };
+}
+
+/**
+ * In which order prompts are planned: first those whose KV another worker waits for, as long as they take at most half of the budget, so that the
+ * oldest of the others always moves; then in order of admission.
+ */
+export function planOrder(prompting: Iterable<Sequence>, budget: number): Sequence[] {
+  const first: Sequence[] = [];
+  const others: Sequence[] = [];
+  let left = budget / 2;
+  for (const sequence of prompting) {
+    const tokenCount = sequence.inputTokenIds.length - sequence.inputPlannedCount;
+    const isFirst = sequence.spec.lends === true && tokenCount <= left;
+    if (isFirst) left -= tokenCount;
+    (isFirst ? first : others).push(sequence);
+  }
+  return [...first, ...others];
+}
+
+/** How a sampled token ends its sequence, if it does. */
+export function endOf(
+  { maxTokens, stopTokenIds }: SequenceSpec,
+  outcome: SliceOutcome,
+  tokenId: number,
+  tokenIndex: number,
+): SequenceEnd | undefined {
+  if (outcome === "stopped" && stopTokenIds.includes(tokenId)) return "stop";
+  return outcome === "stopped" || tokenIndex + 1 >= maxTokens ? "length" : undefined;
 }
 
 /** A sequence and those of its branches that wait for it. */

@@ -2,7 +2,7 @@ import { assert } from "../assert.ts";
 import { type BlockId, BlockPool } from "../block/block-pool.ts";
 import { unreachable } from "../kvasir-error.ts";
 import type { Instant } from "../time.ts";
-import { sharedBlockCount, worstCaseBlockCount } from "./capacity.ts";
+import { branchWorstCaseOf, sharedBlockCount, worstCaseOf } from "./capacity.ts";
 import { checkSequences } from "./check-scheduler.ts";
 import type {
   PlannedCopy,
@@ -10,7 +10,6 @@ import type {
   PlannedStart,
   SchedulerEffect,
   SchedulerEvent,
-  SequenceEnd,
   SequenceId,
   SequenceSpec,
   SliceResult,
@@ -18,7 +17,16 @@ import type {
 } from "./events.ts";
 import { loadOf, type SchedulerLoad } from "./load.ts";
 import { PrefixReuse } from "./prefix-reuse.ts";
-import { groupOf, isCoherent, keepReceived, newSequence, promptChain, type Sequence } from "./sequence.ts";
+import {
+  endOf,
+  groupOf,
+  isCoherent,
+  keepReceived,
+  newSequence,
+  planOrder,
+  promptChain,
+  type Sequence,
+} from "./sequence.ts";
 
 /** A sequence in a step, and how much of its KV is written when that is answered. */
 interface Planned {
@@ -96,7 +104,8 @@ export class StepScheduler {
   /** Whether the sequence could be admitted by an empty scheduler. Ask before `SequenceArrived`. */
   fits(spec: SequenceSpec): boolean {
     const branchCount = spec.branches?.length ?? 0;
-    const blockCount = this.#worstCase(spec) + branchCount * this.#branchWorstCase(spec);
+    const blockCount =
+      worstCaseOf(spec, this.options.blockSize) + branchCount * branchWorstCaseOf(spec, this.options.blockSize);
     return blockCount <= this.options.blockCount && 1 + branchCount <= this.options.sequenceCountMax;
   }
 
@@ -143,6 +152,12 @@ export class StepScheduler {
         }
         break;
       }
+      case "KvFetched": {
+        const sequence = this.#sequences.get(event.sequenceId);
+        if (sequence?.phase !== "reserved" || sequence.spec.kind !== "prefill") break;
+        this.#reuse.fetched(sequence, event.verifiedTokenCount);
+        break;
+      }
       case "TransferClosed": {
         const sequence = this.#sequences.get(event.sequenceId);
         if (sequence === undefined) break;
@@ -180,7 +195,7 @@ export class StepScheduler {
     const decodeTokenCount = slices.length;
     let budget = this.options.tokenBudget - decodeTokenCount;
     // Of what is there now: a branch starts in a later step than the prompt that it copies from.
-    for (const sequence of [...this.#prompting]) {
+    for (const sequence of planOrder(this.#prompting, budget)) {
       if (budget <= 0) break;
       const slice = this.#planChunk(sequence, budget, starts, copies);
       budget -= slice.tokenCount;
@@ -231,18 +246,6 @@ export class StepScheduler {
     assert(this.#inFlight.length <= STEPS_IN_FLIGHT_MAX, `${this.#inFlight.length} steps are in flight`);
   }
 
-  #worstCase(spec: SequenceSpec): number {
-    return worstCaseBlockCount(spec.kind, spec.promptTokenIds.length, spec.maxTokens, this.options.blockSize);
-  }
-
-  /** Blocks of a further answer beyond those it shares. */
-  #branchWorstCase(spec: SequenceSpec): number {
-    const { promptTokenIds, maxTokens } = spec;
-    const { blockSize } = this.options;
-    const whole = worstCaseBlockCount("local", promptTokenIds.length, maxTokens, blockSize);
-    return whole - sharedBlockCount(promptTokenIds.length, blockSize);
-  }
-
   #arrive(spec: SequenceSpec, waitUntil: Instant): void {
     assert(!this.#sequences.has(spec.sequenceId), `sequence ${spec.sequenceId} arrives twice`);
     assert(spec.promptTokenIds.length >= 1 && spec.maxTokens >= 1, `sequence ${spec.sequenceId} is empty`);
@@ -252,14 +255,14 @@ export class StepScheduler {
       `sequence ${spec.sequenceId} has more output than max_tokens, or hands over and has output or branches`,
     );
     const chain = promptChain(spec, this.options.blockSize);
-    const sequence = newSequence(spec, waitUntil, this.#worstCase(spec), chain);
+    const sequence = newSequence(spec, waitUntil, worstCaseOf(spec, this.options.blockSize), chain);
     this.#sequences.set(spec.sequenceId, sequence);
     this.#waiting.push(sequence);
     const { branches = [], ...common } = spec;
     for (const { sequenceId, outputTokenIds = [] } of branches) {
       assert(!this.#sequences.has(sequenceId), `sequence ${sequenceId} arrives twice`);
       const own: SequenceSpec = { ...common, sequenceId, kind: "local", outputTokenIds };
-      const branch = newSequence(own, waitUntil, this.#branchWorstCase(spec), chain);
+      const branch = newSequence(own, waitUntil, branchWorstCaseOf(spec, this.options.blockSize), chain);
       branch.inputPlannedCount = spec.promptTokenIds.length - 1;
       this.#sequences.set(sequenceId, branch);
       sequence.branches.push(branch);
@@ -442,7 +445,7 @@ export class StepScheduler {
 
   #applyResult(sequence: Sequence, result: SliceResult, effects: SchedulerEffect[]): void {
     if (result.outcome === "computed") return;
-    const { sequenceId, kind, maxTokens, stopTokenIds } = sequence.spec;
+    const { sequenceId, kind } = sequence.spec;
     const { token } = result;
     assert(
       result.outcome !== "skipped" && token !== undefined,
@@ -450,9 +453,7 @@ export class StepScheduler {
     );
     const tokenIndex = sequence.sampleDoneCount++;
     sequence.chain?.extend([token.tokenId]);
-    let end: SequenceEnd | undefined;
-    if (result.outcome === "stopped" && stopTokenIds.includes(token.tokenId)) end = "stop";
-    else if (result.outcome === "stopped" || tokenIndex + 1 >= maxTokens) end = "length";
+    const end = endOf(sequence.spec, result.outcome, token.tokenId, tokenIndex);
     effects.push({ kind: "DeliverToken", sequenceId, token, tokenIndex, end });
     if (kind === "prefill") this.#drop(sequence);
     else if (end !== undefined) this.#end(sequence, effects);

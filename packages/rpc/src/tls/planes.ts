@@ -21,10 +21,13 @@ export const PLANES: Readonly<Record<string, Plane>> = {
     },
   },
   "kvasir.worker.v1.DecodeService": { servers: ["decode", "mixed"], callers: { Generate: ["gateway"] } },
-  "kvasir.transfer.v1.KvTransferService": { servers: ["prefill", "mixed"], callers: { Pull: ["decode", "mixed"] } },
+  "kvasir.transfer.v1.KvTransferService": {
+    servers: ["prefill", "mixed"],
+    callers: { Pull: ["prefill", "decode", "mixed"] },
+  },
   "kvasir.worker.v1.PrefillService": {
     servers: ["prefill", "mixed"],
-    callers: { Run: ["decode", "mixed"], Renew: ["decode", "mixed"] },
+    callers: { Run: ["prefill", "decode", "mixed"], Renew: ["decode", "mixed"] },
   },
 };
 

@@ -120,7 +120,7 @@ async function generate(
       if (prefill === undefined || prefill.address === "")
         throw invalid("placement.prefill", "placement.prefill is missing");
       const { renewals, onLocalPrefill } = options;
-      const prefills = prefillChoices(request, prefill, placement.otherPrefills);
+      const prefills = prefillChoices(request, { prefill, fetch: placement.fetch }, placement.otherPrefills);
       return untilDone(call, new SplitGeneration({ ...facts, prefills, peers, renewals, onLocalPrefill }));
     }
     default:
@@ -138,14 +138,14 @@ function checkLeader(token: bigint, highest: bigint): void {
 /** What a lost decode worker left is asked for once; whoever does not have it any more begins anew. */
 function prefillChoices(
   { transferId, adoptsTransfer }: GenerateRequest,
-  prefill: WorkerRef,
+  planned: Pick<PrefillChoice, "prefill" | "fetch">,
   others: readonly WorkerRef[],
 ): readonly [PrefillChoice, ...PrefillChoice[]] {
   if (transferId.length !== 0 && transferId.length !== TRANSFER_ID_BYTES) {
     throw invalid("transfer_id", `transfer_id has ${transferId.length} bytes, must have ${TRANSFER_ID_BYTES}`);
   }
-  const first = transferId.length === 0 ? { prefill } : { prefill, transferId };
-  return [first, ...(adoptsTransfer ? [{ prefill }] : []), ...others.map((other) => ({ prefill: other }))];
+  const first = transferId.length === 0 ? planned : { ...planned, transferId };
+  return [first, ...(adoptsTransfer ? [planned] : []), ...others.map((other) => ({ prefill: other }))];
 }
 
 /** Waits for the end; a caller that goes away, or whose deadline passes, cancels. */

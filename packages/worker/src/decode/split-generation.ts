@@ -18,7 +18,7 @@ import {
   type Token,
   unreachable,
 } from "@kvasir/core";
-import type { FetchResponse, RunFirstToken, RunTicket, WorkerRef } from "@kvasir/proto";
+import type { FetchResponse, PrefixFetch, RunFirstToken, RunTicket, WorkerRef } from "@kvasir/proto";
 import { errorFromService, isTyped } from "@kvasir/rpc";
 import { now } from "../clock.ts";
 import type { LocalPrefillCause } from "../metrics.ts";
@@ -54,6 +54,8 @@ export interface PrefillChoice {
   readonly prefill: WorkerRef;
   /** 16 bytes; absent: a new one. */
   readonly transferId?: Uint8Array;
+  /** What it should fetch from another one. */
+  readonly fetch?: PrefixFetch | undefined;
 }
 
 export interface SplitFacts extends GenerationFacts {
@@ -252,6 +254,7 @@ export class SplitGeneration {
       tenantScope,
       expectedEpoch: prefill.epoch,
       layoutFingerprint: layout.fingerprint,
+      ...(choice.fetch === undefined ? {} : { fetch: choice.fetch }),
     };
     const metadata = metadataOf(traced);
     this.#transfer = new Transfer(

@@ -30,7 +30,7 @@ export interface SequenceRequest extends Pick<StartFacts, "sampling" | "tracepar
   readonly outputTokenIds?: readonly number[];
   /** Further answers to the same prompt. */
   readonly branches?: readonly BranchRequest[];
-  readonly reuse: Pick<SequenceSpec, "prefixRoot" | "computesWholePrompt">;
+  readonly reuse: Pick<SequenceSpec, "prefixRoot" | "computesWholePrompt" | "lends">;
 }
 
 export interface BranchRequest {

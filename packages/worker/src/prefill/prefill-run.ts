@@ -18,16 +18,22 @@ import {
   type Token,
   unreachable,
 } from "@kvasir/core";
-import type { RunRequest, RunResponseSchema, RunTicketSchema } from "@kvasir/proto";
+import type { PrefixFetch as FetchPlan, RunRequest, RunResponseSchema, RunTicketSchema } from "@kvasir/proto";
 import { errorFromService } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
+import type { PrefillPeers } from "../decode/peers.ts";
 import type { Incarnation } from "../incarnation.ts";
 import type { CheckedRequest } from "../request-check.ts";
 import type { RequestMeter } from "../request-meter.ts";
 import { signTicket } from "../ticket.ts";
 import { endSpan, metadataOf, startQueueSpan, type Traced, traceparentOf } from "../tracing.ts";
 import { wireToken } from "../wire-token.ts";
+import { fetchRange, PrefixFetch } from "./prefix-fetch.ts";
+
+/** Shortest time for KV of another worker, and the time where it is not known how long computing takes. Larger: slow holders hold prompts up. */
+const FETCH_WAIT_MIN_MS = 100;
+const FETCH_WAIT_UNKNOWN_MS = 2_000;
 
 /** Longest life of a transfer, however alive its decode worker: as long as a request may take. */
 const TRANSFER_MAX_MS = 600_000;
@@ -47,6 +53,12 @@ export interface PrefillRunFacts {
   readonly adoptionMs: number;
   readonly tracer: Tracer;
   readonly requests: RequestMeter;
+  readonly requestId: string;
+  readonly peers: PrefillPeers;
+  /** What another prefill worker has cached, by the router's plan. */
+  readonly fetch: FetchPlan | undefined;
+  /** What is cached here is wanted, and no more than a block of it may be computed. */
+  readonly lends: boolean;
   /** `prefill.run`; ended here. */
   readonly traced: Traced;
 }
@@ -68,6 +80,8 @@ export class PrefillRun {
   #publishing: Promise<unknown> | undefined;
   #plannedAt: Instant | undefined;
   #cachedTokenCount = 0;
+  #fetchedTokenCount = 0;
+  #fetch: PrefixFetch | undefined;
   #timer: NodeJS.Timeout | undefined;
   #blockIds: readonly BlockId[] = [];
   #ticket: MessageInitShape<typeof RunTicketSchema> = {};
@@ -76,7 +90,8 @@ export class PrefillRun {
     this.#facts = facts;
     this.#leaseId = `pin ${Buffer.from(facts.transferId).toString("hex")}`;
     const { incarnation, request, traced } = facts;
-    const { promptTokenIds, sampling, reuse } = request;
+    const { promptTokenIds, sampling } = request;
+    const reuse = { ...request.reuse, lends: facts.lends };
     this.#queue = startQueueSpan(facts.tracer, traced, incarnation.engine);
     const waitUntil = addNanos(this.#arrivedAt, nanosFromMs(facts.admissionWaitMs));
     this.#state = newPrefillHandover(waitUntil);
@@ -87,7 +102,7 @@ export class PrefillRun {
       },
       waitUntil,
       {
-        admitted: (blockIds) => this.#admitted(blockIds),
+        admitted: (blockIds, cachedTokenCount) => this.#admitted(blockIds, cachedTokenCount),
         refused: () => this.#apply({ kind: "TimePassed" }),
         planned: (cachedTokenCount) => {
           this.#plannedAt = now();
@@ -152,8 +167,15 @@ export class PrefillRun {
     this.#apply({ kind: "LeaseRenewed", leaseEnd: addNanos(instant, lifetime) });
   }
 
-  #admitted(blockIds: readonly BlockId[]): void {
-    const { incarnation, leaseMs } = this.#facts;
+  #admitted(blockIds: readonly BlockId[], cachedTokenCount: number): void {
+    const { incarnation, leaseMs, lends, request } = this.#facts;
+    this.#cachedTokenCount = cachedTokenCount;
+    const missing = request.promptTokenIds.length - cachedTokenCount;
+    if (lends && missing > incarnation.layout.blockSize) {
+      const message = `${missing} tokens of what was to be lent are not cached here any more; compute them`;
+      this.#apply({ kind: "Failed", error: { reason: "lease_expired", message } });
+      return;
+    }
     const lease = incarnation.leases.grant(this.#leaseId, "pin", this.#sequenceId, nanosFromMs(leaseMs), now());
     this.#blockIds = blockIds;
     this.#apply({ kind: "BlocksTaken", leaseEnd: lease.expiresAt });
@@ -173,7 +195,7 @@ export class PrefillRun {
         break;
       case "SendTicket":
         this.#say({ kind: { case: "ticket", value: this.#ticket } });
-        this.#facts.incarnation.engine.apply({ kind: "ExportOpened", sequenceId: this.#sequenceId });
+        void this.#compute();
         break;
       case "SendFirstToken":
         this.#sendFirstToken(effect.token, effect.stopped);
@@ -228,6 +250,38 @@ export class PrefillRun {
       );
   }
 
+  /** Fetches what the plan says and is still missing, and computes the rest. */
+  async #compute(): Promise<void> {
+    const { incarnation, request, requests, fetch, traced, peers, requestId } = this.#facts;
+    const { engine, layout } = incarnation;
+    const range = fetchRange(fetch, {
+      promptTokenCount: request.promptTokenIds.length,
+      cachedTokenCount: this.#cachedTokenCount,
+      blockSize: layout.blockSize,
+    });
+    if (range !== undefined && request.reuse.prefixRoot !== undefined && !request.reuse.computesWholePrompt) {
+      const { tokenBegin, tokenEnd, holder } = range;
+      const computeMs = ((tokenEnd - tokenBegin) / engine.meter.prefillTokensPerSecond) * 1_000;
+      const withinMs = Number.isFinite(computeMs) ? Math.max(FETCH_WAIT_MIN_MS, computeMs) : FETCH_WAIT_UNKNOWN_MS;
+      const metadata = metadataOf(traced);
+      const blockIds = this.#blockIds;
+      const common = { peers, incarnation, request, requestId, blockIds, metadata, withinMs };
+      this.#fetch = new PrefixFetch({ ...common, ...range });
+      const { verifiedTokenCount, bytes, failure } = await this.#fetch.ended;
+      this.#fetchedTokenCount = verifiedTokenCount - (verifiedTokenCount % layout.blockSize) - tokenBegin;
+      requests.prefixFetched(failure ?? "complete", { tokenCount: this.#fetchedTokenCount, bytes });
+      traced.span.setAttributes({
+        "kvasir.fetch_holder": holder.workerId,
+        "kvasir.fetch_wanted_tokens": tokenEnd - tokenBegin,
+        "kvasir.fetched_tokens": this.#fetchedTokenCount,
+        "kvasir.fetched_bytes": bytes,
+        ...(failure === undefined ? {} : { "kvasir.fetch_failure": failure }),
+      });
+      engine.apply({ kind: "KvFetched", sequenceId: this.#sequenceId, verifiedTokenCount });
+    }
+    engine.apply({ kind: "ExportOpened", sequenceId: this.#sequenceId });
+  }
+
   #sendFirstToken(token: Token, stopped: boolean): void {
     const sampledAt = now();
     const plannedAt = this.#plannedAt ?? sampledAt;
@@ -236,7 +290,7 @@ export class PrefillRun {
     this.#facts.requests.queued(queueMs / 1_000);
     this.#facts.requests.prefilled(computeMs / 1_000);
     this.#facts.traced.span.setAttributes({ "kvasir.queue_ms": queueMs, "kvasir.compute_ms": computeMs });
-    const cached = { resident: this.#cachedTokenCount };
+    const cached = { resident: this.#cachedTokenCount, remoteWorker: this.#fetchedTokenCount };
     const value = { token: wireToken(token), stopped, queueMs, computeMs, cached };
     this.#say({ kind: { case: "firstToken", value } });
   }
@@ -247,6 +301,7 @@ export class PrefillRun {
     const { engine, kernel, leases } = incarnation;
     engine.close(this.#sequenceId);
     leases.release(this.#leaseId);
+    await this.#fetch?.stop();
     if (this.#publishing) {
       await this.#publishing;
       await kernel.release(transferId);

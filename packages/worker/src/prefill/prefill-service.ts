@@ -4,6 +4,7 @@ import type { PrefillService, RunRequest, RunStart } from "@kvasir/proto";
 import { contextFromMetadata, type Implementation, messages } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
+import type { PrefillPeers } from "../decode/peers.ts";
 import type { Incarnation } from "../incarnation.ts";
 import { invalid } from "../invalid.ts";
 import { checkEpoch, checkQueue, checkRequest, tooLarge } from "../request-check.ts";
@@ -22,6 +23,7 @@ export interface PrefillServiceOptions {
   readonly leaseMs: number;
   readonly admissionWaitMs: number;
   readonly requests: RequestMeter;
+  readonly peers: PrefillPeers;
   /** Tells of each hand-over's start and end. */
   readonly onRun: (change: 1 | -1) => void;
 }
@@ -68,6 +70,10 @@ export function prefillService(options: PrefillServiceOptions): Implementation<t
         tracer,
         traced,
         requests,
+        requestId: request.requestId,
+        peers: options.peers,
+        fetch: request.fetch,
+        lends: request.lends,
       };
       run = new PrefillRun(facts);
     } catch (error) {

@@ -128,6 +128,8 @@ export interface Generated {
   readonly finished: GenerateFinished | undefined;
   /** Tokens of the prompt whose KV was where the rest of it was computed; undefined before the first token. */
   readonly cachedTokenCount: number | undefined;
+  /** Tokens whose KV came from another prefill worker. */
+  readonly remoteTokenCount: number | undefined;
   readonly error: KvasirError | undefined;
 }
 
@@ -176,12 +178,22 @@ export function generate(options: GenerateOptions): RunningGeneration {
   let progressCount = 0;
   let finished: GenerateFinished | undefined;
   let cachedTokenCount: number | undefined;
+  let remoteTokenCount: number | undefined;
   const result = new Promise<Generated>((resolve) => {
     const settle = (error: KvasirError | undefined) => {
       firstToken.resolve();
       accepted.resolve();
       client.channel.close();
-      resolve({ tokenIds, choices, accepted: isAccepted, progressCount, finished, cachedTokenCount, error });
+      resolve({
+        tokenIds,
+        choices,
+        accepted: isAccepted,
+        progressCount,
+        finished,
+        cachedTokenCount,
+        remoteTokenCount,
+        error,
+      });
     };
     call.on("data", (response: GenerateResponse) => {
       if (response.kind.case === "accepted") {
@@ -190,7 +202,10 @@ export function generate(options: GenerateOptions): RunningGeneration {
       } else if (response.kind.case === "progress") progressCount++;
       else if (response.kind.case === "tokens") {
         const { tokens, choiceIndex, cached } = response.kind.value;
-        if (cached) cachedTokenCount = cached.resident;
+        if (cached) {
+          cachedTokenCount = cached.resident;
+          remoteTokenCount = cached.remoteWorker;
+        }
         const ids = tokens.map((token) => token.tokenId);
         tokenIds.push(...ids);
         choices.set(choiceIndex, [...(choices.get(choiceIndex) ?? []), ...ids]);

@@ -642,6 +642,13 @@ export declare type Placement = Message<"kvasir.common.v1.Placement"> & {
    * @generated from field: uint64 leader_token = 9;
    */
   leaderToken: bigint;
+
+  /**
+   * What the prefill worker should fetch before it computes the rest; absent: nothing.
+   *
+   * @generated from field: kvasir.common.v1.PrefixFetch fetch = 10;
+   */
+  fetch?: PrefixFetch | undefined;
 };
 
 /**
@@ -649,6 +656,34 @@ export declare type Placement = Message<"kvasir.common.v1.Placement"> & {
  * Use `create(PlacementSchema)` to create a new message.
  */
 export declare const PlacementSchema: GenMessage<Placement>;
+
+/**
+ * A prompt's first tokens, whose KV another prefill worker has cached. A hint: the holder looks again, and who fetches computes what does not
+ * come, or not in the time that computing would take.
+ *
+ * @generated from message kvasir.common.v1.PrefixFetch
+ */
+export declare type PrefixFetch = Message<"kvasir.common.v1.PrefixFetch"> & {
+  /**
+   * Who has it.
+   *
+   * @generated from field: kvasir.common.v1.WorkerRef holder = 1;
+   */
+  holder?: WorkerRef | undefined;
+
+  /**
+   * Tokens [0, this).
+   *
+   * @generated from field: uint32 token_end = 2;
+   */
+  tokenEnd: number;
+};
+
+/**
+ * Describes the message kvasir.common.v1.PrefixFetch.
+ * Use `create(PrefixFetchSchema)` to create a new message.
+ */
+export declare const PrefixFetchSchema: GenMessage<PrefixFetch>;
 
 /**
  * Why a call failed. Travels in the trailing metadata `kvasir-error-bin` as an ErrorDetail.

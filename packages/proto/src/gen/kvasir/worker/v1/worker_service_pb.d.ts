@@ -6,7 +6,7 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
-import type { KvSource, Placement, SampledToken, SamplingParams } from "../../common/v1/common_pb.js";
+import type { KvSource, Placement, PrefixFetch, SampledToken, SamplingParams } from "../../common/v1/common_pb.js";
 import type { Ticket } from "../../transfer/v1/transfer_service_pb.js";
 
 /**
@@ -550,6 +550,20 @@ export declare type RunStart = Message<"kvasir.worker.v1.RunStart"> & {
    * @generated from field: bytes layout_fingerprint = 7;
    */
   layoutFingerprint: Uint8Array;
+
+  /**
+   * What to fetch before computing the rest.
+   *
+   * @generated from field: kvasir.common.v1.PrefixFetch fetch = 8;
+   */
+  fetch?: PrefixFetch | undefined;
+
+  /**
+   * Another prefill worker wants what is cached of this prompt: at most a block is computed for it, and LEASE_EXPIRED says that more would be.
+   *
+   * @generated from field: bool lends = 9;
+   */
+  lends: boolean;
 };
 
 /**
@@ -806,7 +820,7 @@ export declare const DecodeService: GenService<{
 }>;
 
 /**
- * Computes prompts. Offered by prefill and mixed workers.
+ * Computes prompts, and lends what is cached of them. Offered by prefill and mixed workers.
  *
  * @generated from service kvasir.worker.v1.PrefillService
  */
