@@ -11,6 +11,7 @@ const BASELINES = {
   engine: ["python:engines"],
   gateway: ["python:gateways"],
   "prefix-index": ["python:dynamo"],
+  simulator: ["python:dynamo"],
   "kv-pull": ["iperf3", "rdma", "python:mooncake"],
   tracing: ["jaeger"],
 };

@@ -4,6 +4,7 @@ import { runScript, StopError } from "./lib/stop-error.mjs";
 const COMMANDS = {
   import: { file: "packages/cli/src/import.ts", help: "import FILE.gguf DIR   make a model directory of a GGUF file" },
   trace: { file: "packages/cli/src/trace.ts", help: "trace ID               print the timeline of one request" },
+  explain: { file: "packages/cli/src/explain.ts", help: "explain ID             say why one request ran where it ran" },
   replay: {
     file: "packages/cli/src/replay/main.ts",
     help: "replay TRACE           replay a trace, simulated (--sim) or against a gateway, with a report",

@@ -1,70 +1,13 @@
-import { join } from "node:path";
-import { defineOptions, runMain, TLS_OPTIONS, tlsFilesFrom } from "@kvasir/config";
-import { connectState, withoutPassword } from "@kvasir/state";
+import { defineOptions, runMain } from "@kvasir/config";
 import { renderTimeline } from "@kvasir/telemetry";
-import { collectTrace, traceIdFromText } from "./collect-trace.ts";
-import { membersOf, runningCluster } from "./running-cluster.ts";
-
-const CACHE = process.env.KVASIR_CACHE || join(import.meta.dirname, "../../../.cache");
-const ANSWER_MAX_MS = 5_000;
-const CONNECT_MAX_MS = 3_000;
-const LOCAL = { redisUrl: "redis://127.0.0.1:6379", cluster: "local" };
+import { clusterTrace, TRACE_OPTIONS } from "./cluster-trace.ts";
 
 const options = defineOptions("kvasir-trace", "prints the timeline of one request", {
-  traceId: {
-    type: "string",
-    env: "KVASIR_TRACE_ID",
-    positional: true,
-    required: true,
-    help: "The request's x-kvasir-trace-id (32 hex digits), or a traceparent.",
-  },
-  redisUrl: {
-    type: "string",
-    env: "KVASIR_REDIS_URL",
-    help: `Redis with membership. Default: that of the running "npm run up", else ${LOCAL.redisUrl}.`,
-  },
-  cluster: {
-    type: "string",
-    env: "KVASIR_CLUSTER",
-    help: `Cluster to ask. Default: that of the running "npm run up", else ${LOCAL.cluster}.`,
-  },
-  ...TLS_OPTIONS,
+  ...TRACE_OPTIONS,
   json: { type: "boolean", env: "KVASIR_JSON", help: "Print the spans as JSON instead." },
 });
 
 await runMain(options, async (values) => {
-  const traceId = traceIdFromText(values.traceId);
-  if (traceId === undefined) {
-    throw new Error(`${JSON.stringify(values.traceId)} is no trace id; use the 32 hex digits of x-kvasir-trace-id`);
-  }
-  const running = await runningCluster(CACHE);
-  const redisUrl = values.redisUrl ?? running?.redisUrl ?? LOCAL.redisUrl;
-  const cluster = values.cluster ?? running?.cluster ?? LOCAL.cluster;
-  const given = tlsFilesFrom(values);
-  const tls = given.ca === undefined ? (running?.tls ?? given) : given;
-  const state = await connectState(redisUrl, cluster, { connectMaxMs: CONNECT_MAX_MS, tls });
-  try {
-    const sources = await membersOf(state);
-    const { spans, missing } = await collectTrace(sources, traceId, fetchJson);
-    for (const { name, why } of missing)
-      process.stderr.write(`${name} did not answer, its spans are missing: ${why}\n`);
-    if (spans.length > 0) {
-      process.stdout.write(values.json ? `${JSON.stringify(spans, null, 2)}\n` : renderTimeline(spans));
-      return;
-    }
-    const where = `cluster ${cluster} at ${withoutPassword(redisUrl)}`;
-    throw new Error(
-      sources.length === 0
-        ? `no service is registered in ${where}; start one with npm run up`
-        : `none of ${sources.map((source) => source.name).join(", ")} in ${where} has spans of trace ${traceId}; each keeps its latest 20000`,
-    );
-  } finally {
-    await state.close();
-  }
+  const spans = await clusterTrace(values);
+  process.stdout.write(values.json ? `${JSON.stringify(spans, null, 2)}\n` : renderTimeline(spans));
 });
-
-async function fetchJson(url: string): Promise<unknown> {
-  const response = await fetch(url, { signal: AbortSignal.timeout(ANSWER_MAX_MS) });
-  if (!response.ok) throw new Error(`HTTP ${response.status}`);
-  return response.json();
-}

@@ -48,6 +48,26 @@ test("a straggler is given less than the others", () => {
   expect(slow).toBeLessThan(0.6 * Math.min(...others));
 });
 
+test("a worker that says it is idle and infinitely fast is not believed for long: others work too, and nobody is late", () => {
+  const distort = <T extends object>(load: T) => ({
+    ...load,
+    freeBlockCount: 1_033,
+    runningCount: 0,
+    queuedPromptTokenCount: 0,
+    contextTokenCount: 0,
+    stepCost: { fixedMs: 0.1, promptTokenMs: 0, attentionMs: 0, decodeMs: 0, contextTokenMs: 0 },
+  });
+  const result = simulate(
+    a100({ mixed: 4 }, { quirks: [{ workerIndex: 0, distort }], objectives: { ttftMs: 5_000, tbtMs: 100 } }),
+    poissonTrace(6, 400, 4, chat),
+  );
+  const onLiar = result.requests.filter(
+    ({ decision }) => decision?.candidates[0].decode.facts.workerId === "m0000",
+  ).length;
+  expect(onLiar).toBeLessThan(280);
+  expect(summarize(result, { ttftMs: 5_000, tbtMs: 100 }).attainment).toBeGreaterThan(0.99);
+});
+
 test("a burst of 67 requests in one second is spread, and all are served", () => {
   const trace = poissonTrace(67, 67, 6, chat);
   const result = simulate(a100({ mixed: 16 }), trace);

@@ -7,7 +7,7 @@ import type { PlacementPolicy, PlacementQuestion, PolicyOutcome } from "./placem
 import type { RequestKey } from "./reservations.ts";
 import { WorkLedger } from "./work-ledger.ts";
 import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
-import { incarnationOf, WorkerOutlook } from "./worker-outlook.ts";
+import { incarnationOf, leastCostOf, WorkerOutlook } from "./worker-outlook.ts";
 
 export interface GoodputOptions {
   /** Tokens that workers compute in a step, at most. */
@@ -126,12 +126,13 @@ export class GoodputPolicy implements PlacementPolicy {
 
   #score(question: PlacementQuestion): Scored[] {
     const { request, reservedOf, options, now } = question;
-    const settings = { ...options, stepTokenCount: this.#options.stepTokenCount };
     const { meanTokens } = this.#lengths.predict(request.tenant ?? "", request.promptTokenCount, request.maxTokens);
     const contextTokenCount = request.promptTokenCount + meanTokens / 2;
     const prefills: WorkerOutlook[] = [];
     const decodes: WorkerOutlook[] = [];
-    for (const worker of this.#look(question)) {
+    const looked = this.#look(question);
+    const settings = { ...options, stepTokenCount: this.#options.stepTokenCount, leastCost: leastCostOf(looked) };
+    for (const worker of looked) {
       const { facts } = worker;
       const cached = options.cachedTokensOf(facts);
       const outlook = new WorkerOutlook(

@@ -8,6 +8,13 @@ import type { WorkLedger } from "./work-ledger.ts";
 /** Most of a worker that prompts are believed to take from its decodes; beyond it a step's time has no sense any more. */
 const SHARE_MAX = 0.95;
 
+export interface OutlookOptions extends PredictionOptions {
+  /** Tokens that workers compute in a step, at most. */
+  readonly stepTokenCount: number;
+  /** No worker is believed to be cheaper. */
+  readonly leastCost: StepCost | undefined;
+}
+
 /** What one worker would make of a request: its predictions, from what it says its steps cost and what this router has asked of it. */
 export class WorkerOutlook {
   readonly worker: AttachedWorker;
@@ -27,7 +34,7 @@ export class WorkerOutlook {
     reserved: Reserved,
     cachedTokenCount: number,
     ledger: WorkLedger,
-    options: PredictionOptions & { readonly stepTokenCount: number },
+    options: OutlookOptions,
     now: Instant,
   ) {
     this.worker = worker;
@@ -35,7 +42,8 @@ export class WorkerOutlook {
     this.load = reckonLoad(worker, reserved);
     this.cachedTokenCount = cachedTokenCount;
     this.strictestTbtMs = ledger.strictestTbtMs(this.incarnation);
-    this.#cost = worker.load?.stepCost ?? guessedCost(worker, options);
+    const told = worker.load?.stepCost ?? guessedCost(worker, options);
+    this.#cost = options.leastCost === undefined ? told : atLeast(told, options.leastCost);
     this.#ledger = ledger;
     this.#now = now;
     this.#stepTokenCount = options.stepTokenCount;
@@ -108,5 +116,31 @@ function guessedCost({ load }: AttachedWorker, options: PredictionOptions): Step
     attentionMs: 0,
     decodeMs: 0.02 * stepMs,
     contextTokenMs: 0,
+  };
+}
+
+const TERMS = ["fixedMs", "promptTokenMs", "attentionMs", "decodeMs", "contextTokenMs"] as const;
+/** How much cheaper than the others a worker may say that it is. What is learnt from its first tokens corrects the rest. */
+const CHEAPER_MAX = 4;
+
+/** A quarter of the median of what workers say their steps cost, term by term; undefined when too few say it to tell who is odd. */
+export function leastCostOf(workers: readonly AttachedWorker[]): StepCost | undefined {
+  const told = workers.flatMap(({ load }) => (load?.stepCost === undefined ? [] : [load.stepCost]));
+  if (told.length < 3) return undefined;
+  const median = (term: (typeof TERMS)[number]): number => {
+    const values = told.map((cost) => cost[term]).sort((a, b) => a - b);
+    return (values[values.length >>> 1] ?? 0) / CHEAPER_MAX;
+  };
+  const [fixedMs = 0, promptTokenMs = 0, attentionMs = 0, decodeMs = 0, contextTokenMs = 0] = TERMS.map(median);
+  return { fixedMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs };
+}
+
+function atLeast(cost: StepCost, least: StepCost): StepCost {
+  return {
+    fixedMs: Math.max(cost.fixedMs, least.fixedMs),
+    promptTokenMs: Math.max(cost.promptTokenMs, least.promptTokenMs),
+    attentionMs: Math.max(cost.attentionMs, least.attentionMs),
+    decodeMs: Math.max(cost.decodeMs, least.decodeMs),
+    contextTokenMs: Math.max(cost.contextTokenMs, least.contextTokenMs),
   };
 }
