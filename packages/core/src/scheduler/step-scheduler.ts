@@ -250,10 +250,7 @@ export class StepScheduler {
     assert(!this.#sequences.has(spec.sequenceId), `sequence ${spec.sequenceId} arrives twice`);
     assert(spec.promptTokenIds.length >= 1 && spec.maxTokens >= 1, `sequence ${spec.sequenceId} is empty`);
     assert(this.fits(spec), `sequence ${spec.sequenceId} needs more blocks than there are`);
-    assert(
-      isCoherent(spec),
-      `sequence ${spec.sequenceId} has more output than max_tokens, or hands over and has output or branches`,
-    );
+    assert(isCoherent(spec), `sequence ${spec.sequenceId} has output beyond max_tokens, or hands over with some`);
     const chain = promptChain(spec, this.options.blockSize);
     const sequence = newSequence(spec, waitUntil, worstCaseOf(spec, this.options.blockSize), chain);
     this.#sequences.set(spec.sequenceId, sequence);
