@@ -1,5 +1,6 @@
 //! The seam between launchers and what runs kernels: a GPU's driver, or the SIMT layer that stands for one in tests.
 
+use crate::ops::Gemm;
 use std::sync::Arc;
 
 /// Why a device refused or failed.
@@ -150,6 +151,18 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`DeviceError::Failed`].
     fn launch(&self, launch: Launch, arguments: &[u8]) -> Result<(), DeviceError>;
+
+    /// `out = x · weightsᵀ` by the fastest way the device has; the own kernel unless it says otherwise.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unsupported`], [`DeviceError::Failed`].
+    fn product(&self, op: &Gemm<'_>) -> Result<(), DeviceError>;
+
+    /// Bytes that can still be allocated.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn free_bytes(&self) -> Result<u64, DeviceError>;
 
     /// For people: `NVIDIA H200, compute capability 9.0`.
     fn description(&self) -> String;

@@ -1,8 +1,12 @@
 //! The engine on a CUDA device: kernels of `services/sidecar/kernels`, launched on whatever implements [`Device`].
 
+#![deny(unsafe_code)]
+
 mod args;
 mod attend;
 mod device;
+#[allow(unsafe_code)]
+pub mod driver;
 pub mod ops;
 mod step_plan;
 

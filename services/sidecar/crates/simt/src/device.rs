@@ -1,5 +1,6 @@
 //! The calls into the SIMT layer.
 
+use kvasir_cuda::ops::{self, Gemm, GemmShape};
 use kvasir_cuda::{Buffer, Device, DeviceError, Launch, Memory};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,6 +61,7 @@ impl Drop for Shared {
 pub struct SimtDevice {
     shared: Arc<Shared>,
     seed: AtomicU64,
+    bytes: usize,
 }
 
 impl SimtDevice {
@@ -70,6 +72,7 @@ impl SimtDevice {
         Self {
             shared: Arc::new(Shared(Mutex::new(raw))),
             seed: AtomicU64::new(seed),
+            bytes,
         }
     }
 
@@ -163,6 +166,14 @@ impl Device for SimtDevice {
         // SAFETY: the layer ended the message with a zero.
         let text = unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy();
         Err(DeviceError::Failed(format!("{text} (seed {seed})")))
+    }
+
+    fn product(&self, op: &Gemm<'_>) -> Result<(), DeviceError> {
+        ops::gemm(self, op, GemmShape::for_rows(op.rows))
+    }
+
+    fn free_bytes(&self) -> Result<u64, DeviceError> {
+        Ok(self.bytes as u64)
     }
 
     fn description(&self) -> String {

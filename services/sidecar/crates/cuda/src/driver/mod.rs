@@ -1,0 +1,306 @@
+//! A GPU through the driver API, loaded at run time: without a driver this module answers with an error and nothing else changes.
+
+mod blas;
+mod clock;
+
+pub use clock::Graph;
+
+use crate::device::{Buffer, Device, DeviceError, Launch, Memory};
+use crate::ops::{self, Gemm, GemmShape};
+use blas::Blas;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute_enum as FunctionAttribute};
+use cudarc::driver::{CudaContext, CudaStream};
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How products are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Products {
+    /// By cuBLASLt where it is found.
+    Fastest,
+    /// By the own kernel, whose rows do not depend on each other.
+    Deterministic,
+}
+
+/// Shared memory that a kernel has without asking for more.
+const SHARED_DEFAULT: usize = 48 << 10;
+
+struct Owner {
+    context: Arc<CudaContext>,
+}
+
+impl Memory for Owner {
+    fn release(&self, address: u64) {
+        // Work that still uses the memory ends first: `cuMemFree` waits for it.
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: the address came from `malloc_sync` of this context and is released once. What fails here failed before and was told.
+            let _ = unsafe { result::free_sync(address) };
+        }
+    }
+}
+
+struct Function(sys::CUfunction);
+// SAFETY: a function's handle belongs to its context, not to a thread.
+unsafe impl Send for Function {}
+
+struct Module(sys::CUmodule);
+// SAFETY: as for functions.
+unsafe impl Send for Module {}
+
+/// One GPU and the stream on which the engine's work is done, in order.
+pub struct CudaDevice {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    owner: Arc<Owner>,
+    kernels: PathBuf,
+    modules: Mutex<HashMap<&'static str, Module>>,
+    functions: Mutex<HashMap<&'static str, Function>>,
+    blas: Option<Mutex<Blas>>,
+    description: String,
+}
+
+impl CudaDevice {
+    /// Opens GPU `ordinal`; `kernels` is the folder that `npm run kernels` fills.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`]: no driver, no such GPU, one older than compute capability 8.0, or no kernels.
+    pub fn open(ordinal: usize, kernels: &Path, products: Products) -> Result<Self, DeviceError> {
+        if !Self::has_driver() {
+            return Err(DeviceError::Failed(
+                "no NVIDIA driver: libcuda.so.1 is not found; use --device cpu, or install the driver".into(),
+            ));
+        }
+        let count = CudaContext::device_count().map_err(|error| failed("looking for GPUs", error))?;
+        if i64::try_from(ordinal).map_or(true, |ordinal| ordinal >= i64::from(count)) {
+            return Err(DeviceError::Failed(format!(
+                "there is no GPU {ordinal}: the driver shows {count}; use --device cuda:N with a smaller N, or cpu"
+            )));
+        }
+        let context = CudaContext::new(ordinal).map_err(|error| failed("opening the GPU", error))?;
+        let name = context
+            .name()
+            .map_err(|error| failed("asking for the GPU's name", error))?;
+        let (major, minor) = context
+            .compute_capability()
+            .map_err(|error| failed("asking for the compute capability", error))?;
+        if major < 8 {
+            return Err(DeviceError::Failed(format!(
+                "{name} has compute capability {major}.{minor}; the kernels need 8.0"
+            )));
+        }
+        if !kernels.join("rmsnorm.fatbin").is_file() {
+            return Err(DeviceError::Failed(format!(
+                "no kernels in {}; make them with npm run kernels, or name their folder with KVASIR_KERNELS",
+                kernels.display()
+            )));
+        }
+        let stream = context.new_stream().map_err(|error| failed("making a stream", error))?;
+        let owner = Arc::new(Owner {
+            context: Arc::clone(&context),
+        });
+        let mut device = Self {
+            context,
+            stream,
+            owner,
+            kernels: kernels.to_owned(),
+            modules: Mutex::default(),
+            functions: Mutex::default(),
+            blas: None,
+            description: format!("{name}, compute capability {major}.{minor}"),
+        };
+        if products == Products::Fastest && Blas::is_present() {
+            device.blas = Some(Mutex::new(Blas::new(&device)?));
+        }
+        device.description += if device.blas.is_some() {
+            ", cuBLASLt"
+        } else {
+            ", own products"
+        };
+        Ok(device)
+    }
+
+    /// Whether the driver's library is there.
+    pub fn has_driver() -> bool {
+        // SAFETY: loading the driver's library runs its own initialisers and no others.
+        unsafe { sys::is_culib_present() }
+    }
+
+    /// Streaming multiprocessors.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    pub fn multiprocessors(&self) -> Result<i32, DeviceError> {
+        self.context
+            .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(|error| failed("asking for the multiprocessors", error))
+    }
+
+    /// Copies between buffers of the device, on its stream.
+    ///
+    /// # Errors
+    /// [`DeviceError::Range`], [`DeviceError::Failed`].
+    pub fn copy(&self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<(), DeviceError> {
+        from.check(0, bytes)?;
+        to.check(0, bytes)?;
+        self.bind()?;
+        // SAFETY: both ranges were checked, and buffers live until work on them has ended.
+        unsafe { result::memcpy_dtod_async(to.address(), from.address(), bytes, self.stream.cu_stream()) }
+            .map_err(|error| failed("a copy on the device", error))
+    }
+
+    /// Waits for all work.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`], also for what failed before.
+    pub fn synchronize(&self) -> Result<(), DeviceError> {
+        self.stream
+            .synchronize()
+            .map_err(|error| failed("the device's work", error))
+    }
+
+    fn bind(&self) -> Result<(), DeviceError> {
+        self.context
+            .bind_to_thread()
+            .map_err(|error| failed("the GPU's context", error))
+    }
+
+    fn function(&self, launch: &Launch) -> Result<sys::CUfunction, DeviceError> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(launch.kernel) {
+            return Ok(function.0);
+        }
+        let module = self.module(launch.file)?;
+        let name = CString::new(launch.kernel).map_err(|error| DeviceError::Failed(error.to_string()))?;
+        // SAFETY: modules are never unloaded before the process ends.
+        let function = unsafe { result::module::get_function(module, name) }.map_err(|error| {
+            failed(
+                &format!("{}.fatbin has no kernel {}", launch.file, launch.kernel),
+                error,
+            )
+        })?;
+        if launch.shared_bytes > SHARED_DEFAULT {
+            let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function exists.
+            unsafe { result::function::set_function_attribute(function, attribute, launch.shared_bytes as i32) }
+                .map_err(|error| {
+                    failed(
+                        &format!("{} bytes of shared memory for {}", launch.shared_bytes, launch.kernel),
+                        error,
+                    )
+                })?;
+        }
+        functions.insert(launch.kernel, Function(function));
+        Ok(function)
+    }
+
+    fn module(&self, file: &'static str) -> Result<sys::CUmodule, DeviceError> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = modules.get(file) {
+            return Ok(module.0);
+        }
+        let path = self.kernels.join(file).with_extension("fatbin");
+        let image =
+            std::fs::read(&path).map_err(|error| DeviceError::Failed(format!("{}: {error}", path.display())))?;
+        // SAFETY: the driver reads the image as long as its own header says; files are what nvcc wrote.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }
+            .map_err(|error| failed(&format!("loading {}", path.display()), error))?;
+        modules.insert(file, Module(module));
+        Ok(module)
+    }
+}
+
+impl Device for CudaDevice {
+    fn allocate(&self, bytes: usize) -> Result<Buffer, DeviceError> {
+        self.bind()?;
+        let bytes = bytes.max(1);
+        // SAFETY: a plain allocation of at least one byte.
+        match unsafe { result::malloc_sync(bytes) } {
+            Ok(address) => Ok(Buffer::new(Arc::clone(&self.owner) as Arc<dyn Memory>, address, bytes)),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(DeviceError::OutOfMemory { bytes }),
+            Err(error) => Err(failed("an allocation", error)),
+        }
+    }
+
+    fn write(&self, to: &Buffer, offset: usize, from: &[u8]) -> Result<(), DeviceError> {
+        to.check(offset, from.len())?;
+        self.bind()?;
+        if from.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the range was checked. From memory that is not pinned, the call returns once `from` was read.
+        unsafe { result::memcpy_htod_async(to.address() + offset as u64, from, self.stream.cu_stream()) }
+            .map_err(|error| failed("a copy to the device", error))
+    }
+
+    fn read(&self, from: &Buffer, offset: usize, to: &mut [u8]) -> Result<(), DeviceError> {
+        from.check(offset, to.len())?;
+        self.bind()?;
+        if !to.is_empty() {
+            // SAFETY: the range was checked, and `to` outlives the wait below.
+            unsafe { result::memcpy_dtoh_async(to, from.address() + offset as u64, self.stream.cu_stream()) }
+                .map_err(|error| failed("a copy from the device", error))?;
+        }
+        self.synchronize()
+    }
+
+    fn launch(&self, launch: Launch, arguments: &[u8]) -> Result<(), DeviceError> {
+        self.bind()?;
+        let function = self.function(&launch)?;
+        // The driver copies the struct during the call; it wants it aligned as its widest field.
+        let mut words = vec![0_u64; arguments.len().div_ceil(8)];
+        for (word, bytes) in words.iter_mut().zip(arguments.chunks(8)) {
+            let mut full = [0; 8];
+            full[..bytes.len()].copy_from_slice(bytes);
+            *word = u64::from_ne_bytes(full);
+        }
+        let [x, y, z] = launch.grid;
+        let mut parameters = [words.as_mut_ptr().cast::<c_void>()];
+        // SAFETY: launchers give each kernel its own struct (the suite compares sizes), with addresses of buffers that outlive the work, since
+        // releasing one waits for it.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (launch.threads, 1, 1),
+                launch.shared_bytes as u32,
+                self.stream.cu_stream(),
+                &mut parameters,
+            )
+        }
+        .map_err(|error| failed(&format!("launching {}", launch.kernel), error))
+    }
+
+    fn product(&self, op: &Gemm<'_>) -> Result<(), DeviceError> {
+        match &self.blas {
+            Some(blas) => {
+                self.bind()?;
+                blas.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .product(op, &self.stream)
+            }
+            None => ops::gemm(self, op, GemmShape::for_rows(op.rows)),
+        }
+    }
+
+    fn free_bytes(&self) -> Result<u64, DeviceError> {
+        let (free, _) = self
+            .context
+            .mem_get_info()
+            .map_err(|error| failed("asking for free memory", error))?;
+        Ok(free as u64)
+    }
+
+    fn description(&self) -> String {
+        self.description.clone()
+    }
+}
+
+fn failed(what: &str, error: DriverError) -> DeviceError {
+    let name = error
+        .error_name()
+        .map_or("unknown error".into(), |name| name.to_string_lossy());
+    DeviceError::Failed(format!("{what}: {name}"))
+}
