@@ -1,6 +1,6 @@
 // Gathers KV from the paged pool into one stretch of memory, for transfers and swaps, and scatters it back.
 //
-// A piece is some tokens of one block in some layers, packed [layer][K, V][kv_head][token][head_size]: what the CPU pool's gather gives.
+// A piece is some tokens of one block in some layers and heads, packed [layer][K, V][kv_head][token][head_size], as the CPU pool's gather gives.
 // Grid: x over pieces, y over the heads of the piece with the most layers; a block copies the tokens of one head, 16 bytes a thread.
 // Bytes are not looked at; head_size · 2 bytes are a multiple of 16.
 
@@ -12,6 +12,8 @@ struct KvPiece {
   uint32_t token_count;
   uint32_t layer_begin;
   uint32_t layer_count;
+  uint32_t head_begin;
+  uint32_t head_count;
 };
 
 struct KvCopyParams {
@@ -24,11 +26,11 @@ struct KvCopyParams {
 template <bool GATHER>
 __device__ __forceinline__ void copy_piece(const KvCopyParams& p) {
   const KvPiece piece = p.pieces[blockIdx.x];
-  const uint32_t kv_heads = p.shape.kv_head_count, head = blockIdx.y;
-  if (head >= piece.layer_count * 2 * kv_heads) return;
-  const uint32_t layer = piece.layer_begin + head / (2 * kv_heads), is_value = head / kv_heads % 2;
+  const uint32_t heads = piece.head_count, head = blockIdx.y;
+  if (head >= piece.layer_count * 2 * heads) return;
+  const uint32_t layer = piece.layer_begin + head / (2 * heads), is_value = head / heads % 2;
   const uint32_t elements = piece.token_count * p.shape.head_size;
-  auto* paged = reinterpret_cast<uint4*>(p.pool + pool_offset(p.shape, piece.slot, layer, is_value, head % kv_heads));
+  auto* paged = reinterpret_cast<uint4*>(p.pool + pool_offset(p.shape, piece.slot, layer, is_value, piece.head_begin + head % heads));
   auto* packed = reinterpret_cast<uint4*>(p.packed + piece.packed + static_cast<uint64_t>(head) * elements);
   for (uint32_t i = threadIdx.x; i < elements / 8; i += blockDim.x) {
     if constexpr (GATHER) {

@@ -99,13 +99,6 @@ impl Engine {
         weights: Weights,
         options: EngineOptions,
     ) -> Result<Self, EngineError> {
-        if options.step_token_max == 0 {
-            return Err(EngineError::Option {
-                option: "step_token_max",
-                value: 0,
-                remedy: "use at least 1",
-            });
-        }
         let shape = KvShape {
             layer_count: config.layer_count,
             kv_head_count: config.kv_head_count,
@@ -114,11 +107,35 @@ impl Engine {
             dtype: options.kv_dtype,
         };
         let pool = Arc::new(KvShards::new(shape, options.shard_count, options.kv_bytes)?);
+        let backend = Box::new(CpuBackend::new(Arc::clone(&cpu), config.clone(), weights, pool)?);
+        Self::with_backend(cpu, backend, config, revision, options)
+    }
+
+    /// An engine over any device, which has weights and pool already: of the options only `step_token_max` and `weights` are read. `cpu` samples.
+    ///
+    /// # Errors
+    /// [`EngineError::Option`] for steps of no tokens.
+    pub fn with_backend(
+        cpu: Arc<Cpu>,
+        backend: Box<dyn Backend>,
+        config: ModelConfig,
+        revision: String,
+        options: EngineOptions,
+    ) -> Result<Self, EngineError> {
+        if options.step_token_max == 0 {
+            return Err(EngineError::Option {
+                option: "step_token_max",
+                value: 0,
+                remedy: "use at least 1",
+            });
+        }
+        let pool = backend.pool();
+        let shape = *pool.shape();
         let layout = KvLayout {
             model_revision: revision,
             dtype: shape.dtype,
             block_size: shape.block_size,
-            shard_count: options.shard_count,
+            shard_count: pool.shards().len(),
             layer_count: shape.layer_count,
             kv_head_count: shape.kv_head_count,
             head_size: shape.head_size,
@@ -133,7 +150,6 @@ impl Engine {
             vocab_size: config.vocab_size,
             step_token_max: options.step_token_max,
         };
-        let backend = Box::new(CpuBackend::new(Arc::clone(&cpu), config.clone(), weights, pool)?);
         let layout = layout.with_fingerprint().with_exact_fingerprint(options.weights);
         Ok(Self {
             cpu,

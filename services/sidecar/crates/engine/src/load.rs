@@ -25,14 +25,28 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         // Before the files are read, which may take minutes.
         KvShards::check(source.config().kv_head_count, options.shard_count)?;
+        let weights = Weights::load(source, options.weights, progress)?;
+        Self::from_weights(source.config().clone(), source.revision().to_owned(), weights, options)
+    }
+}
+
+impl Weights {
+    /// Packs a model's weights; see [`Engine::load`].
+    ///
+    /// # Errors
+    /// See [`EngineError`]; messages name file and tensor.
+    pub fn load(
+        source: &ModelSource,
+        format: WeightFormat,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, EngineError> {
         let mut loader = Loader {
             source,
-            format: options.weights,
+            format,
             progress,
             done: 0,
         };
-        let weights = loader.weights()?;
-        Self::from_weights(source.config().clone(), source.revision().to_owned(), weights, options)
+        loader.weights()
     }
 }
 

@@ -13,6 +13,15 @@ use kvasir_model::{LayerOptions, ModelConfig, RopeConfig, RopeScaling};
 /// # Errors
 /// [`EngineError::Configuration`] for another name; what keeps any model from being made.
 pub fn engine(name: &str, options: EngineOptions) -> Result<Engine, EngineError> {
+    let (config, weights) = model(name)?;
+    Engine::from_weights(config, format!("random {name}"), weights, options)
+}
+
+/// The same weights, for any device.
+///
+/// # Errors
+/// [`EngineError::Configuration`] for another name.
+pub fn model(name: &str) -> Result<(ModelConfig, Weights), EngineError> {
     let unknown = || {
         EngineError::Configuration(format!(
             "random model is {name:?}; use smollm2 or llama-1b, a colon, and f32, bf16, bf16-pairs, q8_0, q5_0, q4_1 or q4_k"
@@ -35,7 +44,7 @@ pub fn engine(name: &str, options: EngineOptions) -> Result<Engine, EngineError>
         _ => return Err(unknown()),
     };
     let weights = weights(&config, weight_type)?;
-    Engine::from_weights(config, format!("random {name}"), weights, options)
+    Ok((config, weights))
 }
 
 /// A Llama with heads of 64 and tied embeddings.

@@ -7,6 +7,8 @@
 //! again only after `Release` (source) or `Fence` (destination) was answered and every step that names it has ended. So two accesses of
 //! which one is a write never meet on the same bytes. Every `unsafe` below leans on that rule for exclusion, and on its own checks for bounds.
 
+pub use crate::pool_error::PoolError;
+use crate::remote_kv::RemoteKv;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -61,74 +63,13 @@ impl KvShape {
     }
 }
 
-/// Why a pool call was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PoolError {
-    /// The block size is not supported.
-    #[error("block_size is {0}; use 16, 32 or 64")]
-    BlockSize(usize),
-    /// The heads are not divided evenly.
-    #[error("{kv_head_count} KV heads cannot be divided among {shard_count} shards; use a divisor of {kv_head_count}")]
-    Shards {
-        /// Shards asked for.
-        shard_count: usize,
-        /// KV heads of the model.
-        kv_head_count: usize,
-    },
-    /// Nothing fits.
-    #[error("{bytes} bytes of KV hold no block: one takes {block_bytes} bytes")]
-    TooSmall {
-        /// Bytes asked for.
-        bytes: u64,
-        /// Bytes of one block.
-        block_bytes: usize,
-    },
-    /// The operating system has not that much.
-    #[error("the system refused {bytes} bytes for the KV pool; ask for fewer")]
-    OutOfMemory {
-        /// Bytes asked for.
-        bytes: u64,
-    },
-    /// No such block.
-    #[error("block {block} does not exist: the pool has {block_count}")]
-    UnknownBlock {
-        /// Block asked for.
-        block: u32,
-        /// Blocks there are.
-        block_count: u32,
-    },
-    /// Tokens, layers or heads outside the block.
-    #[error("{what} {begin}..{end} are outside 0..{limit}, or empty")]
-    Range {
-        /// `tokens`, `layers` or `heads`.
-        what: &'static str,
-        /// First.
-        begin: u32,
-        /// One past the last.
-        end: u32,
-        /// One past the largest allowed.
-        limit: usize,
-    },
-    /// A block would be read and written at once, or written twice.
-    #[error("block {block} would be read and written at once, or written twice; use other blocks")]
-    Overlap {
-        /// The block.
-        block: u32,
-    },
-    /// The data is not as long as its ranges say.
-    #[error("{actual} bytes of KV data for ranges that take {expected}")]
-    DataLength {
-        /// Bytes that the ranges take.
-        expected: usize,
-        /// Bytes given.
-        actual: usize,
-    },
-}
-
 /// KV memory, `Send + Sync`; see the module's rule on who may touch a block when.
 pub struct KvPool {
     shape: KvShape,
     block_count: u32,
+    /// Blocks that lie at `base`: all of them, or none when the memory is another device's.
+    local_count: u32,
+    remote: Option<Box<dyn RemoteKv>>,
     base: NonNull<u8>,
     allocation: NonNull<u8>,
     layout: Layout,
@@ -174,10 +115,28 @@ impl KvPool {
         Ok(Self {
             shape,
             block_count,
+            local_count: block_count,
+            remote: None,
             base,
             allocation,
             layout,
         })
+    }
+
+    /// A pool whose memory is another device's. The CPU's attention cannot use it.
+    ///
+    /// # Errors
+    /// [`PoolError::BlockSize`], [`PoolError::TooSmall`].
+    pub fn remote(shape: KvShape, block_count: u32, memory: Box<dyn RemoteKv>) -> Result<Self, PoolError> {
+        // One local block, never touched, stands where the memory of other pools is.
+        let one = if block_count == 0 {
+            0
+        } else {
+            shape.bytes_per_token() * shape.block_size
+        };
+        let mut pool = Self::new(shape, one as u64)?;
+        (pool.block_count, pool.local_count, pool.remote) = (block_count, 0, Some(memory));
+        Ok(pool)
     }
 
     /// Sizes.
@@ -208,6 +167,9 @@ impl KvPool {
         out: &mut Vec<u8>,
     ) -> Result<(), PoolError> {
         let length = self.check(block, &tokens, &layers, &heads)?;
+        if let Some(remote) = &self.remote {
+            return remote.gather(block, [tokens, layers, heads], length, out);
+        }
         out.reserve(length);
         for offset in self.runs(block, &tokens, &layers, &heads) {
             let run = tokens.len() * self.shape.token_bytes();
@@ -235,6 +197,9 @@ impl KvPool {
                 expected,
                 actual: data.len(),
             });
+        }
+        if let Some(remote) = &self.remote {
+            return remote.scatter(block, [tokens, layers, heads], data);
         }
         let run = tokens.len() * self.shape.token_bytes();
         for (offset, from) in self.runs(block, &tokens, &layers, &heads).zip(data.chunks_exact(run)) {
@@ -313,7 +278,7 @@ impl KvPool {
     /// When a coordinate is out of range.
     #[inline(always)]
     pub(crate) unsafe fn tile(&self, block: u32, layer: usize, value: bool, kv_head: usize, token: usize) -> &[u8] {
-        assert!(block < self.block_count && layer < self.shape.layer_count && kv_head < self.shape.kv_head_count);
+        assert!(block < self.local_count && layer < self.shape.layer_count && kv_head < self.shape.kv_head_count);
         assert!(token + KEY_TILE <= self.shape.block_size);
         let offset = self.offset(block, self.head_index(layer, value, kv_head), token);
         // SAFETY: inside the pool by the checks; initialised, since the memory started as zero; no writer by the caller's promise.
@@ -350,7 +315,7 @@ impl KvPool {
         kv_head: usize,
         token: usize,
     ) -> &mut [u8] {
-        assert!(block < self.block_count && layer < self.shape.layer_count && kv_head < self.shape.kv_head_count);
+        assert!(block < self.local_count && layer < self.shape.layer_count && kv_head < self.shape.kv_head_count);
         assert!(token < self.shape.block_size);
         let offset = self.offset(block, self.head_index(layer, value, kv_head), token);
         // SAFETY: inside the pool by the checks; exclusive by the caller's promise.

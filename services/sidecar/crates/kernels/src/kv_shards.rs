@@ -37,6 +37,16 @@ impl KvShards {
         })
     }
 
+    /// One pool that holds all heads.
+    pub fn whole(pool: KvPool) -> Self {
+        let shape = *pool.shape();
+        Self {
+            shards: vec![pool],
+            shape,
+            heads_each: shape.kv_head_count,
+        }
+    }
+
     /// Whether heads can be divided evenly.
     ///
     /// # Errors

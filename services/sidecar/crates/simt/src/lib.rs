@@ -2,6 +2,7 @@
 //! which runs on it and on a GPU alike.
 
 mod device;
+pub mod gpu;
 pub mod suite;
 
 pub use device::SimtDevice;

@@ -50,7 +50,7 @@ pub fn relocate(device: &dyn Device, op: Relocate<'_>) -> Result<(), DeviceError
     device.launch(launch, &arguments)
 }
 
-/// Tokens of one block in some layers, and where they lie packed.
+/// Tokens of one block in some layers and heads, and where they lie packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvPiece {
     /// Offset of the packed form, in elements.
@@ -65,6 +65,10 @@ pub struct KvPiece {
     pub layer_begin: u32,
     /// Layers.
     pub layer_count: u32,
+    /// First KV head.
+    pub head_begin: u32,
+    /// KV heads.
+    pub head_count: u32,
 }
 
 impl KvPiece {
@@ -76,6 +80,8 @@ impl KvPiece {
             .u32(self.token_count)
             .u32(self.layer_begin)
             .u32(self.layer_count)
+            .u32(self.head_begin)
+            .u32(self.head_count)
             .finish()
     }
 }

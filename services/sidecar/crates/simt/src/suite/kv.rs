@@ -130,6 +130,8 @@ pub fn copy(h: &mut Harness<'_>) -> Result<(), String> {
         );
         let token_count = h.random.range(1, shape.block_size - token_begin + 1);
         let layer_count = h.random.range(1, shape.layer_count - layer_begin + 1);
+        let head_begin = h.random.range(0, shape.kv_head_count);
+        let head_count = h.random.range(1, shape.kv_head_count - head_begin + 1);
         pieces.push(KvPiece {
             packed: packed.len() as u64 / 2,
             block: *block,
@@ -137,6 +139,8 @@ pub fn copy(h: &mut Harness<'_>) -> Result<(), String> {
             token_count: token_count as u32,
             layer_begin: layer_begin as u32,
             layer_count: layer_count as u32,
+            head_begin: head_begin as u32,
+            head_count: head_count as u32,
         });
         let (tokens, layers) = (
             token_begin..token_begin + token_count,
@@ -147,7 +151,7 @@ pub fn copy(h: &mut Harness<'_>) -> Result<(), String> {
                 *block,
                 tokens.start as u32..tokens.end as u32,
                 layers.start as u32..layers.end as u32,
-                0..shape.kv_head_count as u32,
+                head_begin as u32..(head_begin + head_count) as u32,
                 &mut packed,
             )
             .map_err(text)?;
@@ -165,7 +169,7 @@ pub fn copy(h: &mut Harness<'_>) -> Result<(), String> {
         let tokens = piece.token_begin..piece.token_begin + piece.token_count;
         let layers = piece.layer_begin..piece.layer_begin + piece.layer_count;
         let mut bytes = Vec::new();
-        let heads = 0..shape.kv_head_count as u32;
+        let heads = piece.head_begin..piece.head_begin + piece.head_count;
         let (from, to) = (&pool.shards()[0], &target.shards()[0]);
         from.gather(piece.block, tokens.clone(), layers.clone(), heads.clone(), &mut bytes)
             .map_err(text)?;
