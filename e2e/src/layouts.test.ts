@@ -30,15 +30,18 @@ async function start(options: Parameters<typeof startTiny>[0]): Promise<LocalClu
   return cluster;
 }
 
-/** Tokens and their log-probabilities, bit for bit. */
-async function answers(cluster: LocalCluster) {
+const received = (cluster: LocalCluster) =>
+  metric(processOf(cluster, "decode"), "kvasir_sidecar_kv_bytes_received_total");
+
+/** Tokens and their log-probabilities, bit for bit. `salt`: shared, so that a prompt finds what the one before it left. */
+async function answers(cluster: LocalCluster, salt?: string) {
   const tokens: unknown[] = [];
   let promptTokens = 0;
   let approximateTokens = 0;
   for (const prompt of PROMPTS) {
     for (const sampling of [{ temperature: 0 }, { temperature: 0.9, seed: 7 }]) {
       const fields = { ...sampling, max_tokens: 20, ignore_eos: true, logprobs: true, top_logprobs: 2 };
-      const response = await post(cluster, chatBody(prompt, fields));
+      const response = await post(cluster, chatBody(prompt, { ...fields, ...(salt ? { cache_salt: salt } : {}) }));
       expect(response.status).toBe(200);
       const answer = await answerOf(response);
       promptTokens += answer.usage.prompt_tokens;
@@ -60,17 +63,21 @@ test("blocks of 16 in two shards hand over to blocks of 64 in four: the tokens o
   expect(found.tokens).toEqual(expected.tokens);
   const decode = processOf(split, "decode");
   expect(await metric(decode, "kvasir_sidecar_prompt_tokens_computed_total")).toBe(0);
-  expect(await metric(decode, "kvasir_sidecar_kv_bytes_received_total")).toBe(found.promptTokens * KV_BYTES_PER_TOKEN);
+  expect(await received(split)).toBe(found.promptTokens * KV_BYTES_PER_TOKEN);
   expect(await metric(decode, "kvasir_sidecar_frames_refused_total")).toBe(0);
   expect(found.approximateTokens).toBe(0);
+  // What is exact is kept: of a prompt that comes again only what lies behind the last block of 64 travels, or nothing.
+  const warm = await answers(split, "warm");
+  expect(warm.tokens).toEqual(expected.tokens);
+  expect((await received(split)) / KV_BYTES_PER_TOKEN - found.promptTokens).toBeLessThan(0.7 * warm.promptTokens);
   await expectNothingLeft(split);
 }, 90_000);
 
 test("KV that is rounded on its way is told as approximate, and half of its bytes travel", async () => {
   const split = await start({ kvByRole: { prefill: { kvDtype: "f32", blockSize: 16 }, decode: { kvDtype: "bf16" } } });
-  const { promptTokens, approximateTokens } = await answers(split);
+  // With a salt that is shared: what is approximate answers its own request and is kept for no other.
+  const { promptTokens, approximateTokens } = await answers(split, "warm");
   expect(approximateTokens).toBe(promptTokens);
-  const received = await metric(processOf(split, "decode"), "kvasir_sidecar_kv_bytes_received_total");
-  expect(received).toBe((promptTokens * KV_BYTES_PER_TOKEN) / 2);
+  expect(await received(split)).toBe((promptTokens * KV_BYTES_PER_TOKEN) / 2);
   await expectNothingLeft(split);
 }, 60_000);
