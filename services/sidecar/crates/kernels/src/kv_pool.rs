@@ -3,7 +3,7 @@
 //! # Who may touch a block when
 //!
 //! The pool is shared by the engine (reads blocks of running sequences, writes the tokens it computes) and by transfers (`gather` reads
-//! tokens that were computed, `scatter` writes tokens that nobody computes or reads yet). The worker owns block ids: it hands a block out
+//! tokens in layers in which they were computed, `scatter` writes tokens that nobody computes or reads yet). The worker owns block ids: it hands a block out
 //! again only after `Release` (source) or `Fence` (destination) was answered and every step that names it has ended. So two accesses of
 //! which one is a write never meet on the same bytes. Every `unsafe` below leans on that rule for exclusion, and on its own checks for bounds.
 
