@@ -174,8 +174,10 @@ async function request(cluster: LocalCluster, body: object, expected: string, ca
   let text = "";
   let events = 0;
   let ends = 0;
+  let told: unknown;
   try {
-    const response = await post(cluster, { ...body, stream: true }, away.signal);
+    const streamed = { ...body, stream: true, stream_options: { include_usage: true } };
+    const response = await post(cluster, streamed, away.signal);
     if (response.status !== 200) {
       const { error } = (await response.json()) as { error?: { code?: string; message?: string } };
       if (error?.message === undefined)
@@ -191,12 +193,15 @@ async function request(cluster: LocalCluster, body: object, expected: string, ca
         ends++;
         continue;
       }
-      const { choices, error } = JSON.parse(event) as {
+      const { choices, error, kvasir, usage } = JSON.parse(event) as {
         choices?: readonly { delta?: { content?: string } }[];
+        kvasir?: object;
+        usage?: object;
         error?: { code?: string; message?: string };
       };
       if (error !== undefined) return { kind: "error", detail: `in the stream: ${error.code}: ${error.message}` };
       text += choices?.[0]?.delta?.content ?? "";
+      if (kvasir !== undefined) told = { ...kvasir, usage };
     }
   } catch (error) {
     if (away.signal.aborted) return { kind: "cancelled", detail: "" };
@@ -204,7 +209,8 @@ async function request(cluster: LocalCluster, body: object, expected: string, ca
   }
   if (ends !== 1) return { kind: "cut", detail: `${ends} ends after ${text.length} characters` };
   if (text === expected) return { kind: "right", detail: "" };
-  return { kind: "wrong", detail: `wrong from character ${firstDifference(text, expected)} of ${expected.length}` };
+  const where = `wrong from character ${firstDifference(text, expected)} of ${expected.length}`;
+  return { kind: "wrong", detail: `${where}: ${JSON.stringify({ ...body, messages: undefined, told })}` };
 }
 
 async function* eventsOf(response: Response): AsyncGenerator<string> {

@@ -112,6 +112,14 @@ test("what was generated is reused by the next turn of a conversation", () => {
   expect(bench.arrive(2, "local", [...text(6), 50, 51, 52, 53, 7])).toBe(8);
 });
 
+test("output that a sequence brings along is computed again: sampling reads it", () => {
+  const bench = new Bench();
+  bench.arrive(1, "local", text(6), { maxTokens: 8 });
+  bench.settle();
+  expect(bench.arrive(2, "local", text(6), { maxTokens: 8, outputTokenIds: [50, 51, 52, 53, 54] })).toBe(4);
+  expect(bench.plan()).toMatchObject({ slices: [{ startPosition: 4, tokenCount: 7 }] });
+});
+
 test("a prefill sequence that waited copies into the blocks that it has named, and serves all of them", () => {
   const bench = new Bench(16, 4);
   bench.arrive(1, "prefill", text(9));

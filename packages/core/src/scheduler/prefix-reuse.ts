@@ -7,8 +7,8 @@ import type { Sequence } from "./sequence.ts";
  * What sequences get from the pool's cache, and give to it.
  *
  * A block is kept once it is full and a step's answer, or a verified transfer, says that its KV is written; nothing writes it after that. Reused
- * are whole blocks from the beginning of the input, as far as they are there, but never the input's last token: its logits are what the first
- * token is sampled from. The look-up is made at admission and again with the first chunk, so that those who wait behind a request get what it
+ * are whole blocks from the beginning of the prompt, as far as they are there, but never the input's last token: its logits are what the first
+ * token is sampled from. Output that a sequence brings from another worker is always computed: penalties and constraints read it on its way. The look-up is made at admission and again with the first chunk, so that those who wait behind a request get what it
  * computes. Cost: O(blocks) for each look-up; hashes are computed once, as tokens become known.
  */
 export class PrefixReuse {
@@ -24,7 +24,8 @@ export class PrefixReuse {
   find(sequence: Sequence, beginBlock = 0): BlockId[] {
     const { chain, spec, inputTokenIds } = sequence;
     if (chain === undefined || spec.computesWholePrompt === true) return [];
-    const usable = Math.min(chain.count, Math.floor((inputTokenIds.length - 1) / this.#blockSize));
+    const reusable = Math.min(spec.promptTokenIds.length, inputTokenIds.length - 1);
+    const usable = Math.min(chain.count, Math.floor(reusable / this.#blockSize));
     return this.#pool.find(chain.bytes(usable), beginBlock);
   }
 

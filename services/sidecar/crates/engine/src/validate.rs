@@ -107,12 +107,15 @@ fn check_slice(slice: &Slice, view: &View<'_>, limits: Limits, written: &mut Vec
     if token_count == 0 {
         return Err(StepError::EmptySlice { sequence_id });
     }
-    if let Some(expected) = view.next_position
-        && expected != start_position
-    {
+    let is_gap = match view.next_position {
+        Some(expected) => start_position != expected,
+        // Sampling reads the output: none of it may lie before the first slice.
+        None => start_position > view.prompt_token_count,
+    };
+    if is_gap {
         return Err(StepError::PositionGap {
             sequence_id,
-            expected,
+            expected: view.next_position.unwrap_or(view.prompt_token_count),
             found: start_position,
         });
     }

@@ -180,6 +180,15 @@ fn refused_steps_name_the_sequence_and_the_numbers_and_change_nothing() {
             },
         ),
         (
+            // The output at position 4 would not be known to sampling.
+            plan(vec![one(sampling(1))], vec![slice(2, 5, &[1], true)]),
+            StepError::PositionGap {
+                sequence_id: 2,
+                expected: 4,
+                found: 5,
+            },
+        ),
+        (
             plan(vec![], vec![slice(1, 2, &[1], false)]),
             StepError::PositionGap {
                 sequence_id: 1,

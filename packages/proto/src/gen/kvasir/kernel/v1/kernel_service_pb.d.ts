@@ -312,7 +312,8 @@ export declare type SequenceSlice = Message<"kvasir.kernel.v1.SequenceSlice"> & 
   sequenceId: bigint;
 
   /**
-   * Position of the first token; everything before it must be in the pool.
+   * Position of the first token; everything before it must be in the pool. Of a new sequence none of the output may be before it, since
+   * sampling reads the output: at most prompt_token_count.
    *
    * @generated from field: uint32 start_position = 2;
    */
