@@ -3,6 +3,11 @@ import { runScript, StopError } from "./lib/stop-error.mjs";
 
 const COMMANDS = {
   import: { file: "packages/cli/src/import.ts", help: "import FILE.gguf DIR   make a model directory of a GGUF file" },
+  profile: {
+    file: "packages/cli/src/profile.ts",
+    help: "profile codec           make a model's codec profile from texts",
+    need: ["sidecar"],
+  },
   trace: { file: "packages/cli/src/trace.ts", help: "trace ID               print the timeline of one request" },
   explain: { file: "packages/cli/src/explain.ts", help: "explain ID             say why one request ran where it ran" },
   replay: {
@@ -25,6 +30,6 @@ await runScript(async () => {
   const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (command === undefined)
     throw new StopError(`there is no command ${name}; there is: ${Object.keys(COMMANDS).join(", ")}`);
-  const tools = await bootstrap({ need: ["deps"] });
+  const tools = await bootstrap({ need: ["deps", ...(command.need ?? [])] });
   return tools.runNode(command.file, args);
 });

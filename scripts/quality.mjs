@@ -1,7 +1,7 @@
 import { bootstrap } from "./lib/bootstrap.mjs";
 import { runScript, StopError } from "./lib/stop-error.mjs";
 
-const MEASUREMENTS = ["reuse"];
+const MEASUREMENTS = ["codec", "reuse"];
 
 // `npm run quality -- NAME [FLAGS]`: runs quality/src/NAME.ts.
 await runScript(async () => {

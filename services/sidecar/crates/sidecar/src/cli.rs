@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::identity::{Identity, PeerRole};
+use crate::quality::profile::LevelFlag;
 
 /// Holds a model and its KV on one device: runs steps for a worker and moves KV between sidecars.
 #[derive(Debug, Parser)]
@@ -32,6 +33,12 @@ pub enum Command {
     BenchEngine(BenchEngineFlags),
     /// Measure what answers lose when KV is reused; prints JSON lines
     Quality(QualityFlags),
+    /// Measure what answers lose when KV is encoded and decoded; prints JSON lines
+    QualityCodec(QualityCodecFlags),
+    /// Make a model's codec profile from texts; prints JSON
+    CodecProfile(CodecProfileFlags),
+    /// Measure the speed of the codec's levels and print JSON
+    BenchCodec(BenchCodecFlags),
     /// Make certificates for mutual TLS, with a small authority of their own
     Certificates(CertificateFlags),
     /// Measure KV pulls between two processes
@@ -267,6 +274,76 @@ pub struct QualityFlags {
     /// Methods to measure, all of them unless named
     #[arg(long, value_delimiter = ',')]
     pub methods: Vec<String>,
+}
+
+/// What to encode.
+#[derive(Debug, Clone, Args)]
+pub struct QualityCodecFlags {
+    /// The engine.
+    #[command(flatten)]
+    pub engine: EngineFlags,
+    /// Items as of `quality`
+    #[arg(long)]
+    pub items: PathBuf,
+    /// Items that the tables of other codecs are made from
+    #[arg(long)]
+    pub fit_items: PathBuf,
+    /// The model's codec profile
+    #[arg(long, env = "KVASIR_CODEC_PROFILE")]
+    pub codec_profile: PathBuf,
+    /// Tokens of a chunk
+    #[arg(long, default_value_t = 256)]
+    pub chunk_tokens: usize,
+    /// Methods to measure, all of them unless named
+    #[arg(long, value_delimiter = ',')]
+    pub methods: Vec<String>,
+}
+
+/// What profile to make.
+#[derive(Debug, Clone, Args)]
+pub struct CodecProfileFlags {
+    /// The engine.
+    #[command(flatten)]
+    pub engine: EngineFlags,
+    /// Texts: items as of `quality`, at least 8; every eighth is kept apart to measure the levels on
+    #[arg(long)]
+    pub items: PathBuf,
+    /// File to write
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Layers that the dense levels rotate together
+    #[arg(long, default_value_t = 3)]
+    pub layers: usize,
+    /// Texts on which the weight of each layer is measured; 0 weighs all alike
+    #[arg(long, default_value_t = 6)]
+    pub sensitivity_items: usize,
+    /// Lossy levels, the most exact first, each NAME:fast|dense:STEP[:BIT_PRICE]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "fast-near:fast:0.25,fast:fast:0.5,near:dense:0.16,dense:dense:0.36,densest:dense:0.5"
+    )]
+    pub levels: Vec<LevelFlag>,
+}
+
+/// What to encode for how long.
+#[derive(Debug, Clone, Args)]
+pub struct BenchCodecFlags {
+    /// The engine.
+    #[command(flatten)]
+    pub engine: EngineFlags,
+    /// Texts: items as of `quality`
+    #[arg(long)]
+    pub items: PathBuf,
+    /// The model's codec profile
+    #[arg(long, env = "KVASIR_CODEC_PROFILE")]
+    pub codec_profile: PathBuf,
+    /// Tokens of a chunk
+    #[arg(long, value_delimiter = ',', default_value = "32,256")]
+    pub chunk_tokens: Vec<usize>,
+    /// Repetitions, of which the best counts
+    #[arg(long, default_value_t = 5)]
+    pub repetitions: usize,
 }
 
 /// The two ends of a pull.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod arriving;
+pub mod bench_codec;
 pub mod bench_engine;
 pub mod bench_pull;
 pub mod certificates;
@@ -33,6 +34,7 @@ pub mod serve;
 pub mod state;
 pub mod stats;
 pub mod telemetry;
+pub mod text_kv;
 pub mod ticket;
 pub mod tls;
 pub mod transfer_listener;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use kvasir_sidecar::cli::{Cli, Command};
-use kvasir_sidecar::{bench_engine, bench_pull, certificates, generate, inspect, quality, serve};
+use kvasir_sidecar::{bench_codec, bench_engine, bench_pull, certificates, generate, inspect, quality, serve};
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -21,7 +21,10 @@ fn main() -> ExitCode {
         Command::Inspect { model } => inspect::inspect(&model),
         Command::Generate(flags) => generate::generate(&flags),
         Command::BenchEngine(flags) => bench_engine::bench_engine(&flags),
+        Command::BenchCodec(flags) => bench_codec::bench_codec(&flags),
         Command::Quality(flags) => quality::quality(&flags),
+        Command::QualityCodec(flags) => quality::coding::quality_codec(&flags),
+        Command::CodecProfile(flags) => quality::profile::codec_profile(&flags),
         Command::Certificates(flags) => certificates::certificates(&flags),
         Command::BenchPull(what) => bench_pull::run(what),
     };

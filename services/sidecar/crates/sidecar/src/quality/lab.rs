@@ -50,6 +50,11 @@ impl Lab {
         &self.engine
     }
 
+    /// The context's block table.
+    pub fn context(&self) -> &[u32] {
+        &self.context
+    }
+
     /// Computes tokens of the prompt at their position, over what the context table holds before; returns their number.
     pub fn compute(&mut self, tokens: &[u32], position: usize) -> Result<usize, StepError> {
         if !tokens.is_empty() {
@@ -97,6 +102,16 @@ impl Lab {
     /// One method on one item.
     pub fn measure(&mut self, item: &Item, method: Method, reference: &Reference) -> Result<Outcome, StepError> {
         let computed_tokens = method(self, item)?;
+        self.outcome(item, computed_tokens, reference)
+    }
+
+    /// What the context says as it lies there now.
+    pub fn outcome(
+        &mut self,
+        item: &Item,
+        computed_tokens: usize,
+        reference: &Reference,
+    ) -> Result<Outcome, StepError> {
         let mut forced = item.suffix.clone();
         forced.extend(&reference.answer);
         let rows: Vec<usize> = (item.suffix.len() - 1..forced.len())

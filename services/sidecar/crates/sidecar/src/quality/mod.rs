@@ -1,9 +1,14 @@
 //! `kvasir-sidecar quality`: what answers lose when KV is not what a full pass over the prompt would have computed.
 
+mod baselines;
+pub mod coding;
 mod lab;
 mod methods;
+pub mod profile;
+mod range_coder;
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 
 use kvasir_engine::Engine;
 use serde::{Deserialize, Serialize};
@@ -48,11 +53,9 @@ struct Line<'a> {
 /// A model that does not load, an unknown method, an item that is malformed or larger than half the pool.
 pub fn quality(flags: &QualityFlags) -> Result<(), Fatal> {
     let methods = chosen(&flags.methods)?;
-    let file = std::fs::File::open(&flags.items).map_err(|error| format!("{}: {error}", flags.items.display()))?;
     let mut lab = Lab::new(load_engine(&flags.engine, &mut |_, _| {})?);
     let mut out = std::io::stdout().lock();
-    for (index, line) in BufReader::new(file).lines().enumerate() {
-        let item: Item = serde_json::from_str(&line?).map_err(|error| format!("line {}: {error}", index + 1))?;
+    for (index, item) in read_items(&flags.items)?.into_iter().enumerate() {
         check(&item, lab.engine(), index + 1)?;
         let reference = lab.reference(&item)?;
         for (name, method) in &methods {
@@ -75,6 +78,15 @@ pub fn quality(flags: &QualityFlags) -> Result<(), Fatal> {
 pub fn method_names() -> String {
     let names: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
     names.join(", ")
+}
+
+fn read_items(path: &Path) -> Result<Vec<Item>, Fatal> {
+    let file = std::fs::File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let item = |(index, line): (usize, std::io::Result<String>)| {
+        let parsed = serde_json::from_str(&line?);
+        parsed.map_err(|error| Fatal::from(format!("{}: line {}: {error}", path.display(), index + 1)))
+    };
+    BufReader::new(file).lines().enumerate().map(item).collect()
 }
 
 fn chosen(names: &[String]) -> Result<Vec<(&'static str, Method)>, Fatal> {
