@@ -52,11 +52,11 @@ test("LRU evicts what was not used for the longest time", () => {
 
 test("S3-FIFO: one scan passes through the small queue, ghosts return to the main one", () => {
   const policy = new S3FifoPolicy(10);
-  for (let slot = 0; slot < 10; slot++) policy.insert(slot, facts(slot), at(0));
+  for (let slot = 0; slot < 10; slot++) policy.insert(slot, facts(slot));
   for (const slot of [0, 0, 1]) policy.touch(slot);
   // Slot 0 was used twice and goes on; slot 1 was used once and leaves.
   expect(policy.evict()).toBe(1);
-  policy.insert(1, facts(1), at(1));
+  policy.insert(1, facts(1));
   expect([2, 3, 4, 5, 6, 7, 8, 9].map(() => policy.evict())).toEqual([2, 3, 4, 5, 6, 7, 8, 9]);
   expect([policy.evict(), policy.evict()]).toEqual([0, 1]);
 });

@@ -36,7 +36,7 @@ test("a node that joins takes keys and moves none between the others, in whateve
     fc.property(nodes, key, (all, bytes) => {
       const [joined, ...others] = all;
       const [before] = rendezvous(others, bytes, 1);
-      const [after] = rendezvous([...others].reverse().concat(joined as RendezvousNode), bytes, 1);
+      const [after] = rendezvous([...others.toReversed(), joined as RendezvousNode], bytes, 1);
       expect([before?.id, joined?.id]).toContain(after?.id);
     }),
   );
