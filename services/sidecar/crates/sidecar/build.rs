@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "common/v1/common",
         "transfer/v1/transfer_service",
         "kernel/v1/kernel_service",
+        "kernel/v1/store_service",
     ]
     .iter()
     .map(|name| root.join(format!("kvasir/{name}.proto")))
@@ -18,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let protoc = protoc_bin_vendored::protoc_bin_path()?;
     let (kernel, others): (Vec<PathBuf>, Vec<PathBuf>) = files
         .into_iter()
-        .partition(|file| file.ends_with("kernel_service.proto"));
+        .partition(|file| file.parent().is_some_and(|parent| parent.ends_with("kernel/v1")));
 
     let mut config = tonic_prost_build::Config::new();
     config.protoc_executable(&protoc);

@@ -22,6 +22,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve one worker until its end of stdin closes
     Serve(ServeFlags),
+    /// Keep KV blocks in memory and on disk for one store, until its end of stdin closes
+    Store(StoreFlags),
     /// Check a model's files and print its configuration as JSON
     Inspect {
         /// Directory or .gguf file
@@ -209,6 +211,47 @@ pub struct ServeFlags {
     #[arg(long)]
     pub epoch: u64,
     /// Certificates, the worker's own.
+    #[command(flatten)]
+    pub tls: TlsFlags,
+}
+
+/// How to keep blocks.
+#[derive(Debug, Clone, Args)]
+pub struct StoreFlags {
+    /// Layout of the blocks: a serialised kvasir.common.v1.KvLayout, in hexadecimal
+    #[arg(long)]
+    pub layout: String,
+    /// Memory for blocks, e.g. 1GiB; taken as it is used
+    #[arg(long, default_value = "256MiB", value_parser = bytes)]
+    pub memory_bytes: u64,
+    /// Directory of the disk tier; without one there is none
+    #[arg(long)]
+    pub directory: Option<PathBuf>,
+    /// Bytes of the disk tier
+    #[arg(long, default_value = "1GiB", value_parser = bytes)]
+    pub disk_bytes: u64,
+    /// Bytes of one segment file
+    #[arg(long, default_value = "64MiB", value_parser = bytes)]
+    pub segment_bytes: u64,
+    /// Blocks that may be on their way in or out
+    #[arg(long, default_value_t = 256)]
+    pub staging_blocks: u32,
+    /// Unix socket for the store
+    #[arg(long)]
+    pub socket: PathBuf,
+    /// Address for other sidecars; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Host that others connect to, when it is not the one listened on
+    #[arg(long)]
+    pub advertise: Option<String>,
+    /// The store's stable name
+    #[arg(long)]
+    pub store_id: String,
+    /// The store's incarnation
+    #[arg(long)]
+    pub epoch: u64,
+    /// Certificates, the store's own.
     #[command(flatten)]
     pub tls: TlsFlags,
 }

@@ -33,6 +33,9 @@ pub enum CallError {
     /// Bytes that are not what was sent.
     #[error("{0}")]
     DigestMismatch(String),
+    /// No room now.
+    #[error("{0}")]
+    Overloaded(String),
     /// The peer is lost or busy with somebody else.
     #[error("{0}")]
     Unavailable(String),
@@ -61,6 +64,7 @@ impl CallError {
             Self::StaleEpoch(_) => (Code::FailedPrecondition, ErrorReason::StaleEpoch),
             Self::LayoutMismatch(_) => (Code::FailedPrecondition, ErrorReason::LayoutMismatch),
             Self::DigestMismatch(_) => (Code::DataLoss, ErrorReason::DigestMismatch),
+            Self::Overloaded(_) => (Code::ResourceExhausted, ErrorReason::Overloaded),
             Self::Unavailable(_) => (Code::Unavailable, ErrorReason::Unavailable),
             Self::DeadlineExceeded(_) => (Code::DeadlineExceeded, ErrorReason::DeadlineExceeded),
             Self::PermissionDenied(_) => (Code::PermissionDenied, ErrorReason::PermissionDenied),
@@ -99,6 +103,7 @@ impl CallError {
             }
             Some(ErrorReason::LayoutMismatch) => Self::LayoutMismatch(message),
             Some(ErrorReason::DigestMismatch) => Self::DigestMismatch(message),
+            Some(ErrorReason::Overloaded) => Self::Overloaded(message),
             Some(ErrorReason::DeadlineExceeded) => Self::DeadlineExceeded(message),
             Some(ErrorReason::PermissionDenied) => Self::PermissionDenied(message),
             Some(ErrorReason::Internal) => Self::Internal(message),
@@ -157,6 +162,7 @@ mod tests {
             CallError::StaleEpoch(text()),
             CallError::LayoutMismatch(text()),
             CallError::DigestMismatch(text()),
+            CallError::Overloaded(text()),
             CallError::DeadlineExceeded(text()),
             CallError::PermissionDenied(text()),
             CallError::Internal(text()),

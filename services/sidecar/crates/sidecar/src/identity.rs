@@ -19,18 +19,21 @@ pub enum PeerRole {
     Decode,
     /// Does both.
     Mixed,
+    /// Keeps KV beyond the workers' memory.
+    Store,
     /// A person's tools.
     Operator,
     /// The cluster's Redis, which calls nobody.
     Redis,
 }
 
-const NAMES: [(PeerRole, &str); 7] = [
+const NAMES: [(PeerRole, &str); 8] = [
     (PeerRole::Gateway, "gateway"),
     (PeerRole::Router, "router"),
     (PeerRole::Prefill, "prefill"),
     (PeerRole::Decode, "decode"),
     (PeerRole::Mixed, "mixed"),
+    (PeerRole::Store, "store"),
     (PeerRole::Operator, "operator"),
     (PeerRole::Redis, "redis"),
 ];

@@ -33,6 +33,7 @@ mod receiving;
 pub mod serve;
 pub mod state;
 pub mod stats;
+pub mod store_role;
 pub mod telemetry;
 pub mod text_kv;
 pub mod ticket;

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use kvasir_sidecar::cli::{Cli, Command};
-use kvasir_sidecar::{bench_codec, bench_engine, bench_pull, certificates, generate, inspect, quality, serve};
+use kvasir_sidecar::{
+    bench_codec, bench_engine, bench_pull, certificates, generate, inspect, quality, serve, store_role,
+};
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         Command::QualityCodec(flags) => quality::coding::quality_codec(&flags),
         Command::CodecProfile(flags) => quality::profile::codec_profile(&flags),
         Command::Certificates(flags) => certificates::certificates(&flags),
+        Command::Store(flags) => store_role::serve_store(flags),
         Command::BenchPull(what) => bench_pull::run(what),
     };
     match outcome {

@@ -38,7 +38,7 @@ use crate::transfer_service::TransferService;
 /// Anything that ends the process; shown as one line.
 pub type Fatal = Box<dyn std::error::Error + Send + Sync>;
 
-const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// What sending the last spans may take when the worker is gone. Larger: a slow collector gets them; smaller: memory is free sooner.
 const LAST_SPANS_MAX: Duration = Duration::from_secs(1);
 
@@ -129,7 +129,7 @@ async fn run(
     let (mut listeners, mut transfer_addresses) = (Vec::new(), Vec::new());
     for shard in 0..flags.engine.shards {
         let listener = listen_for_shard(flags.listen, shard).await?;
-        transfer_addresses.push(advertised(&flags, listener.local_addr()?));
+        transfer_addresses.push(advertised(flags.advertise.as_deref(), listener.local_addr()?));
         listeners.push(listener);
     }
     let description = Description {
@@ -197,13 +197,13 @@ async fn run(
     outcome
 }
 
-async fn ignore_interrupts() {
+pub(crate) async fn ignore_interrupts() {
     while tokio::signal::ctrl_c().await.is_ok() {}
     std::future::pending().await
 }
 
 /// A socket that only this user can open, in place of a stale one.
-fn bind_socket(path: &PathBuf) -> Result<UnixListener, Fatal> {
+pub(crate) fn bind_socket(path: &PathBuf) -> Result<UnixListener, Fatal> {
     if path.exists() {
         std::fs::remove_file(path)?;
     }
@@ -227,14 +227,14 @@ async fn listen_for_shard(first: SocketAddr, shard: usize) -> Result<TcpListener
 }
 
 /// What peers are told to connect to.
-fn advertised(flags: &ServeFlags, bound: SocketAddr) -> String {
-    match &flags.advertise {
+pub(crate) fn advertised(host: Option<&str>, bound: SocketAddr) -> String {
+    match host {
         Some(host) => format!("{host}:{}", bound.port()),
         None => bound.to_string(),
     }
 }
 
-fn read_ticket_key() -> Result<TicketKey, Fatal> {
+pub(crate) fn read_ticket_key() -> Result<TicketKey, Fatal> {
     let mut line = String::new();
     // Locked for this line only: the watcher reads on.
     std::io::stdin().lock().read_line(&mut line)?;
@@ -243,7 +243,7 @@ fn read_ticket_key() -> Result<TicketKey, Fatal> {
 }
 
 /// The worker holds stdin open as long as it lives. At its end the servers stop, spans are sent, and whatever that takes, the process ends.
-fn exit_with_stdin(socket: PathBuf) -> Arc<Notify> {
+pub(crate) fn exit_with_stdin(socket: PathBuf) -> Arc<Notify> {
     let ended = Arc::new(Notify::new());
     let told = Arc::clone(&ended);
     std::thread::spawn(move || {
@@ -259,7 +259,7 @@ fn exit_with_stdin(socket: PathBuf) -> Arc<Notify> {
 }
 
 /// One JSON line to the worker. A worker that is gone ends us through stdin.
-fn say(event: &serde_json::Value) {
+pub(crate) fn say(event: &serde_json::Value) {
     let mut stdout = std::io::stdout().lock();
     let _ = writeln!(stdout, "{event}").and_then(|()| stdout.flush());
 }

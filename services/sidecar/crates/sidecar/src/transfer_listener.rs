@@ -21,7 +21,7 @@ use crate::tls::{Buffered, Tls, buffered, enlarge_writes, identity_of};
 use crate::turns::Turns;
 
 /// Who may pull.
-const PULL_ROLES: &[PeerRole] = &[PeerRole::Prefill, PeerRole::Decode, PeerRole::Mixed];
+const PULL_ROLES: &[PeerRole] = &[PeerRole::Prefill, PeerRole::Decode, PeerRole::Mixed, PeerRole::Store];
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const CONNECTIONS_WAITING: usize = 64;
 /// When the process has no descriptor left, accepting again at once would only spin.

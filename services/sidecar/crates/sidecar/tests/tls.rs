@@ -109,7 +109,7 @@ async fn kv_moves_under_tls_between_the_roles_that_may_and_no_others() {
     let decode = sibling(&prefill, "decode", DAY);
     let sink = start_as(model.path(), "decode", Some(&decode)).await;
     let mut wrong = Source::start(model.path(), "decode", Some(&decode)).await;
-    let words = "expected role prefill or mixed, found decode/w";
+    let words = "expected role prefill or mixed or store, found decode/w";
     expect_refusal(wrong.pulled_by(&sink).await, ErrorReason::Unavailable, words);
 }
 

@@ -30,7 +30,7 @@ pub use calls::*;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const SCOPE: [u8; 16] = [9; 16];
 pub const VOCAB: u32 = 128;
-const KEY_HEX: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+pub const KEY_HEX: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
 /// Awaits, but not for ever.
 pub async fn soon<T>(future: impl Future<Output = T>) -> T {
