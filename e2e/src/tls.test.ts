@@ -115,9 +115,9 @@ const LET_IN: Readonly<Record<string, readonly ProcessRole[]>> = {
   generate: ["gateway"],
   run: ["prefill", "decode", "mixed"],
   renew: ["decode", "mixed"],
-  pull: ["prefill", "decode", "mixed"],
+  pull: ["prefill", "decode", "mixed", "store"],
 };
-const ROLES: readonly ProcessRole[] = ["gateway", "router", "prefill", "decode", "mixed", "operator", "redis"];
+const ROLES: readonly ProcessRole[] = ["gateway", "router", "prefill", "decode", "mixed", "store", "operator", "redis"];
 
 /** KV that lies ready at the prefill worker as long as its `Run` is open. */
 let exported: { readonly ticket: RunTicket; readonly layoutFingerprint: Uint8Array };

@@ -1,5 +1,5 @@
 /** What a process is for. `operator` is a person's tools; `redis` is the cluster's Redis, which calls nobody. */
-export const PROCESS_ROLES = ["gateway", "router", "prefill", "decode", "mixed", "operator", "redis"] as const;
+export const PROCESS_ROLES = ["gateway", "router", "prefill", "decode", "mixed", "store", "operator", "redis"] as const;
 export type ProcessRole = (typeof PROCESS_ROLES)[number];
 
 /** One process of the cluster, as its certificate names it. A sidecar has its worker's identity. */

@@ -22,8 +22,8 @@ export const PLANES: Readonly<Record<string, Plane>> = {
   },
   "kvasir.worker.v1.DecodeService": { servers: ["decode", "mixed"], callers: { Generate: ["gateway"] } },
   "kvasir.transfer.v1.KvTransferService": {
-    servers: ["prefill", "mixed"],
-    callers: { Pull: ["prefill", "decode", "mixed"] },
+    servers: ["prefill", "mixed", "store"],
+    callers: { Pull: ["prefill", "decode", "mixed", "store"] },
   },
   "kvasir.worker.v1.PrefillService": {
     servers: ["prefill", "mixed"],
