@@ -1,12 +1,13 @@
 """Mooncake's Transfer Engine over TCP between two processes of this machine.
 
 serve BYTES            registers that much memory, prints "SEGMENT ADDRESS", serves until stdin ends
-fetch SEGMENT ADDRESS BYTES...   reads each size once to warm up and once for the figure; prints [{bytes, gb_per_s}] as JSON
+fetch SEGMENT ADDRESS REPETITIONS BYTES...   reads each size once to warm up and then so often; prints the median as [{bytes, gb_per_s}] as JSON
 
 The package asks the CUDA driver whether there is a GPU. Where there is no driver an empty one has to be found (bench/src/lib/mooncake.ts makes one).
 """
 
 import json
+import statistics
 import sys
 import time
 
@@ -31,11 +32,12 @@ def serve(bytes_count):
     sys.stdin.read()
 
 
-def fetch(segment, address, sizes):
+def fetch(segment, address, repetitions, sizes):
     engine, memory = start(max(sizes))
     pulls = []
     for size in sizes:
-        for _ in range(2):
+        rates = []
+        for _ in range(1 + repetitions):
             memory[size - 1] = 0 if size % 256 != 1 else 1
             began = time.perf_counter()
             if engine.transfer_sync_read(segment, memory.ctypes.data, address, size) != 0:
@@ -43,11 +45,12 @@ def fetch(segment, address, sizes):
             seconds = time.perf_counter() - began
             if memory[size - 1] != (size - 1) % 256:
                 sys.exit(f"Mooncake's read of {size} bytes did not arrive")
-        pulls.append({"bytes": size, "gb_per_s": size / seconds / 1e9})
+            rates.append(size / seconds / 1e9)
+        pulls.append({"bytes": size, "gb_per_s": statistics.median(rates[1:])})
     print(json.dumps(pulls))
 
 
 if sys.argv[1] == "serve":
     serve(int(sys.argv[2]))
 else:
-    fetch(sys.argv[2], int(sys.argv[3]), [int(size) for size in sys.argv[4:]])
+    fetch(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), [int(size) for size in sys.argv[5:]])

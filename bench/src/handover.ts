@@ -18,9 +18,7 @@ const QUESTION = "The mill by the river was built by a mason who lived in the to
 interface Handover {
   /** End of the last prefill step to the batch of the decode worker. */
   readonly wholeMs: number;
-  /** What the bytes of the last prefill step take at the rate that the pull had while it moved. */
-  readonly bytesMs: number;
-  /** End of the last prefill step to the last verified block, without `bytesMs`. */
+  /** End of the last prefill step to the last verified block; below zero where the last layer's frames left before the step's end was told. */
   readonly verifiedMs: number;
   /** The last verified block to the step that the sequence joins: mostly the rest of the step that runs. */
   readonly joinMs: number;
@@ -48,8 +46,6 @@ for (const name of MODELS) {
       handoverRows.push([
         ...[model.servedName, String(concurrency), String(handovers.length)],
         read(({ wholeMs }) => wholeMs),
-        read(({ bytesMs }) => bytesMs),
-        read(({ wholeMs, bytesMs }) => wholeMs - bytesMs),
         read(({ verifiedMs }) => verifiedMs),
         read(({ joinMs }) => joinMs),
       ]);
@@ -69,10 +65,10 @@ publish(
   "What a hand-over costs",
   `Prompts of some 130 tokens, one prefill step each; ${TOKENS} tokens out; one compute thread a worker; gateway, router, workers and clients share the
 machine. "whole" is from the end of the last prefill step on the source's device to the moment at which the decode worker sends the step that the
-sequence joins; "bytes" is what the KV of that last step takes at the rate that the same pull measured; "own" is the difference. Its two parts: until
-the last block is verified, and from there to the step, which is mostly the rest of the step that runs. All are p50 / p99 in milliseconds.
+sequence joins, the last bytes' own time included: frames leave layer by layer, so most bytes have moved by then. Its two parts: until the last
+block is verified, and from there to the step, which is mostly the rest of the step that runs. All are p50 / p99 in milliseconds.
 
-${table(["model", "concurrent", "requests", "whole", "bytes", "own", "until verified", "until its step"], handoverRows)}
+${table(["model", "concurrent", "requests", "whole", "until verified", "until its step"], handoverRows)}
 
 The same load on the same number of workers and threads, seen by the client (p50 / p99; the longest gap is that of each stream):
 
@@ -108,14 +104,9 @@ async function handoverOf(cluster: LocalCluster, traceId: string): Promise<Hando
     const steps = spans.find((span) => span.name === "decode.steps");
     const last = chunks.toSorted((a, b) => msBetween(b.endUnixNanos, a.endUnixNanos)).at(-1);
     if (pull && steps && last) {
-      const tokens = Number(pull.attributes["kvasir.tokens"]);
-      const lastTokens = Number(last.attributes["kvasir.tokens"] ?? tokens);
-      const bytes = (Number(pull.attributes["kvasir.bytes"]) * lastTokens) / tokens;
-      const bytesMs = bytes / (Number(pull.attributes["kvasir.gb_per_s"]) * 1e6);
       return {
         wholeMs: msBetween(last.endUnixNanos, steps.startUnixNanos),
-        bytesMs,
-        verifiedMs: msBetween(last.endUnixNanos, pull.endUnixNanos) - bytesMs,
+        verifiedMs: msBetween(last.endUnixNanos, pull.endUnixNanos),
         joinMs: msBetween(pull.endUnixNanos, steps.startUnixNanos),
       };
     }

@@ -17,12 +17,14 @@ interface Pull {
   readonly first_block_ms?: number;
 }
 
+/** Pulls of each size in a round, of which the median counts. */
+const PULLS_EACH = 5;
 const SIZES = [64 << 10, 1 << 20, 16 << 20, 1 << 30];
 
 const SOURCE = { role: "prefill", id: "bench-source" } as const;
 const SINK = { role: "decode", id: "bench-sink" } as const;
 
-const rounds = Number(option("repetitions", "5"));
+const rounds = Number(option("rounds", "3"));
 const directory = mkdtempSync(join(tmpdir(), "kvasir-bench-"));
 await issueCertificates({ directory, identities: [SOURCE, SINK], hours: 1 });
 const certificatesOf = ({ id }: { readonly id: string }) => tlsFlags(issuedFiles(directory, id));
@@ -30,7 +32,7 @@ const sources = [
   await startUntilLine(SIDECAR, ["bench-pull", "serve", "--bytes", "1GiB"]),
   await startUntilLine(SIDECAR, ["bench-pull", "serve", "--bytes", "1GiB", ...certificatesOf(SOURCE)]),
 ] as const;
-const mooncake = await startMooncake(SIZES);
+const mooncake = await startMooncake(SIZES, PULLS_EACH);
 const ways: readonly { readonly name: string; readonly pull: () => Promise<readonly Pull[]> }[] = [
   { name: "plain", pull: () => pullFrom(sources[0].line, []) },
   { name: "TLS", pull: () => pullFrom(sources[1].line, certificatesOf(SINK)) },
@@ -61,7 +63,7 @@ publish(
   "kv-pull",
   "KV from sidecar to sidecar",
   `Loopback, one stream, blocks of 720 KiB (SmolLM2's shape in bf16), XXH3-128 over each frame on both sides; medians of ${rounds} rounds, in each of which
-every way has one pull of each size after one that warms up. TLS is mutual TLS 1.3 with AES-128-GCM (rustls with ring).
+every way pulls each size ${PULLS_EACH} times after once to warm up, and the median counts. TLS is mutual TLS 1.3 with AES-128-GCM (rustls with ring).
 ${
   isComplete(tcpRates)
     ? `iperf3 (one plain TCP stream, two seconds) runs before and after each; a pull is compared with those two. Over the run: ${Math.min(...tcpRates).toFixed(2)} to ${Math.max(...tcpRates).toFixed(2)} GB/s, median ${median(tcpRates).toFixed(2)}.`
@@ -79,7 +81,7 @@ ${table(["", "size", "GB/s", "best GB/s", "of iperf3", "of Mooncake", "first blo
 
 async function pullFrom(offer: string, flags: readonly string[]): Promise<readonly Pull[]> {
   const sizes = ["--sizes", SIZES.join(",")];
-  const fetch = ["bench-pull", "fetch", "--offer", offer, "--repetitions", "1", ...sizes, ...flags];
+  const fetch = ["bench-pull", "fetch", "--offer", offer, "--repetitions", String(PULLS_EACH), ...sizes, ...flags];
   return JSON.parse(await output(SIDECAR, fetch)) as readonly Pull[];
 }
 

@@ -10,7 +10,7 @@ export interface MooncakePull {
 }
 
 export interface Mooncake {
-  /** A new process reads each size twice; the second time counts. */
+  /** A new process reads each size once to warm up and then some times, of which the median counts. */
   read(): Promise<readonly MooncakePull[]>;
   stop(): void;
 }
@@ -23,7 +23,7 @@ MemGetHandleForAddressRange MemImportFromShareableHandle MemMap MemRelease MemSe
 const NO_DEVICE = 100;
 
 /** Mooncake's Transfer Engine from PyPI in `.cache/peers`, serving as many bytes as the largest size; undefined where it cannot run. */
-export async function startMooncake(sizes: readonly number[]): Promise<Mooncake | undefined> {
+export async function startMooncake(sizes: readonly number[], repetitions: number): Promise<Mooncake | undefined> {
   const environment = join(REPOSITORY, ".cache", "peers");
   const python = join(environment, "bin", "python");
   if (!existsSync(python)) return undefined;
@@ -35,7 +35,7 @@ export async function startMooncake(sizes: readonly number[]): Promise<Mooncake 
     const script = join(REPOSITORY, "bench", "baselines", "mooncake_read.py");
     const serve = [script, "serve", String(Math.max(...sizes))];
     const { line, child } = await startUntilLine(python, serve, { env, showErrors: false });
-    const fetch = [script, "fetch", ...line.split(" "), ...sizes.map(String)];
+    const fetch = [script, "fetch", ...line.split(" "), String(repetitions), ...sizes.map(String)];
     return {
       read: async () => {
         const text = await output(python, fetch, undefined, env);
