@@ -66,7 +66,7 @@ publish(
   `Prompts of some 130 tokens, one prefill step each; ${TOKENS} tokens out; one compute thread a worker; gateway, router, workers and clients share the
 machine. "whole" is from the end of the last prefill step on the source's device to the moment at which the decode worker sends the step that the
 sequence joins, the last bytes' own time included: frames leave layer by layer, so most bytes have moved by then. Its two parts: until the last
-block is verified, and from there to the step, which is mostly the rest of the step that runs. All are p50 / p99 in milliseconds.
+block is verified, and from there to the step: the rest of the step that runs, and the wait for a processor where the two are busy. All are p50 / p99 in milliseconds.
 
 ${table(["model", "concurrent", "requests", "whole", "until verified", "until its step"], handoverRows)}
 

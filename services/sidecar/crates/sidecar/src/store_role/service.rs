@@ -106,7 +106,7 @@ impl Shared {
         let found = self.store.get(key, Accuracy::Exact, unix_ms(), true);
         let object = match found {
             Ok(object) => object,
-            // Without room to read it to it is not there for now.
+            // No memory to read it into: a miss, as of a block that is gone.
             Err(StoreError::MemoryFull { .. }) => None,
             Err(error) => return Err(from_store(&error)),
         };
