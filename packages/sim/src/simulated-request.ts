@@ -55,6 +55,7 @@ export class SimulatedRequest {
   readonly key: number;
   readonly trace: TraceRequest;
   readonly arrivedAt: Instant;
+  /** Without the candidates that were not chosen. */
   decision: PlacementDecision | undefined;
   outcome: RequestOutcome = "running";
   reason = "";
@@ -66,8 +67,9 @@ export class SimulatedRequest {
   attemptCount = 0;
   /** Tokens of the prompt whose KV was reused where it was computed. */
   cachedTokenCount = 0;
-  readonly prompt: SimulatedPrompt;
   readonly #world: RequestWorld;
+  /** Gone with the request's end: a trace has more prompts than memory should hold. */
+  #prompt: SimulatedPrompt | undefined;
   readonly #attempts = new Attempts(ATTEMPT_OPTIONS);
   /** Goes up with each attempt, so that what an earlier one set in motion is ignored. */
   #attempt = 0;
@@ -83,7 +85,7 @@ export class SimulatedRequest {
 
   constructor(key: number, trace: TraceRequest, prompt: SimulatedPrompt, world: RequestWorld) {
     this.key = key;
-    this.prompt = prompt;
+    this.#prompt = prompt;
     this.trace = trace;
     this.#world = world;
     this.arrivedAt = world.events.now;
@@ -103,7 +105,7 @@ export class SimulatedRequest {
   placed(decision: PlacementDecision): void {
     const { events, rpcNanos } = this.#world;
     const [best] = decision.candidates;
-    this.decision = decision;
+    this.decision = { ...decision, candidates: [best] };
     this.placedAt ??= events.now;
     this.attemptCount++;
     const attempt = ++this.#attempt;
@@ -385,7 +387,8 @@ export class SimulatedRequest {
   }
 
   #promptSpec(): Pick<SequenceSpec, "promptTokenIds" | "prefixRoot" | "promptChain"> {
-    return { promptTokenIds: this.prompt.tokenIds, prefixRoot: PREFIX_ROOT, promptChain: this.prompt.chain };
+    const { tokenIds, chain } = this.#prompt as SimulatedPrompt;
+    return { promptTokenIds: tokenIds, prefixRoot: PREFIX_ROOT, promptChain: chain };
   }
 
   #leaseEnd(): Instant {
@@ -395,6 +398,7 @@ export class SimulatedRequest {
   #end(outcome: RequestOutcome): void {
     if (this.outcome !== "running") return;
     this.outcome = outcome;
+    this.#prompt = undefined;
     this.#world.ended(this);
   }
 }

@@ -82,8 +82,13 @@ export class RecursiveLeastSquares {
     const size = this.#size;
     const x = this.#scaled;
     // Relative errors: each sample is divided by its prediction.
-    const level = Math.max(this.predict(features), value / 100, 1e-9);
-    for (let i = 0; i < size; i++) x[i] = features[i]! / scales[i]! / level;
+    let predicted = 0;
+    for (let i = 0; i < size; i++) {
+      x[i] = features[i]! / scales[i]!;
+      predicted += this.#weights[i]! * x[i]!;
+    }
+    const level = Math.max(predicted, value / 100, 1e-9);
+    for (let i = 0; i < size; i++) x[i]! /= level;
     let residual = value / level;
     for (let i = 0; i < size; i++) residual -= this.#weights[i]! * x[i]!;
     const bound = residualBound * this.#deviation;

@@ -4,6 +4,9 @@ import { bytesFromWords, hmacSha256, paddedWordCount, Sha256, wordFromBytes } fr
 /** Bytes of a block's hash: a SHA-256 cut to 128 bits, so that two of 2^40 blocks collide with a probability of 2^-49. */
 export const BLOCK_HASH_BYTES = 16;
 const HASH_WORDS = BLOCK_HASH_BYTES / 4;
+const NO_HASHES = new Uint8Array(0);
+/** Of all chains: a digest is made and read at once. */
+const SHA_256 = new Sha256();
 
 /** What a token's KV depends on beside the tokens before it, and who may know of it. */
 export interface HashScope {
@@ -51,9 +54,9 @@ export function chunkKey(chunkRoot: Uint8Array, tokenIds: readonly number[]): Ui
  */
 export class BlockHashChain {
   readonly blockSize: number;
-  /** Parent and tokens of the block that is hashed next, and room for padding. */
-  readonly #message: Int32Array;
-  readonly #sha256 = new Sha256();
+  readonly #root: Uint8Array;
+  /** Parent and tokens of the block that is hashed next, and room for padding; made when a token comes. */
+  #message: Int32Array | undefined;
   #hashes: Uint8Array;
   #count = 0;
   /** Tokens of the last, unfinished block. */
@@ -63,16 +66,15 @@ export class BlockHashChain {
     assert(root.length === BLOCK_HASH_BYTES, `a root has ${root.length} bytes, must have ${BLOCK_HASH_BYTES}`);
     assert(blockSize >= 1, `block size is ${blockSize}, must be positive`);
     this.blockSize = blockSize;
-    this.#message = new Int32Array(paddedWordCount(HASH_WORDS + blockSize));
-    for (let word = 0; word < HASH_WORDS; word++) this.#message[word] = wordFromBytes(root, 4 * word);
-    this.#hashes = new Uint8Array(0);
+    this.#root = root;
+    this.#hashes = NO_HASHES;
   }
 
   /** The chain whose full blocks have these hashes, to go on after them. */
   static after(root: Uint8Array, hashes: Uint8Array, blockSize: number): BlockHashChain {
     const { length } = hashes;
     assert(length % BLOCK_HASH_BYTES === 0, `${length} bytes are not whole hashes of ${BLOCK_HASH_BYTES}`);
-    const chain = new BlockHashChain(length === 0 ? root : hashes.subarray(length - BLOCK_HASH_BYTES), blockSize);
+    const chain = new BlockHashChain(root, blockSize);
     chain.#hashes = hashes.slice();
     chain.#count = length / BLOCK_HASH_BYTES;
     return chain;
@@ -80,8 +82,8 @@ export class BlockHashChain {
 
   /** The same chain, to be extended by itself. */
   fork(): BlockHashChain {
-    const forked = new BlockHashChain(new Uint8Array(BLOCK_HASH_BYTES), this.blockSize);
-    forked.#message.set(this.#message);
+    const forked = new BlockHashChain(this.#root, this.blockSize);
+    if (this.#pendingCount > 0) forked.#message = this.#message?.slice();
     forked.#hashes = this.bytes().slice();
     forked.#count = this.#count;
     forked.#pendingCount = this.#pendingCount;
@@ -101,10 +103,11 @@ export class BlockHashChain {
   /** Takes the next tokens, `tokenIds[begin]` first. */
   extend(tokenIds: readonly number[], begin = 0): void {
     this.#reserve(Math.floor((this.tokenCount + tokenIds.length - begin) / this.blockSize));
+    const message = this.#message ?? this.#newMessage();
     for (let index = begin; index < tokenIds.length; index++) {
-      this.#message[HASH_WORDS + this.#pendingCount] = swapped(tokenIds[index] ?? 0);
+      message[HASH_WORDS + this.#pendingCount] = swapped(tokenIds[index] ?? 0);
       this.#pendingCount++;
-      if (this.#pendingCount === this.blockSize) this.#finishBlock();
+      if (this.#pendingCount === this.blockSize) this.#finishBlock(message);
     }
   }
 
@@ -114,12 +117,22 @@ export class BlockHashChain {
     return this.#hashes.subarray(0, count * BLOCK_HASH_BYTES);
   }
 
-  #finishBlock(): void {
-    const digest = this.#sha256.digestWords(this.#message, HASH_WORDS + this.blockSize);
+  /** Begins with the hash of the last full block. */
+  #newMessage(): Int32Array {
+    const message = new Int32Array(paddedWordCount(HASH_WORDS + this.blockSize));
+    const parent = this.#count === 0 ? this.#root : this.#hashes;
+    const offset = this.#count === 0 ? 0 : (this.#count - 1) * BLOCK_HASH_BYTES;
+    for (let word = 0; word < HASH_WORDS; word++) message[word] = wordFromBytes(parent, offset + 4 * word);
+    this.#message = message;
+    return message;
+  }
+
+  #finishBlock(message: Int32Array): void {
+    const digest = SHA_256.digestWords(message, HASH_WORDS + this.blockSize);
     const offset = this.#count * BLOCK_HASH_BYTES;
     for (let word = 0; word < HASH_WORDS; word++) {
       const value = digest[word] as number;
-      this.#message[word] = value;
+      message[word] = value;
       this.#hashes[offset + 4 * word] = value >>> 24;
       this.#hashes[offset + 4 * word + 1] = value >>> 16;
       this.#hashes[offset + 4 * word + 2] = value >>> 8;

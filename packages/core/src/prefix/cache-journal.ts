@@ -47,21 +47,46 @@ export class CacheJournal {
     assert(from <= this.#next, `change ${from} is read, the next one is ${this.#next}`);
     if (from < this.#next - this.#capacity) return { kind: "gap" };
     const end = Math.min(this.#next, from + countMax);
-    const places = new Map<string, number>();
+    const places = this.#lastPlaces(from, end);
+    const packed = (kind: number): Uint8Array => {
+      const hashes = new Uint8Array(places.length * BLOCK_HASH_BYTES);
+      let length = 0;
+      for (const place of places) {
+        if (this.#kinds[place] !== kind) continue;
+        hashes.set(this.#hashAt(place), length);
+        length += BLOCK_HASH_BYTES;
+      }
+      return hashes.subarray(0, length);
+    };
+    return { kind: "changes", stored: packed(STORED), removed: packed(REMOVED), next: end };
+  }
+
+  /** Places of the changes [from, end): of a hash that came and went, the last word counts, and stands where it came. */
+  #lastPlaces(from: number, end: number): readonly number[] {
+    let removedCount = 0;
+    const all: number[] = [];
     for (let number = from; number < end; number++) {
       const place = number % this.#capacity;
-      // Of a hash that came and went, the last word counts; and what came last stands where it came.
-      const hash = String.fromCharCode(...this.#hashAt(place));
+      if (this.#kinds[place] === REMOVED) removedCount++;
+      all.push(place);
+    }
+    // A hash cannot come twice without going in between.
+    if (removedCount === 0 || removedCount === all.length) return all;
+    const places = new Map<string, number>();
+    for (const place of all) {
+      const hash = this.#textAt(place);
       places.delete(hash);
       places.set(hash, place);
     }
-    const packed = (kind: number): Uint8Array => {
-      const chosen = [...places.values()].filter((place) => this.#kinds[place] === kind);
-      const hashes = new Uint8Array(chosen.length * BLOCK_HASH_BYTES);
-      for (const [index, place] of chosen.entries()) hashes.set(this.#hashAt(place), index * BLOCK_HASH_BYTES);
-      return hashes;
-    };
-    return { kind: "changes", stored: packed(STORED), removed: packed(REMOVED), next: end };
+    return [...places.values()];
+  }
+
+  #textAt(place: number): string {
+    let text = "";
+    for (let at = place * BLOCK_HASH_BYTES; at < (place + 1) * BLOCK_HASH_BYTES; at++) {
+      text += String.fromCharCode(this.#hashes[at]!);
+    }
+    return text;
   }
 
   #hashAt(place: number): Uint8Array {

@@ -70,11 +70,13 @@ export class PrefixReuse {
     const { chain, blockIds, isApproximate } = sequence;
     if (chain === undefined || isApproximate) return;
     const end = Math.min(Math.floor(writtenTokenCount / this.#blockSize), chain.count, blockIds.length);
+    // Asked after every token: most end no block.
+    if (end <= sequence.keptBlockCount) return;
     const hashes = chain.bytes(end);
     for (let index = sequence.keptBlockCount; index < end; index++) {
       this.#pool.keep(blockIds[index] as BlockId, hashes, index * BLOCK_HASH_BYTES);
     }
-    sequence.keptBlockCount = Math.max(sequence.keptBlockCount, end);
+    sequence.keptBlockCount = end;
   }
 
   /** So much of a prompt came from another worker: of its whole blocks nothing is computed but what holds the last token. */

@@ -195,7 +195,7 @@ export class StepScheduler {
     const decodeTokenCount = slices.length;
     let budget = this.options.tokenBudget - decodeTokenCount;
     // Of what is there now: a branch starts in a later step than the prompt that it copies from.
-    for (const sequence of planOrder(this.#prompting, budget)) {
+    for (const sequence of this.#prompting.size > 0 ? planOrder(this.#prompting, budget) : []) {
       if (budget <= 0) break;
       const slice = this.#planChunk(sequence, budget, starts, copies);
       budget -= slice.tokenCount;
@@ -426,7 +426,8 @@ export class StepScheduler {
       results.length === step.planned.length,
       `step ${stepId} has ${results.length} results for ${step.planned.length} slices`,
     );
-    for (const [index, { sequence, tokenEnd }] of step.planned.entries()) {
+    for (let index = 0; index < results.length; index++) {
+      const { sequence, tokenEnd } = step.planned[index] as Planned;
       const result = results[index];
       assert(
         result?.sequenceId === sequence.spec.sequenceId,
@@ -481,6 +482,7 @@ export class StepScheduler {
 
   /** The step that copied from it is answered, or will never be. */
   #freeCopySources(sequence: Sequence): void {
+    if (sequence.copySources.length === 0) return;
     this.pool.free(sequence.copySources);
     sequence.copySources = [];
   }
