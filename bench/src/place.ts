@@ -24,6 +24,8 @@ interface Fleet {
   readonly promptTokens: number;
 }
 
+/** Of one fleet only. */
+const ONLY = Number(option("workers", "0"));
 const FLEETS: readonly Fleet[] = [
   { workers: 16, blocks: 1_000_000, promptTokens: 4_096 },
   { workers: 256, blocks: 10_000_000, promptTokens: 4_096 },
@@ -31,7 +33,7 @@ const FLEETS: readonly Fleet[] = [
   { workers: 1_024, blocks: 10_000_000, promptTokens: 4_096 },
 ];
 
-const rows = FLEETS.map((fleet) => measure(fleet));
+const rows = FLEETS.filter(({ workers }) => ONLY === 0 || workers === ONLY).map((fleet) => measure(fleet));
 publish(
   "place",
   "What a placement costs the router",

@@ -2,6 +2,7 @@ export { OUTPUT_LENGTH_DEFAULTS, type OutputLengthOptions, OutputLengthPredictor
 export {
   decodeStepMs,
   prefillMs,
+  prefillStepCount,
   type StepCost,
   StepCostModel,
   type StepWork,

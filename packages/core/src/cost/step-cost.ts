@@ -38,8 +38,13 @@ export function stepMs(cost: StepCost, work: StepWork): number {
 export function prefillMs(cost: StepCost, tokenCount: number, cachedTokenCount: number, tokenBudget: number): number {
   const newTokenCount = Math.max(1, tokenCount - cachedTokenCount);
   const area = tokenCount ** 2 - (tokenCount - newTokenCount) ** 2;
-  const steps = Math.ceil(newTokenCount / tokenBudget);
+  const steps = prefillStepCount(tokenCount, cachedTokenCount, tokenBudget);
   return steps * cost.fixedMs + cost.promptTokenMs * newTokenCount + cost.attentionMs * area;
+}
+
+/** Steps that such a prompt takes. */
+export function prefillStepCount(tokenCount: number, cachedTokenCount: number, tokenBudget: number): number {
+  return Math.ceil(Math.max(1, tokenCount - cachedTokenCount) / tokenBudget);
 }
 
 /** A step that only decodes: `d0 + d1·batch + d2·Σcontext`. */

@@ -96,7 +96,7 @@ interface LayoutGroup {
 export function choosePlacement(
   workers: Iterable<AttachedWorker>,
   request: RequestShape,
-  reservedOf: (workerId: string, epoch: number) => Reserved,
+  reservedOf: (incarnation: string) => Reserved,
   exclusionOf: (worker: AttachedWorker) => Exclusion,
   options: ChoiceOptions,
 ): ChoiceOutcome {
@@ -126,7 +126,7 @@ export function choosePlacement(
 function chooseAmong(
   workers: readonly AttachedWorker[],
   request: RequestShape,
-  reservedOf: (workerId: string, epoch: number) => Reserved,
+  reservedOf: (incarnation: string) => Reserved,
   options: ChoiceOptions,
 ): ChoiceOutcome {
   const groups = new Map<string, LayoutGroup>();
@@ -187,7 +187,7 @@ function chooseAmong(
 function chooseLocal(
   workers: readonly AttachedWorker[],
   request: RequestShape,
-  reservedOf: (workerId: string, epoch: number) => Reserved,
+  reservedOf: (incarnation: string) => Reserved,
   options: ChoiceOptions,
 ): ChoiceOutcome | undefined {
   const decoders = workers
@@ -203,14 +203,13 @@ function chooseLocal(
 
 function standingOf(
   worker: AttachedWorker,
-  reservedOf: (workerId: string, epoch: number) => Reserved,
+  reservedOf: (incarnation: string) => Reserved,
   { cachedTokensOf }: ChoiceOptions,
 ): Standing {
-  const { facts, epoch } = worker;
   return {
     worker,
-    load: reckonLoad(worker, reservedOf(facts.workerId, epoch)),
-    cachedTokenCount: cachedTokensOf(facts),
+    load: reckonLoad(worker, reservedOf(worker.incarnation)),
+    cachedTokenCount: cachedTokensOf(worker.facts),
   };
 }
 

@@ -1,5 +1,5 @@
 import { addNanos, type Instant, type Nanos } from "../time.ts";
-import { NOTHING_RESERVED, type Reserved } from "./reservations.ts";
+import { incarnationOf, NOTHING_RESERVED, type Reserved } from "./reservations.ts";
 import type { ReportedLoad, WorkerFacts } from "./worker-facts.ts";
 
 /** Names one attach stream; never used twice. */
@@ -9,6 +9,8 @@ export type StreamId = number;
 export interface AttachedWorker {
   readonly facts: WorkerFacts;
   readonly epoch: number;
+  /** Names worker and epoch. */
+  readonly incarnation: string;
   readonly streamId: StreamId;
   /** Of the last event taken. */
   readonly sequence: number;
@@ -111,6 +113,7 @@ export class ClusterView {
     this.#workers.set(workerId, {
       facts,
       epoch,
+      incarnation: incarnationOf(workerId, epoch),
       streamId,
       sequence,
       load: undefined,
@@ -148,7 +151,7 @@ export class ClusterView {
     epoch: number,
     sequence: number,
     load: ReportedLoad,
-    reservedOf: (workerId: string, epoch: number) => Reserved,
+    reservedOf: (incarnation: string) => Reserved,
     now: Instant,
   ): ViewOutcome {
     const outcome = this.follow(streamId, epoch, sequence, now);
@@ -159,7 +162,7 @@ export class ClusterView {
     this.#workers.set(workerId, {
       ...worker,
       load,
-      reservedAtReport: reservedOf(workerId, epoch),
+      reservedAtReport: reservedOf(worker.incarnation),
       reportedAt: now,
       isLost: false,
     });

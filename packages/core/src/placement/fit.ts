@@ -18,6 +18,23 @@ export function canPrefill(facts: WorkerFacts, request: RequestShape): boolean {
   );
 }
 
+/**
+ * Whether the workers attached now could take a request for sure, were they idle: found after a few of them, where `checkFit` asks all. False says
+ * nothing.
+ */
+export function surelyFits(request: RequestShape, workers: Iterable<{ readonly facts: WorkerFacts }>): boolean {
+  if (request.promptTokenCount < 1 || request.maxTokens < 1) return false;
+  let decodes = false;
+  let prefills = false;
+  for (const { facts } of workers) {
+    if (facts.model !== request.model) continue;
+    if (!decodes && canDecode(facts, request)) decodes = true;
+    if (!prefills && (facts.role === "mixed" ? canDecode(facts, request) : canPrefill(facts, request))) prefills = true;
+    if (decodes && prefills) return true;
+  }
+  return false;
+}
+
 export type FitOutcome =
   | { readonly kind: "possible" }
   | { readonly kind: "never"; readonly field: string; readonly message: string };

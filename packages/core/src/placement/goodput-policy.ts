@@ -1,4 +1,5 @@
 import { OutputLengthPredictor } from "../cost/output-length.ts";
+import type { StepCost } from "../cost/step-cost.ts";
 import type { Instant } from "../time.ts";
 import { type Candidate, choosePlacement } from "./choose-placement.ts";
 import { type AttachedWorker, isOpen } from "./cluster-view.ts";
@@ -7,7 +8,7 @@ import type { PlacementPolicy, PlacementQuestion, PolicyOutcome } from "./placem
 import type { RequestKey } from "./reservations.ts";
 import { WorkLedger } from "./work-ledger.ts";
 import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
-import { incarnationOf, leastCostOf, WorkerOutlook } from "./worker-outlook.ts";
+import { leastCostOf, WorkerOutlook } from "./worker-outlook.ts";
 
 export interface GoodputOptions {
   /** Tokens that workers compute in a step, at most. */
@@ -42,14 +43,18 @@ const DOUBT_MIN_MS = 15;
 /** What a millisecond of TBT counts beside one of TTFT, at the target. Larger: decodes spread out; smaller: caches are followed further. */
 const TBT_PRICE = 10;
 
+const LEAST_COST_EVERY_MS = 100;
+
 interface Scored {
   readonly candidate: Candidate;
   /** That both targets are met. */
   readonly chance: number;
   /** That the TBT target is. */
   readonly tbtChance: number;
+  /** The first in steps that count as equal. */
+  readonly chanceStep: number;
   /** What it costs: lower is better among equal chances. */
-  readonly priceMs: number;
+  readonly priceUs: number;
   readonly prefillMs: number;
   readonly besideMs: number;
   readonly contextTokenCount: number;
@@ -72,8 +77,9 @@ export class GoodputPolicy implements PlacementPolicy {
   readonly #options: GoodputOptions;
   readonly #ledger = new WorkLedger();
   readonly #lengths = new OutputLengthPredictor();
+  readonly #leastCosts = new Map<string, { readonly cost: StepCost | undefined; readonly at: Instant }>();
   /** What the last choice came from, until it is told that it was placed. */
-  #last = new Map<Candidate, Scored>();
+  #last: readonly Scored[] = [];
   #turn = 0;
 
   constructor(options: Partial<GoodputOptions> = {}) {
@@ -82,7 +88,7 @@ export class GoodputPolicy implements PlacementPolicy {
 
   choose(question: PlacementQuestion): PolicyOutcome {
     const { workers, request, reservedOf, exclusionOf, options } = question;
-    this.#last = new Map();
+    this.#last = [];
     if (request.objectives === undefined) {
       return choosePlacement(workers, request, reservedOf, exclusionOf, options);
     }
@@ -93,27 +99,27 @@ export class GoodputPolicy implements PlacementPolicy {
     const { chanceMin, tbtChanceMin } = this.#options;
     const isLate = best.chance < chanceMin || best.tbtChance < tbtChanceMin;
     if (isLate && !request.objectives.mayBeLate) return late(best, question);
-    for (const entry of scored) this.#last.set(entry.candidate, entry);
+    this.#last = scored;
     return { kind: "placed", candidates: [best.candidate, ...others.map(({ candidate }) => candidate)] };
   }
 
   placed(key: RequestKey, candidate: Candidate, request: RequestShape, now: Instant): void {
-    const entry = this.#last.get(candidate);
+    const entry = this.#last.find((scored) => scored.candidate === candidate);
     if (entry === undefined) return;
     this.#ledger.placed(
       key,
       {
-        prefillOn: incarnationOf(candidate.prefill ?? candidate.decode),
+        prefillOn: (candidate.prefill ?? candidate.decode).incarnation,
         prefillMs: entry.prefillMs,
         besideMs: entry.besideMs,
-        decodeOn: incarnationOf(candidate.decode),
+        decodeOn: candidate.decode.incarnation,
         contextTokenCount: entry.contextTokenCount,
         ttftMs: candidate.ttftMs,
         tbtTargetMs: request.objectives?.tbtMs ?? Number.POSITIVE_INFINITY,
       },
       now,
     );
-    this.#last = new Map();
+    this.#last = [];
   }
 
   firstToken(key: RequestKey, now: Instant): void {
@@ -131,18 +137,16 @@ export class GoodputPolicy implements PlacementPolicy {
     const prefills: WorkerOutlook[] = [];
     const decodes: WorkerOutlook[] = [];
     const looked = this.#look(question);
-    const settings = { ...options, stepTokenCount: this.#options.stepTokenCount, leastCost: leastCostOf(looked) };
+    const settings = {
+      ...options,
+      stepTokenCount: this.#options.stepTokenCount,
+      leastCost: this.#leastCost(request.model, looked, now),
+    };
     for (const worker of looked) {
       const { facts } = worker;
       const cached = options.cachedTokensOf(facts);
-      const outlook = new WorkerOutlook(
-        worker,
-        reservedOf(facts.workerId, worker.epoch),
-        cached,
-        this.#ledger,
-        settings,
-        now,
-      );
+      const work = this.#ledger.standing(worker.incarnation, now);
+      const outlook = new WorkerOutlook(worker, reservedOf(worker.incarnation), cached, work, settings);
       const { freeBlockCount } = outlook.load;
       const cachedBlockCount = Math.floor(cached / facts.blockSize);
       if (canDecode(facts, request)) {
@@ -154,8 +158,7 @@ export class GoodputPolicy implements PlacementPolicy {
     const scored = decodes.flatMap((decode) => this.#both(decode, contextTokenCount, question));
     const receivers = bestReceivers(decodes, contextTokenCount);
     for (const prefill of prefills) {
-      const { fingerprint, kvDtype } = prefill.worker.facts;
-      const decode = receivers.get(`${fingerprint} ${kvDtype}`) ?? receivers.get(fingerprint);
+      const decode = receiverFor(prefill, receivers);
       if (decode !== undefined) scored.push(this.#split(prefill, decode, contextTokenCount, question));
     }
     return scored;
@@ -231,7 +234,9 @@ export class GoodputPolicy implements PlacementPolicy {
     };
     const tbtUrgency = Math.min(1, tbtMs / strictest);
     const priceMs = work.besideMs + 2 * urgency * ttftMs + TBT_PRICE * tbtUrgency * tbtMs;
-    return { candidate, chance, tbtChance, priceMs, ...work };
+    const { prefillMs, besideMs, contextTokenCount } = work;
+    const [chanceStep, priceUs] = [Math.round(chance / CHANCE_STEP), Math.round(priceMs * 1_000)];
+    return { candidate, chance, tbtChance, chanceStep, priceUs, prefillMs, besideMs, contextTokenCount };
   }
 
   /** Chance that what is predicted so ends up below a bound: logistic, of the usual relative error. */
@@ -239,6 +244,15 @@ export class GoodputPolicy implements PlacementPolicy {
     if (boundMs === Number.POSITIVE_INFINITY) return 1;
     const doubtMs = Math.max(predictedMs * this.#options.doubt, Math.min(DOUBT_MIN_MS, 0.05 * boundMs));
     return 1 / (1 + Math.exp((-1.7 * (boundMs - predictedMs)) / doubtMs));
+  }
+
+  /** Workers' costs change slowly: what no one is believed to be below is found anew now and then. */
+  #leastCost(model: string, looked: readonly AttachedWorker[], now: Instant): StepCost | undefined {
+    const known = this.#leastCosts.get(model);
+    if (known?.cost !== undefined && (now - known.at) / 1e6 < LEAST_COST_EVERY_MS) return known.cost;
+    const cost = leastCostOf(looked);
+    this.#leastCosts.set(model, { cost, at: now });
+    return cost;
   }
 
   /** Usable workers; of a large fleet those with most of the prompt and a sample that moves on with each request. */
@@ -256,13 +270,13 @@ export class GoodputPolicy implements PlacementPolicy {
       sample.add(usable[this.#turn] as AttachedWorker);
     }
     let most = 0;
-    const cached = usable.map(({ facts }) => {
-      const count = options.cachedTokensOf(facts);
-      most = Math.max(most, count);
-      return count;
-    });
-    for (const [index, worker] of usable.entries()) {
-      if (most > 0 && (cached[index] ?? 0) >= 0.8 * most && sample.size < 2 * sampleMax) sample.add(worker);
+    const cached = new Float64Array(usable.length);
+    for (let index = 0; index < usable.length; index++) {
+      cached[index] = options.cachedTokensOf((usable[index] as AttachedWorker).facts);
+      most = Math.max(most, cached[index]!);
+    }
+    for (let index = 0; most > 0 && index < usable.length && sample.size < 2 * sampleMax; index++) {
+      if (cached[index]! >= 0.8 * most) sample.add(usable[index] as AttachedWorker);
     }
     return [...sample];
   }
@@ -273,8 +287,8 @@ const CHANCE_STEP = 0.05;
 
 function byGoodput(a: Scored, b: Scored): number {
   return (
-    Math.round(b.chance / CHANCE_STEP) - Math.round(a.chance / CHANCE_STEP) ||
-    Math.round(a.priceMs * 1_000) - Math.round(b.priceMs * 1_000) ||
+    b.chanceStep - a.chanceStep ||
+    a.priceUs - b.priceUs ||
     a.candidate.tbtMs - b.candidate.tbtMs ||
     b.candidate.freeBlockCount - a.candidate.freeBlockCount ||
     compareIds(a.candidate.decode.facts.workerId, b.candidate.decode.facts.workerId) ||
@@ -287,19 +301,38 @@ function compareIds(a: string, b: string): number {
   return a < b ? -1 : 1;
 }
 
-/** For each layout, and for each number format of it, the decode worker with the shortest predicted gap between tokens. */
-function bestReceivers(decodes: readonly WorkerOutlook[], contextTokenCount: number): Map<string, WorkerOutlook> {
-  const best = new Map<string, { readonly outlook: WorkerOutlook; readonly tbtMs: number }>();
+interface Receiver {
+  readonly outlook: WorkerOutlook;
+  readonly tbtMs: number;
+}
+
+/** For each layout and number format of KV, the decode worker with the shortest predicted gap between tokens. */
+function bestReceivers(decodes: readonly WorkerOutlook[], contextTokenCount: number): Receiver[] {
+  const best: Receiver[] = [];
   for (const outlook of decodes) {
     const { role, fingerprint, kvDtype } = outlook.worker.facts;
     if (role === "mixed") continue;
     const tbtMs = outlook.tbtMs(contextTokenCount, 0);
-    for (const layout of [fingerprint, `${fingerprint} ${kvDtype}`]) {
-      const known = best.get(layout);
-      if (known === undefined || tbtMs < known.tbtMs) best.set(layout, { outlook, tbtMs });
-    }
+    const index = best.findIndex(({ outlook: { worker } }) => {
+      return worker.facts.fingerprint === fingerprint && worker.facts.kvDtype === kvDtype;
+    });
+    const known = best[index];
+    if (known === undefined) best.push({ outlook, tbtMs });
+    else if (tbtMs < known.tbtMs) best[index] = { outlook, tbtMs };
   }
-  return new Map([...best].map(([layout, { outlook }]) => [layout, outlook]));
+  return best;
+}
+
+/** One that need not convert KV comes before others. */
+function receiverFor({ worker }: WorkerOutlook, receivers: readonly Receiver[]): WorkerOutlook | undefined {
+  let best: Receiver | undefined;
+  for (const receiver of receivers) {
+    const { fingerprint, kvDtype } = receiver.outlook.worker.facts;
+    if (fingerprint !== worker.facts.fingerprint) continue;
+    if (kvDtype === worker.facts.kvDtype) return receiver.outlook;
+    if (best === undefined || receiver.tbtMs < best.tbtMs) best = receiver;
+  }
+  return best?.outlook;
 }
 
 function late({ candidate, chance }: Scored, { request, waitedMs }: PlacementQuestion): PolicyOutcome {

@@ -10,7 +10,7 @@ export interface PlacementQuestion {
   readonly request: RequestShape;
   /** Since its arrival. */
   readonly waitedMs: number;
-  readonly reservedOf: (workerId: string, epoch: number) => Reserved;
+  readonly reservedOf: (incarnation: string) => Reserved;
   readonly exclusionOf: (worker: AttachedWorker) => Exclusion;
   readonly options: ChoiceOptions;
   readonly now: Instant;

@@ -5,7 +5,7 @@ import {
   type PrefixIndexOptions,
   PrefixMatches,
 } from "../prefix-index/index.ts";
-import type { RequestShape, WorkerFacts } from "./worker-facts.ts";
+import type { PromptHashes, RequestShape, WorkerFacts } from "./worker-facts.ts";
 
 /** Tokens of one request's prompt that a worker need not compute: whole blocks of its cache, and never the last token. */
 export type CachedTokensOf = (facts: WorkerFacts) => number;
@@ -52,13 +52,17 @@ export class PrefixOverlap {
     }
     for (const [index, { hashes }] of promptHashes.entries()) this.#index.match(hashes, this.#matches[index]);
     return ({ workerId, exactFingerprint, blockSize }) => {
-      const layout = promptHashes.findIndex(
-        (entry) => entry.fingerprint === exactFingerprint && entry.blockSize === blockSize,
-      );
-      const holder = layout === -1 ? undefined : this.#index.holderNumber(workerId);
-      if (holder === undefined) return 0;
-      const blockCount = this.#matches[layout]?.blockCount(holder, "device") ?? 0;
-      return Math.min(blockCount, Math.floor((promptTokenCount - 1) / blockSize)) * blockSize;
+      for (let layout = 0; layout < promptHashes.length; layout++) {
+        const { fingerprint, blockSize: size } = promptHashes[layout] as PromptHashes;
+        if (size !== blockSize || fingerprint !== exactFingerprint) continue;
+        const matches = this.#matches[layout] as PrefixMatches;
+        const holder = matches.size === 0 ? undefined : this.#index.holderNumber(workerId);
+        if (holder === undefined) return 0;
+        return (
+          Math.min(matches.blockCount(holder, "device"), Math.floor((promptTokenCount - 1) / blockSize)) * blockSize
+        );
+      }
+      return 0;
     };
   }
 }

@@ -5,8 +5,7 @@ export type RequestKey = number & { readonly __unit: "requestKey" };
 
 /** What one request may take on one incarnation of a worker. */
 export interface Share {
-  readonly workerId: string;
-  readonly epoch: number;
+  readonly incarnation: string;
   readonly blockCount: number;
   /** Prompt tokens to compute there; they count until the first token. */
   readonly promptTokenCount: number;
@@ -38,8 +37,8 @@ export class ReservationTable {
     return this.#shares.size;
   }
 
-  of(workerId: string, epoch: number): Reserved {
-    return this.#sums.get(incarnation(workerId, epoch)) ?? NOTHING_RESERVED;
+  of(incarnation: string): Reserved {
+    return this.#sums.get(incarnation) ?? NOTHING_RESERVED;
   }
 
   has(key: RequestKey): boolean {
@@ -71,7 +70,7 @@ export class ReservationTable {
   }
 
   #add(share: Share, sign: 1 | -1): void {
-    const name = incarnation(share.workerId, share.epoch);
+    const name = share.incarnation;
     const sum = this.#sums.get(name) ?? { ...NOTHING_RESERVED, shareCount: 0 };
     const shareCount = sum.shareCount + sign;
     if (shareCount === 0) {
@@ -90,7 +89,7 @@ export class ReservationTable {
     const expected = new Map<string, { blocks: number; prompts: number; sequences: number; shares: number }>();
     for (const shares of this.#shares.values()) {
       for (const share of shares) {
-        const name = incarnation(share.workerId, share.epoch);
+        const name = share.incarnation;
         const sum = expected.get(name) ?? { blocks: 0, prompts: 0, sequences: 0, shares: 0 };
         sum.blocks += share.blockCount;
         sum.prompts += share.promptTokenCount;
@@ -111,6 +110,7 @@ export class ReservationTable {
   }
 }
 
-function incarnation(workerId: string, epoch: number): string {
+/** Names one incarnation of a worker. */
+export function incarnationOf(workerId: string, epoch: number): string {
   return `${workerId}@${epoch}`;
 }

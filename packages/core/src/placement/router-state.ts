@@ -12,12 +12,12 @@ import {
   type ViewOutcome,
 } from "./cluster-view.ts";
 import { describePlacement } from "./describe-placement.ts";
-import { checkFit } from "./fit.ts";
+import { checkFit, type FitOutcome, surelyFits } from "./fit.ts";
 import { GoodputPolicy } from "./goodput-policy.ts";
 import type { PlacementPolicy, PolicyOutcome } from "./placement-policy.ts";
 import type { PredictionOptions } from "./predict.ts";
 import { PrefixOverlap } from "./prefix-overlap.ts";
-import { type RequestKey, ReservationTable, type Reserved, type Share } from "./reservations.ts";
+import { incarnationOf, type RequestKey, ReservationTable, type Reserved, type Share } from "./reservations.ts";
 import type { RouterEffect, RouterEvent } from "./router-events.ts";
 import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
 
@@ -83,7 +83,7 @@ export class RouterState {
   readonly #reservations = new ReservationTable();
   readonly #queue = new AdmissionQueue();
   readonly #live = new Map<RequestKey, LiveRequest>();
-  readonly #reservedOf = (workerId: string, epoch: number): Reserved => this.#reservations.of(workerId, epoch);
+  readonly #reservedOf = (incarnation: string): Reserved => this.#reservations.of(incarnation);
   #placementIntervalMs = PLACEMENT_INTERVAL_MAX_MS;
   #lastPlacementAt: Instant | undefined;
   #positionsSentAt = 0 as Instant;
@@ -120,7 +120,7 @@ export class RouterState {
   }
 
   reserved(workerId: string, epoch: number): Reserved {
-    return this.#reservedOf(workerId, epoch);
+    return this.#reservedOf(incarnationOf(workerId, epoch));
   }
 
   apply(event: RouterEvent, now: Instant): readonly RouterEffect[] {
@@ -201,8 +201,7 @@ export class RouterState {
     effects: RouterEffect[],
   ): void {
     assert(!this.#live.has(key), `request ${key} arrived twice`);
-    const known = [...this.#view.workers()].map((worker) => worker.facts);
-    const fit = checkFit(request, [...known, ...this.#view.departed()]);
+    const fit = this.#checkFit(request);
     if (fit.kind === "never") {
       const { message, field } = fit;
       effects.push({ kind: "RejectRequest", key, reason: "invalid_request", message, retryAfterMs: 0, field });
@@ -225,6 +224,12 @@ export class RouterState {
     exclude(live, excludedWorkerIds, now);
     this.#live.set(key, live);
     this.#admit(live, this.#options.queueMax, now, effects);
+  }
+
+  #checkFit(request: RequestShape): FitOutcome {
+    if (surelyFits(request, this.#view.workers())) return { kind: "possible" };
+    const known = [...this.#view.workers()].map((worker) => worker.facts);
+    return checkFit(request, [...known, ...this.#view.departed()]);
   }
 
   #retry(
@@ -448,8 +453,8 @@ export class RouterState {
     }
     assert(placed === this.#reservations.requestCount, "a reservation outlived its request");
     assert(this.#live.size - placed === this.#queue.size, "a live request neither waits nor is placed");
-    for (const { facts, epoch } of this.#view.workers()) {
-      const { blockCount } = this.#reservedOf(facts.workerId, epoch);
+    for (const { facts, incarnation } of this.#view.workers()) {
+      const { blockCount } = this.#reservedOf(incarnation);
       assert(
         blockCount <= facts.blockCount,
         `${blockCount} of ${facts.blockCount} blocks of ${facts.workerId} are promised`,
@@ -476,16 +481,14 @@ function exclusionOf(worker: AttachedWorker, excludedAt: ReadonlyMap<string, Ins
 
 function sharesOf({ mode, prefill, decode, uncachedTokenCount }: Candidate, request: RequestShape): readonly Share[] {
   const decodeShare: Share = {
-    workerId: decode.facts.workerId,
-    epoch: decode.epoch,
+    incarnation: decode.incarnation,
     blockCount: decodeBlockCount(request, decode.facts.blockSize),
     promptTokenCount: mode === "aggregated" ? uncachedTokenCount : 0,
     sequenceCount: 1,
   };
   if (prefill === undefined) return [decodeShare];
   const prefillShare: Share = {
-    workerId: prefill.facts.workerId,
-    epoch: prefill.epoch,
+    incarnation: prefill.incarnation,
     blockCount: prefillBlockCount(request, prefill.facts.blockSize),
     promptTokenCount: uncachedTokenCount,
     sequenceCount: 0,

@@ -20,35 +20,35 @@ test("a queue shrinks as time passes, by no more than the prompt in front until 
   const ledger = new WorkLedger();
   ledger.placed(key(1), work(100), at(0));
   ledger.placed(key(2), work(50), at(10));
-  expect(ledger.queueMs("p", at(10))).toBeCloseTo(140);
-  expect(ledger.queueMs("p", at(80))).toBeCloseTo(70);
-  expect(ledger.queueMs("p", at(500))).toBeCloseTo(50);
+  expect(ledger.standing("p", at(10)).queueMs).toBeCloseTo(140);
+  expect(ledger.standing("p", at(80)).queueMs).toBeCloseTo(70);
+  expect(ledger.standing("p", at(500)).queueMs).toBeCloseTo(50);
   ledger.firstToken(key(1), at(500));
-  expect(ledger.queueMs("p", at(500))).toBeCloseTo(50);
-  expect(ledger.queueMs("p", at(530))).toBeCloseTo(20);
+  expect(ledger.standing("p", at(500)).queueMs).toBeCloseTo(50);
+  expect(ledger.standing("p", at(530)).queueMs).toBeCloseTo(20);
 });
 
 test("a worker whose first tokens take three times as long as predicted is soon predicted so", () => {
   const ledger = new WorkLedger();
   for (let number = 0; number < 30; number++) {
-    const predictedMs = 100 * ledger.slowness("p");
+    const predictedMs = 100 * ledger.standing("p", at(0)).slowness;
     ledger.placed(key(number), work(predictedMs), at(number * 1_000));
     ledger.firstToken(key(number), at(number * 1_000 + 300));
     ledger.ended(key(number), at(number * 1_000 + 400));
   }
-  expect(ledger.slowness("p")).toBeGreaterThan(2.7);
-  expect(ledger.slowness("p")).toBeLessThan(3.1);
+  expect(ledger.standing("p", at(0)).slowness).toBeGreaterThan(2.7);
+  expect(ledger.standing("p", at(0)).slowness).toBeLessThan(3.1);
 });
 
 test("the strictest target counts as long as somebody has it", () => {
   const ledger = new WorkLedger();
   ledger.placed(key(1), work(1, { tbtTargetMs: 20 }), at(0));
   ledger.placed(key(2), work(1, { tbtTargetMs: 90 }), at(0));
-  expect(ledger.strictestTbtMs("d")).toBe(20);
+  expect(ledger.standing("d", at(0)).strictestTbtMs).toBe(20);
   ledger.ended(key(1), at(1));
-  expect(ledger.strictestTbtMs("d")).toBe(90);
+  expect(ledger.standing("d", at(0)).strictestTbtMs).toBe(90);
   ledger.ended(key(2), at(1));
-  expect(ledger.strictestTbtMs("d")).toBe(Number.POSITIVE_INFINITY);
+  expect(ledger.standing("d", at(0)).strictestTbtMs).toBe(Number.POSITIVE_INFINITY);
 });
 
 test("whatever is placed, answered and ended, in any order and twice: nothing is left, and no queue is negative", () => {
@@ -68,13 +68,15 @@ test("whatever is placed, answered and ended, in any order and twice: nothing is
           live.delete(number);
           ledger.ended(key(number), at(now));
         }
-        expect(ledger.queueMs("p", at(now))).toBeGreaterThanOrEqual(0);
-        expect(ledger.sequenceCount("d")).toBe(live.size);
+        expect(ledger.standing("p", at(now)).queueMs).toBeGreaterThanOrEqual(0);
+        expect(ledger.standing("d", at(now)).sequenceCount).toBe(live.size);
       }
       for (const number of live) ledger.ended(key(number), at(now));
-      expect([ledger.queueMs("p", at(now)), ledger.sequenceCount("d"), ledger.contextTokenCount("d")]).toEqual([
-        0, 0, 0,
-      ]);
+      expect([
+        ledger.standing("p", at(now)).queueMs,
+        ledger.standing("d", at(now)).sequenceCount,
+        ledger.standing("d", at(now)).contextTokenCount,
+      ]).toEqual([0, 0, 0]);
     }),
   );
 });

@@ -20,6 +20,30 @@ interface Entry extends PlacedWork {
   isPrefilled: boolean;
 }
 
+/** What is left of the work placed on one worker. */
+export interface WorkStanding {
+  /** Time until a prompt placed now is computed first. */
+  readonly queueMs: number;
+  /** Share of the worker's time that prompts placed on it take from its decodes, over the last while; below 1 unless it is overloaded. */
+  readonly prefillShare: number;
+  /** Measured over predicted TTFT. */
+  readonly slowness: number;
+  /** Answers placed there, and their context. */
+  readonly sequenceCount: number;
+  readonly contextTokenCount: number;
+  /** Of those that decode there; infinity when nobody has a target. */
+  readonly strictestTbtMs: number;
+}
+
+const IDLE: WorkStanding = {
+  queueMs: 0,
+  prefillShare: 0,
+  slowness: 1,
+  sequenceCount: 0,
+  contextTokenCount: 0,
+  strictestTbtMs: Number.POSITIVE_INFINITY,
+};
+
 interface WorkerWork {
   /** Prompts not yet computed, first placed first: request → predicted time. */
   readonly pending: Map<RequestKey, number>;
@@ -97,43 +121,19 @@ export class WorkLedger {
     this.#forgetIfIdle(entry.decodeOn, decode);
   }
 
-  /** Time until a prompt placed now is computed first. */
-  queueMs(incarnation: string, now: Instant): number {
+  standing(incarnation: string, now: Instant): WorkStanding {
     const worker = this.#workers.get(incarnation);
-    if (worker === undefined || worker.pending.size === 0) return 0;
-    const [headMs = 0] = worker.pending.values();
-    return Math.max(0, worker.pendingMs - Math.min((now - worker.headSince) / 1e6, headMs));
-  }
-
-  /** Share of the worker's time that prompts placed on it take from its decodes, over the last while; below 1 unless it is overloaded. */
-  prefillShare(incarnation: string, now: Instant): number {
-    const worker = this.#workers.get(incarnation);
-    return worker === undefined ? 0 : decayed(worker, now) / WINDOW_MS;
-  }
-
-  /** Share that one more prompt adds. */
-  shareOf(besideMs: number): number {
-    return besideMs / WINDOW_MS;
-  }
-
-  slowness(incarnation: string): number {
-    return this.#workers.get(incarnation)?.slowness ?? 1;
-  }
-
-  sequenceCount(incarnation: string): number {
-    return this.#workers.get(incarnation)?.sequenceCount ?? 0;
-  }
-
-  contextTokenCount(incarnation: string): number {
-    return this.#workers.get(incarnation)?.contextTokenCount ?? 0;
-  }
-
-  /** Infinity when nobody there has a target. */
-  strictestTbtMs(incarnation: string): number {
-    let strictest = Number.POSITIVE_INFINITY;
-    for (const target of this.#workers.get(incarnation)?.tbtTargets.keys() ?? [])
-      strictest = Math.min(strictest, target);
-    return strictest;
+    if (worker === undefined) return IDLE;
+    let strictestTbtMs = Number.POSITIVE_INFINITY;
+    for (const target of worker.tbtTargets.keys()) strictestTbtMs = Math.min(strictestTbtMs, target);
+    return {
+      queueMs: queueMsOf(worker, now),
+      prefillShare: decayed(worker, now) / WINDOW_MS,
+      slowness: worker.slowness,
+      sequenceCount: worker.sequenceCount,
+      contextTokenCount: worker.contextTokenCount,
+      strictestTbtMs,
+    };
   }
 
   #endPrefill(key: RequestKey, entry: Entry, now: Instant): void {
@@ -170,6 +170,17 @@ export class WorkLedger {
     this.#workers.set(incarnation, worker);
     return worker;
   }
+}
+
+/** Share of a worker's time that one more prompt adds. */
+export function shareOf(besideMs: number): number {
+  return besideMs / WINDOW_MS;
+}
+
+function queueMsOf({ pending, pendingMs, headSince }: WorkerWork, now: Instant): number {
+  if (pending.size === 0) return 0;
+  const [headMs = 0] = pending.values();
+  return Math.max(0, pendingMs - Math.min((now - headSince) / 1e6, headMs));
 }
 
 /** Incarnations of workers that are remembered beyond their requests. */

@@ -1,9 +1,8 @@
-import { decodeStepMs, prefillMs, type StepCost } from "../cost/step-cost.ts";
-import type { Instant } from "../time.ts";
+import { decodeStepMs, prefillMs, prefillStepCount, type StepCost } from "../cost/step-cost.ts";
 import type { AttachedWorker } from "./cluster-view.ts";
 import { type PredictionOptions, type ReckonedLoad, reckonLoad } from "./predict.ts";
 import type { Reserved } from "./reservations.ts";
-import type { WorkLedger } from "./work-ledger.ts";
+import { shareOf, type WorkStanding } from "./work-ledger.ts";
 
 /** Most of a worker that prompts are believed to take from its decodes; beyond it a step's time has no sense any more. */
 const SHARE_MAX = 0.95;
@@ -18,63 +17,60 @@ export interface OutlookOptions extends PredictionOptions {
 /** What one worker would make of a request: its predictions, from what it says its steps cost and what this router has asked of it. */
 export class WorkerOutlook {
   readonly worker: AttachedWorker;
-  readonly incarnation: string;
   readonly load: ReckonedLoad;
   /** Tokens of the prompt that it has. */
   readonly cachedTokenCount: number;
-  /** Of those that decode here; infinity when nobody has a target. */
-  readonly strictestTbtMs: number;
   readonly #cost: StepCost;
-  readonly #ledger: WorkLedger;
-  readonly #now: Instant;
+  readonly #work: WorkStanding;
   readonly #stepTokenCount: number;
 
   constructor(
     worker: AttachedWorker,
     reserved: Reserved,
     cachedTokenCount: number,
-    ledger: WorkLedger,
+    work: WorkStanding,
     options: OutlookOptions,
-    now: Instant,
   ) {
     this.worker = worker;
-    this.incarnation = incarnationOf(worker);
     this.load = reckonLoad(worker, reserved);
     this.cachedTokenCount = cachedTokenCount;
-    this.strictestTbtMs = ledger.strictestTbtMs(this.incarnation);
+    this.#work = work;
     const told = worker.load?.stepCost ?? guessedCost(worker, options);
     this.#cost = options.leastCost === undefined ? told : atLeast(told, options.leastCost);
-    this.#ledger = ledger;
-    this.#now = now;
     this.#stepTokenCount = options.stepTokenCount;
+  }
+
+  /** Of those that decode here; infinity when nobody has a target. */
+  get strictestTbtMs(): number {
+    return this.#work.strictestTbtMs;
   }
 
   /** Prompts before one that comes now: the more of what this router reckons and, right after a report, what the worker said of others'. */
   queueMs(): number {
     const { load, reservedAtReport } = this.worker;
     const foreign = Math.max(0, (load?.queuedPromptTokenCount ?? 0) - reservedAtReport.promptTokenCount);
-    return this.#ledger.queueMs(this.incarnation, this.#now) + this.#slowness * this.#cost.promptTokenMs * foreign;
+    return this.#work.queueMs + this.#work.slowness * this.#cost.promptTokenMs * foreign;
   }
 
   /** To compute the prompt alone. */
   computeMs(promptTokenCount: number): number {
-    return this.#slowness * prefillMs(this.#cost, promptTokenCount, this.cachedTokenCount, this.#stepTokenCount);
+    return this.#work.slowness * prefillMs(this.#cost, promptTokenCount, this.cachedTokenCount, this.#stepTokenCount);
   }
 
   /** What computing it adds to steps that run anyway. */
   besideMs(promptTokenCount: number): number {
-    const cost = { ...this.#cost, fixedMs: 0 };
-    return this.#slowness * prefillMs(cost, promptTokenCount, this.cachedTokenCount, this.#stepTokenCount);
+    const steps = prefillStepCount(promptTokenCount, this.cachedTokenCount, this.#stepTokenCount);
+    return this.computeMs(promptTokenCount) - this.#work.slowness * steps * this.#cost.fixedMs;
   }
 
   /** To compute it in steps that also decode what runs here. */
   computeBesideDecodesMs(promptTokenCount: number): number {
-    const decodeCount = this.#sequenceCount;
+    const decodeCount = this.load.sequenceCount;
     const room = Math.max(1, this.#stepTokenCount - decodeCount);
-    const steps = Math.ceil(Math.max(1, promptTokenCount - this.cachedTokenCount) / room);
+    const steps = prefillStepCount(promptTokenCount, this.cachedTokenCount, room);
     const besides = this.#cost.decodeMs * decodeCount + this.#cost.contextTokenMs * this.#contextTokenCount;
     const alone = prefillMs(this.#cost, promptTokenCount, this.cachedTokenCount, room);
-    return this.#slowness * (alone + steps * besides);
+    return this.#work.slowness * (alone + steps * besides);
   }
 
   /**
@@ -82,28 +78,15 @@ export class WorkerOutlook {
    * they take a share ρ of the time, a decode step takes d / (1 − ρ).
    */
   tbtMs(contextTokenCount: number, addedMs: number): number {
-    const step = decodeStepMs(this.#cost, this.#sequenceCount + 1, this.#contextTokenCount + contextTokenCount);
-    const share = this.#ledger.prefillShare(this.incarnation, this.#now) + this.#ledger.shareOf(addedMs);
-    return step / (1 - Math.min(SHARE_MAX, share));
-  }
-
-  get #slowness(): number {
-    return this.#ledger.slowness(this.incarnation);
-  }
-
-  get #sequenceCount(): number {
-    return this.load.sequenceCount;
+    const step = decodeStepMs(this.#cost, this.load.sequenceCount + 1, this.#contextTokenCount + contextTokenCount);
+    return step / (1 - Math.min(SHARE_MAX, this.#work.prefillShare + shareOf(addedMs)));
   }
 
   /** Of what this router placed, and of others' as the worker said. */
   get #contextTokenCount(): number {
-    const own = this.#ledger.contextTokenCount(this.incarnation);
+    const own = this.#work.contextTokenCount;
     return Math.max(own, this.load.sequenceCount === 0 ? 0 : (this.worker.load?.contextTokenCount ?? 0));
   }
-}
-
-export function incarnationOf({ facts, epoch }: AttachedWorker): string {
-  return `${facts.workerId}@${epoch}`;
 }
 
 /** From the speeds that every worker measures, until its steps' cost is fitted. */

@@ -43,6 +43,8 @@ export class BlockHolders {
   readonly #entryCountOfHolder: Uint32Array;
   readonly #planes: Uint32Array;
   readonly #freePlanes: number[] = [];
+  /** Of a wide block: holders that have it on no medium of rank 0. */
+  readonly #slowCounts: Uint32Array;
   #freshEntry = 0;
   #freshPlanes = 0;
   /** entry + 1 of the first free one. */
@@ -63,6 +65,7 @@ export class BlockHolders {
     this.planeWords = holderCapacity / 32;
     const wideMax = Math.ceil(entryCapacity / (wideAbove + 1));
     this.#planes = new Uint32Array(wideMax * this.planeWords * MEDIUM_COUNT);
+    this.#slowCounts = new Uint32Array(wideMax);
   }
 
   get entryCount(): number {
@@ -156,19 +159,28 @@ export class BlockHolders {
     return this.#planes;
   }
 
-  /** Sets the bits of a block that is not wide in `target`, of the form of its bit sets. */
-  setBits(block: number, target: Uint32Array): void {
+  /** Whether the bit sets of a wide block are the same at every rank. */
+  isWideUniform(block: number): boolean {
+    return this.#slowCounts[this.#records.words[block * RECORD_WORDS + HEAD]! - 1] === 0;
+  }
+
+  /** Sets the bits of a block that is not wide in `target`, of the form of its bit sets. Answers with the holders that have it on no medium of rank 0. */
+  setBits(block: number, target: Uint32Array): number {
     const { words } = this.#records;
+    let slowCount = 0;
     for (let at = words[block * RECORD_WORDS + HEAD]!; at !== 0; ) {
       const o = (at - 1) * ENTRY_WORDS;
       const holder = this.#entries[o + HOLDER]!;
       const bit = 1 << (holder & 31);
-      for (let plane = fastest(this.#entries[o + COPIES]!); plane < MEDIUM_COUNT; plane++) {
+      const rank = fastest(this.#entries[o + COPIES]!);
+      if (isSlow(rank)) slowCount++;
+      for (let plane = rank; plane < MEDIUM_COUNT; plane++) {
         const index = plane * this.planeWords + (holder >>> 5);
         target[index] = target[index]! | bit;
       }
       at = this.#entries[o + NEXT_OF_BLOCK]!;
     }
+    return slowCount;
   }
 
   #find(block: number, holder: number): number {
@@ -204,6 +216,11 @@ export class BlockHolders {
   #setWideBits(block: number, holder: number, from: number, to: number): void {
     const base = this.planesOf(block) + (holder >>> 5);
     const bit = 1 << (holder & 31);
+    const slowChange = Number(isSlow(to)) - Number(isSlow(from));
+    if (slowChange !== 0) {
+      const number = this.#records.words[block * RECORD_WORDS + HEAD]! - 1;
+      this.#slowCounts[number] = this.#slowCounts[number]! + slowChange;
+    }
     for (let plane = Math.min(from, to); plane < Math.max(from, to); plane++) {
       const index = base + plane * this.planeWords;
       this.#planes[index] = to < from ? this.#planes[index]! | bit : this.#planes[index]! & ~bit;
@@ -272,7 +289,7 @@ export class BlockHolders {
     const planes = this.#freePlanes.pop() ?? this.#freshPlanes++;
     const base = planes * size;
     this.#planes.fill(0, base, base + size);
-    this.setBits(block, this.#planes.subarray(base, base + size));
+    this.#slowCounts[planes] = this.setBits(block, this.#planes.subarray(base, base + size));
     for (let at = words[r + HEAD]!; at !== 0; at = this.#entries[(at - 1) * ENTRY_WORDS + NEXT_OF_BLOCK]!) {
       this.#entryTable.insert(at - 1);
     }
@@ -325,6 +342,11 @@ export class BlockHolders {
     }
     assert(total === this.#entryCount, `${this.#entryCount} entries are counted and ${total} are there`);
   }
+}
+
+/** Of ranks; `MEDIUM_COUNT`, no copy, is none. */
+function isSlow(rank: number): boolean {
+  return rank > 0 && rank < MEDIUM_COUNT;
 }
 
 /** Rank of the fastest medium with a copy; `MEDIUM_COUNT` when there is none. */

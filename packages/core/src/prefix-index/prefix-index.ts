@@ -44,6 +44,11 @@ export class PrefixIndex {
   readonly #visible: Uint32Array;
   /** Bit sets of a look-up: the holders that have all blocks so far, and those of the block at hand. */
   readonly #alive: Uint32Array;
+  /** Places of `alive` that are not zero: a look-up ends some of them with nearly every block, and never begins one. */
+  readonly #active: Uint32Array;
+  #activeCount = 0;
+  /** Every block so far is on the fastest medium wherever it is: the set of the first rank stands for all. */
+  #isUniform = true;
   readonly #scratch: Uint32Array;
   #ignoredBlockCount = 0;
 
@@ -55,6 +60,7 @@ export class PrefixIndex {
     this.#numbers = new HolderNumbers(holderCapacity);
     this.#visible = new Uint32Array(this.#holders.planeWords);
     this.#alive = new Uint32Array(this.#holders.planeWords * MEDIUM_COUNT);
+    this.#active = new Uint32Array(this.#alive.length);
     this.#scratch = new Uint32Array(this.#holders.planeWords * MEDIUM_COUNT);
   }
 
@@ -175,17 +181,19 @@ export class PrefixIndex {
     if (base !== -1) {
       const planes = this.#holders.planes();
       for (let index = 0; index < alive.length; index++) alive[index] = planes[base + index]!;
-    } else {
-      alive.fill(0);
-      this.#holders.setBits(block, alive);
-    }
+      this.#isUniform = this.#holders.isWideUniform(block);
+    } else this.#isUniform = this.#holders.setBits(block, alive.fill(0)) === 0;
     const { planeWords } = this.#holders;
-    let any = 0;
-    for (let index = 0; index < alive.length; index++) {
-      alive[index] = alive[index]! & this.#visible[index % planeWords]!;
-      any |= alive[index]!;
+    for (let index = 0; index < alive.length; index++) alive[index]! &= this.#visible[index % planeWords]!;
+    this.#findActive(this.#isUniform ? planeWords : alive.length);
+    return this.#activeCount === 0;
+  }
+
+  #findActive(end: number): void {
+    this.#activeCount = 0;
+    for (let index = 0; index < end; index++) {
+      if (this.#alive[index] !== 0) this.#active[this.#activeCount++] = index;
     }
-    return any === 0;
   }
 
   /** Ends the runs of those that do not have a block. True when none is left. */
@@ -193,27 +201,40 @@ export class PrefixIndex {
     const alive = this.#alive;
     let bits = this.#holders.planes();
     let base = this.#holders.planesOf(block);
+    let isUniform: boolean;
     if (base === -1) {
       bits = this.#scratch.fill(0);
       base = 0;
-      this.#holders.setBits(block, bits);
-    }
-    let any = 0;
-    for (let index = 0; index < alive.length; index++) {
+      isUniform = this.#holders.setBits(block, bits) === 0;
+    } else isUniform = this.#holders.isWideUniform(block);
+    if (this.#isUniform && !isUniform) this.#spread();
+    const active = this.#active;
+    let left = 0;
+    for (let at = 0; at < this.#activeCount; at++) {
+      const index = active[at]!;
       const before = alive[index]!;
-      if (before === 0) continue;
-      const after = before & bits[base + index]!;
+      const after = (before & bits[base + index]!) >>> 0;
+      if (after !== 0) active[left++] = index;
+      if (after === before) continue;
       alive[index] = after;
-      any |= after;
-      if (after !== before) this.#endBits(before & ~after, index, blockIndex, into);
+      this.#endBits(before & ~after, index, blockIndex, into);
     }
-    return any === 0;
+    this.#activeCount = left;
+    return left === 0;
+  }
+
+  /** From now on each rank has a set of its own. */
+  #spread(): void {
+    const { planeWords } = this.#holders;
+    for (let rank = 1; rank < MEDIUM_COUNT; rank++) this.#alive.copyWithin(rank * planeWords, 0, planeWords);
+    this.#isUniform = false;
+    this.#findActive(this.#alive.length);
   }
 
   #endAll(blockCount: number, into: PrefixMatches): void {
-    const alive = this.#alive;
-    for (let index = 0; index < alive.length; index++) {
-      if (alive[index] !== 0) this.#endBits(alive[index]!, index, blockCount, into);
+    for (let at = 0; at < this.#activeCount; at++) {
+      const index = this.#active[at]!;
+      this.#endBits(this.#alive[index]!, index, blockCount, into);
     }
   }
 
@@ -222,7 +243,9 @@ export class PrefixIndex {
     const rank = Math.floor(index / planeWords);
     const first = (index % planeWords) * 32;
     for (let bits = ended; bits !== 0; bits &= bits - 1) {
-      into.end(first + 31 - Math.clz32(bits & -bits), rank, blockCount);
+      const holder = first + 31 - Math.clz32(bits & -bits);
+      if (this.#isUniform) into.endAll(holder, blockCount);
+      else into.end(holder, rank, blockCount);
     }
   }
 

@@ -32,9 +32,16 @@ export class PrefixMatches {
   clear(): void {
     for (let index = 0; index < this.size; index++) {
       const o = this.holders[index]! * MEDIUM_COUNT;
-      this.#lengths.fill(0, o, o + MEDIUM_COUNT);
+      for (let rank = 0; rank < MEDIUM_COUNT; rank++) this.#lengths[o + rank] = 0;
     }
     this.size = 0;
+  }
+
+  /** The leading run of one holder ends after `blockCount` at every rank. */
+  endAll(holder: number, blockCount: number): void {
+    const o = holder * MEDIUM_COUNT;
+    for (let rank = 0; rank < MEDIUM_COUNT; rank++) this.#lengths[o + rank] = blockCount;
+    this.holders[this.size++] = holder;
   }
 
   /** The leading run of one holder at one rank ends after `blockCount`. Rank by rank; the slowest rank names the holder. */

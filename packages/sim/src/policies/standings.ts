@@ -32,9 +32,9 @@ export function standingsOf({ workers, request, reservedOf, exclusionOf, options
   const prefills: Standing[] = [];
   const decodes: Standing[] = [];
   for (const worker of workers) {
-    const { facts, epoch } = worker;
+    const { facts } = worker;
     if (facts.model !== request.model || !isOpen(worker) || exclusionOf(worker) !== "none") continue;
-    const load = reckonLoad(worker, reservedOf(facts.workerId, epoch));
+    const load = reckonLoad(worker, reservedOf(worker.incarnation));
     const standing = { worker, load, cachedTokenCount: options.cachedTokensOf(facts) };
     if (canPrefill(facts, request)) {
       if (prefillBlockCount(request, facts.blockSize) <= load.freeBlockCount) prefills.push(standing);

@@ -53,6 +53,7 @@ export function attached(
   return {
     facts: facts(workerId, extraFacts),
     epoch: 1,
+    incarnation: `${workerId}@1`,
     streamId: 1,
     sequence: 2,
     load: load(extraLoad),
