@@ -8,6 +8,7 @@ const COMMON = ["deps", "sidecar", "redis", "model:tiny", "model:smollm2"];
 
 /** What a bench compares with, beyond what every bench needs. */
 const BASELINES = {
+  dynamo: ["python:dynamo"],
   engine: ["python:engines"],
   gateway: ["python:gateways"],
   "prefix-index": ["python:dynamo"],

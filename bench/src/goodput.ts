@@ -3,7 +3,7 @@ import { GoodputPolicy, type PlacementPolicy, type StepCost } from "@kvasir/core
 import {
   DEVICE_PROFILES,
   type DeviceProfile,
-  dynamoPolicy,
+  DynamoRouter,
   leastLoadPolicy,
   llmdPolicy,
   mooncakePolicy,
@@ -76,7 +76,7 @@ const CONTENDERS: readonly Contender[] = [
   { name: "round-robin", prefillCount: 0, policy: () => roundRobinPolicy() },
   { name: "least load, aggregated (Sarathi-Serve)", prefillCount: 0, policy: () => leastLoadPolicy() },
   { name: "prefix affinity (SGLang)", prefillCount: 0, policy: () => prefixAffinityPolicy() },
-  { name: "KV cost (Dynamo)", prefillCount: 0, policy: () => dynamoPolicy() },
+  { name: "KV cost (Dynamo)", prefillCount: 0, policy: () => new DynamoRouter() },
   { name: "weighted scorers (llm-d)", prefillCount: 0, policy: () => llmdPolicy() },
   { name: "conductor's rule, aggregated (Mooncake)", prefillCount: 0, policy: (cost) => mooncakePolicy(cost, 512) },
   { name: "Kvasir", prefillCount: 0, policy: () => new GoodputPolicy() },

@@ -1,7 +1,4 @@
-import { execFileSync } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { existsSync, readFileSync } from "node:fs";
 import {
   DEVICE_PROFILES,
   type DeviceProfile,
@@ -11,7 +8,8 @@ import {
   simulate,
   summarize,
 } from "@kvasir/sim";
-import { option, publish, REPOSITORY, table } from "./lib/report.ts";
+import { mockerReplay } from "./lib/dynamo-mocker.ts";
+import { option, publish, table } from "./lib/report.ts";
 
 // Requests simulated in a second: ours and NVIDIA Dynamo's mocker on one trace in Mooncake's format (--mooncake FILE), one after the other.
 const WORKERS = Number(option("workers", "16"));
@@ -21,9 +19,9 @@ if (!existsSync(file))
   throw new Error(`there is no trace ${JSON.stringify(file)}; name one in Mooncake's format with --mooncake FILE`);
 const lines = readFileSync(file, "utf8").trim().split("\n").slice(0, COUNT);
 
-const peer = dynamoReplay(lines);
 const profile = DEVICE_PROFILES["h100-8b"] as DeviceProfile;
 const trace = parseTrace("mooncake", lines.join("\n"));
+const peer = mockerReplay(trace, { mixed: WORKERS }, 1, false);
 const spec = { ...SIMULATION_DEFAULTS, profile, blockSize: 512, roles: rolesOf({ mixed: WORKERS }) };
 const start = performance.now();
 const cpuStart = process.cpuUsage();
@@ -55,21 +53,3 @@ ${table(
 
 Ours ran ${steps.toLocaleString("en")} steps: mean TTFT ${summary.meanTtftMs.toFixed(0)} ms, mean TBT ${summary.meanTpotMs.toFixed(1)} ms, ${(100 * summary.reuse).toFixed(0)} % of prompt tokens reused.`,
 );
-
-function dynamoReplay(rows: readonly string[]): { wallS: number; cpuS: number } | undefined {
-  const python = join(REPOSITORY, ".cache", "dynamo", "bin", "python");
-  if (!existsSync(python)) return undefined;
-  const folder = mkdtempSync(join(tmpdir(), "kvasir-trace-"));
-  try {
-    const path = join(folder, "trace.jsonl");
-    writeFileSync(path, `${rows.join("\n")}\n`);
-    const script = join(REPOSITORY, "bench/baselines/mocker_replay.py");
-    const output = execFileSync(python, [script, "--trace", path, "--workers", String(WORKERS)], {
-      encoding: "utf8",
-      env: { ...process.env, DYN_LOG: "error" },
-    });
-    return JSON.parse(output.trim().split("\n").at(-1) ?? "") as { wallS: number; cpuS: number };
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
-  }
-}

@@ -27,6 +27,10 @@ export interface SimulationSpec {
   readonly blockSize: number;
   readonly tokenBudget: number;
   readonly sequenceCountMax: number;
+  /** Steps that a worker sends before an answer. Default 2, as the real one. */
+  readonly stepsInFlightMax?: number;
+  /** The worker process between a step's answer and the next step. */
+  readonly stepOverheadMs: number;
   readonly link: LinkOptions;
   /** One way between any two processes. */
   readonly rpcMs: number;
@@ -45,6 +49,7 @@ export const SIMULATION_DEFAULTS = {
   blockSize: 64,
   tokenBudget: 512,
   sequenceCountMax: 256,
+  stepOverheadMs: 0.1,
   link: { bytesPerSecond: 12.5e9, latencyMs: 0.1 },
   rpcMs: 0.5,
   reportMs: 100,

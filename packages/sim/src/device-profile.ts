@@ -109,6 +109,20 @@ function opt13b(coefficients: (typeof OPT_13B)[number]): DeviceProfile {
   };
 }
 
+/** Of NVIDIA Dynamo's mocker: 16,384 blocks of 64 tokens. */
+const MOCKER_TOKENS = 16_384 * 64;
+
+/**
+ * The default timing of NVIDIA Dynamo's mocker (1.6, `timing_model: polynomial`), as its own replay shows it: a pass takes
+ * `16.5 + 0.0152·new + 4.21e-7·new²` ms for new prompt tokens, whatever is before them, plus `5.74 + 54.01·u − 25.74·u²` ms where it decodes, with u the
+ * share of the KV pool that the decoding contexts fill.
+ */
+function mocker({ promptTokenCount: tokens, decodeCount, contextTokenCount }: StepWork): number {
+  const used = contextTokenCount / MOCKER_TOKENS;
+  const prefillMs = tokens > 0 ? 16.50142 + 1.518344e-2 * tokens + 4.209989e-7 * tokens ** 2 : 0;
+  return prefillMs + (decodeCount > 0 ? 5.74 + 54.01 * used - 25.74 * used ** 2 : 0);
+}
+
 export const DEVICE_PROFILES: Readonly<Record<string, DeviceProfile>> = {
   ...Object.fromEntries(
     OPT_13B.map((entry) => [`a100-opt-13b${entry.degree === 1 ? "" : `-tp${entry.degree}`}`, opt13b(entry)]),
@@ -120,6 +134,20 @@ export const DEVICE_PROFILES: Readonly<Record<string, DeviceProfile>> = {
     kvTokenCapacity: 420_000,
     kvBytesPerToken: 131_072,
     contextLength: 131_072,
+  },
+  "dynamo-mocker": {
+    name: "NVIDIA Dynamo's mocker (its default timing)",
+    stepMs: mocker,
+    believed: {
+      fixedMs: 10,
+      promptTokenMs: 0.0186,
+      attentionMs: 0,
+      decodeMs: 0,
+      contextTokenMs: 54.01 / MOCKER_TOKENS,
+    },
+    kvTokenCapacity: MOCKER_TOKENS,
+    kvBytesPerToken: 131_072,
+    contextLength: 262_144,
   },
   "cpu-smollm2": {
     name: "SmolLM2-135M on the CPU engine, two cores",

@@ -2,6 +2,7 @@ export { type Fault, rolesOf, SIMULATION_DEFAULTS, type SimulationSpec, type Wor
 export { DEVICE_PROFILES, type DeviceProfile } from "./device-profile.ts";
 export { type ClusterPlan, type PlanQuestion, planCluster } from "./plan-cluster.ts";
 export * from "./policies/baselines.ts";
+export { DynamoRouter } from "./policies/dynamo-router.ts";
 export { exponential, randomOf } from "./random.ts";
 export { Simulation, type SimulationResult, simulate } from "./simulation.ts";
 export { goodputFactor, type Objective, type RunSummary, recordsOf, summarize } from "./summary.ts";

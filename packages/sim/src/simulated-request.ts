@@ -61,6 +61,8 @@ export class SimulatedRequest {
   reason = "";
   placedAt: Instant | undefined;
   firstTokenAt: Instant | undefined;
+  /** On a split cluster the first token that the decode worker computed. */
+  secondTokenAt: Instant | undefined;
   lastTokenAt: Instant | undefined;
   tokenCount = 0;
   gapMaxNanos = 0;
@@ -354,6 +356,7 @@ export class SimulatedRequest {
     } else this.gapMaxNanos = Math.max(this.gapMaxNanos, now - (this.lastTokenAt ?? now));
     this.lastTokenAt = now;
     this.tokenCount++;
+    if (this.tokenCount === 2) this.secondTokenAt = now;
     if (isLast) this.#end("finished");
   }
 

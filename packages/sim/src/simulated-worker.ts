@@ -36,6 +36,8 @@ export interface SimulatedWorkerOptions {
   readonly profile: DeviceProfile;
   readonly tokenBudget: number;
   readonly sequenceCountMax: number;
+  readonly stepsInFlightMax: number;
+  readonly stepOverheadMs: number;
   readonly link: LinkOptions;
   /** How much slower its device is than the profile says. */
   readonly slowdown: number;
@@ -53,8 +55,6 @@ export interface WorkerUse {
 
 const TOKEN: Token = { tokenId: 1, topLogprobs: [] };
 const CHANGES_MAX = 1 << 20;
-/** The worker process between a step's answer and the next step. */
-const STEP_OVERHEAD_NANOS = 100_000;
 
 /** A worker with its production scheduler on a device whose steps take what its profile says; two steps are in flight, as in the real one. */
 export class SimulatedWorker {
@@ -176,7 +176,7 @@ export class SimulatedWorker {
     const work = workOfPlan(plan);
     const stepMs = plan.slices.length === 0 ? 0 : this.options.profile.stepMs(work) * this.options.slowdown;
     const start = Math.max(this.#deviceFreeAt, this.#events.now);
-    const stepNanos = nanosFromMs(stepMs) + STEP_OVERHEAD_NANOS;
+    const stepNanos = nanosFromMs(stepMs + this.options.stepOverheadMs);
     const end = start + stepNanos;
     this.#deviceFreeAt = start + Math.round(stepNanos / (this.options.profile.stageCount ?? 1));
     const { epoch } = this;
@@ -205,9 +205,11 @@ export class SimulatedWorker {
   }
 }
 
-function newScheduler({ facts, tokenBudget, sequenceCountMax }: SimulatedWorkerOptions): StepScheduler {
+function newScheduler(options: SimulatedWorkerOptions): StepScheduler {
+  const { facts, tokenBudget, sequenceCountMax, stepsInFlightMax } = options;
   const { blockCount, blockSize } = facts;
-  return new StepScheduler({ blockCount, blockSize, tokenBudget, sequenceCountMax, pinnedShareMax: 0.5 });
+  const limits = { tokenBudget, sequenceCountMax, pinnedShareMax: 0.5, stepsInFlightMax };
+  return new StepScheduler({ blockCount, blockSize, ...limits });
 }
 
 function blend(old: number, newest: number): number {

@@ -8,6 +8,7 @@ import {
   type RouterEffect,
   type RouterEvent,
   RouterState,
+  STEPS_IN_FLIGHT_MAX,
   unreachable,
 } from "@kvasir/core";
 import type { SimulationSpec } from "./cluster-spec.ts";
@@ -93,6 +94,8 @@ export class Simulation implements RequestWorld {
           profile,
           tokenBudget: spec.tokenBudget,
           sequenceCountMax: spec.sequenceCountMax,
+          stepsInFlightMax: spec.stepsInFlightMax ?? STEPS_IN_FLIGHT_MAX,
+          stepOverheadMs: spec.stepOverheadMs,
           link: spec.link,
           slowdown: quirk?.slowdown ?? 1,
           distort: quirk?.distort,

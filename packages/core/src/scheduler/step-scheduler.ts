@@ -50,6 +50,8 @@ export interface StepSchedulerOptions {
    * out slower receivers; smaller: leaves more room for prompts that are being computed.
    */
   readonly pinnedShareMax: number;
+  /** Steps that may be unanswered. 2, the default: the device never waits for the scheduler. 1: a prompt that comes waits for the running step only. */
+  readonly stepsInFlightMax?: number;
 }
 
 /**
@@ -180,7 +182,7 @@ export class StepScheduler {
 
   /** The next step, or undefined when two are in flight or there is nothing to do. Each plan must be sent, in this order. */
   plan(): StepPlan | undefined {
-    if (this.#inFlight.length >= STEPS_IN_FLIGHT_MAX) return undefined;
+    if (this.#inFlight.length >= (this.options.stepsInFlightMax ?? STEPS_IN_FLIGHT_MAX)) return undefined;
     const copies: PlannedCopy[] = [];
     const starts: PlannedStart[] = [];
     const slices: PlannedSlice[] = [];

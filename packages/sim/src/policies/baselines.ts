@@ -83,22 +83,6 @@ export function prefixAffinityPolicy(): PlacementPolicy {
   });
 }
 
-/**
- * Dynamo's KV router: prompt blocks to compute, those queued included, plus blocks active on the worker; overlap weight 1, temperature 0
- * (kv_cache_routing, defaults). Its decode router has no overlap term.
- */
-export function dynamoPolicy(overlapWeight = 1): PlacementPolicy {
-  return policyOf({
-    prompt: (standing, _, { request }) => {
-      const { blockSize, role } = standing.worker.facts;
-      const tokens = queuedTokens(standing) + request.promptTokenCount - standing.cachedTokenCount;
-      const active = role === "prefill" ? 0 : usedBlocks(standing);
-      return overlapWeight * (tokens / blockSize) + active;
-    },
-    decode: usedBlocks,
-  });
-}
-
 /** llm-d's default profile: queue 2, KV utilisation 2, prefix 3, each score within 0 and 1, the highest sum wins. */
 export function llmdPolicy(): PlacementPolicy {
   return policyOf({
