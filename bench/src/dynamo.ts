@@ -64,7 +64,10 @@ const storyRows: string[][] = [];
 const goodputRows: string[][] = [];
 for (const setting of SETTINGS) {
   const { name, trace, speeds } = setting;
-  for (const [layout, cluster] of [[`${WORKERS} of both phases`, AGGREGATED], [`8 + 8`, SPLIT]] as const) {
+  for (const [layout, cluster] of [
+    [`${WORKERS} of both phases`, AGGREGATED],
+    [`8 + 8`, SPLIT],
+  ] as const) {
     for (const speed of speeds) {
       const theirs = mocker(setting, cluster, speed);
       const ours = simulated(setting, cluster, speed, new DynamoRouter(), undefined);
@@ -81,7 +84,10 @@ for (const setting of SETTINGS) {
     const contenders = [
       ["Dynamo's router in Dynamo's simulator", (speed: number) => mocker(setting, cluster, speed)],
       ["Dynamo's rule in ours", (speed: number) => simulated(setting, cluster, speed, new DynamoRouter(), undefined)],
-      ["Kvasir's policy in ours", (speed: number) => simulated(setting, cluster, speed, new GoodputPolicy(), setting.targets)],
+      [
+        "Kvasir's policy in ours",
+        (speed: number) => simulated(setting, cluster, speed, new GoodputPolicy(), setting.targets),
+      ],
     ] as const;
     const rates = contenders.map(([who, run]) => [who, goodput(setting, run)] as const);
     const first = rates[0]?.[1] ?? 0;

@@ -33,10 +33,9 @@ export function mockerReplay(
   try {
     const path = join(folder, "trace.jsonl");
     writeFileSync(path, mooncakeLines(trace));
-    const workers = Object.entries("mixed" in cluster ? { workers: cluster.mixed } : cluster).flatMap(([name, count]) => [
-      `--${name}`,
-      String(count),
-    ]);
+    const workers = Object.entries("mixed" in cluster ? { workers: cluster.mixed } : cluster).flatMap(
+      ([name, count]) => [`--${name}`, String(count)],
+    );
     const flags = ["--trace", path, "--speed", String(speed), ...workers, ...(wantsRequests ? ["--requests"] : [])];
     const output = execFileSync(PYTHON, [join(REPOSITORY, "bench/baselines/mocker_replay.py"), ...flags], {
       encoding: "utf8",

@@ -17,8 +17,13 @@ export interface GoodputOptions {
   readonly doubt: number;
   /** Share of a TBT target that a prompt computed on a decode worker may fill. Larger: more prompts there, less headroom. */
   readonly localShareMax: number;
-  /** A request whose chance to meet its targets is below is refused early. Larger: refuses what would have made it; smaller: wastes work. */
+  /**
+   * A request of usual cost whose chance to meet its targets is below is refused early. Larger: refuses what would have made it; smaller: wastes
+   * work.
+   */
   readonly chanceMin: number;
+  /** Least chance that is asked of the most expensive requests. Larger: long prompts are refused sooner when it gets full; smaller: they make others late. */
+  readonly chanceMinCostly: number;
   /**
    * The same for the TBT target alone, which is to be nearer to certain: one answer too many makes all answers of its worker late, and not
    * only itself.
@@ -33,6 +38,7 @@ export const GOODPUT_DEFAULTS: GoodputOptions = {
   doubt: 0.15,
   localShareMax: 0.9,
   chanceMin: 0.3,
+  chanceMinCostly: 0.7,
   tbtChanceMin: 0.5,
   sampleMax: 32,
 };
@@ -42,8 +48,15 @@ const DOUBT_MIN_MS = 15;
 
 /** What a millisecond of TBT counts beside one of TTFT, at the target. Larger: decodes spread out; smaller: caches are followed further. */
 const TBT_PRICE = 10;
+/** A worker's time is at most one over this as dear as an idle one's. Larger: decode workers compute more prompts themselves. */
+const SCARCITY_MARGIN = 0.05;
 
 const LEAST_COST_EVERY_MS = 100;
+
+/** Least chance that is asked of any request. */
+const CHANCE_MIN_CHEAP = 0.1;
+/** Weight of the newest request in the usual cost. */
+const USUAL_COST_GAIN = 0.02;
 
 interface Scored {
   readonly candidate: Candidate;
@@ -58,6 +71,8 @@ interface Scored {
   readonly prefillMs: number;
   readonly besideMs: number;
   readonly contextTokenCount: number;
+  /** Device time of prompt and answer, beside what runs there anyway. */
+  readonly deviceMs: number;
 }
 
 /**
@@ -67,6 +82,9 @@ interface Scored {
  * wins: the device time it takes, and its own TTFT and TBT, which count the more the nearer they are to their targets. So a cache is used as long as
  * its owner's queue leaves time, and a prompt goes elsewhere, where it is computed once more and cached too, before the queue costs
  * the target. A decode worker computes a prompt itself where its decodes have time left and that is better.
+ *
+ * What is likely late is refused at once. Where device time is short, most requests are served by those that have the best chance for the least of
+ * it (the greedy rule of the knapsack problem), so the chance that is asked for grows with a request's cost beside the usual one.
  *
  * Requests without objectives are placed by `choosePlacement`, and so are those that do not fit now.
  *
@@ -81,6 +99,8 @@ export class GoodputPolicy implements PlacementPolicy {
   /** What the last choice came from, until it is told that it was placed. */
   #last: readonly Scored[] = [];
   #turn = 0;
+  /** Device time of requests of late. */
+  #usualDeviceMs = 0;
 
   constructor(options: Partial<GoodputOptions> = {}) {
     this.#options = { ...GOODPUT_DEFAULTS, ...options };
@@ -96,9 +116,9 @@ export class GoodputPolicy implements PlacementPolicy {
     scored.sort(byGoodput);
     const [best, ...others] = scored;
     if (best === undefined) return choosePlacement(workers, request, reservedOf, exclusionOf, options);
-    const { chanceMin, tbtChanceMin } = this.#options;
-    const isLate = best.chance < chanceMin || best.tbtChance < tbtChanceMin;
-    if (isLate && !request.objectives.mayBeLate) return late(best, question);
+    const chanceMin = this.#chanceMinAt(best.deviceMs);
+    const isLate = best.chance < chanceMin || best.tbtChance < this.#options.tbtChanceMin;
+    if (isLate && !request.objectives.mayBeLate) return late(best, chanceMin, question);
     this.#last = scored;
     return { kind: "placed", candidates: [best.candidate, ...others.map(({ candidate }) => candidate)] };
   }
@@ -128,6 +148,13 @@ export class GoodputPolicy implements PlacementPolicy {
 
   ended(key: RequestKey, now: Instant): void {
     this.#ledger.ended(key, now);
+  }
+
+  #chanceMinAt(deviceMs: number): number {
+    this.#usualDeviceMs += (this.#usualDeviceMs === 0 ? 1 : USUAL_COST_GAIN) * (deviceMs - this.#usualDeviceMs);
+    const { chanceMin, chanceMinCostly } = this.#options;
+    const asked = (chanceMin * deviceMs) / Math.max(this.#usualDeviceMs, Number.MIN_VALUE);
+    return Math.max(CHANCE_MIN_CHEAP, Math.min(chanceMinCostly, asked));
   }
 
   #score(question: PlacementQuestion): Scored[] {
@@ -233,10 +260,15 @@ export class GoodputPolicy implements PlacementPolicy {
       sequenceCount: decode.load.sequenceCount,
     };
     const tbtUrgency = Math.min(1, tbtMs / strictest);
-    const priceMs = work.besideMs + 2 * urgency * ttftMs + TBT_PRICE * tbtUrgency * tbtMs;
+    // Where decodes are near their target, a prompt takes time that nothing else can give.
+    const scarcity = prefill === undefined ? 1 / (1 + SCARCITY_MARGIN - tbtUrgency) : 1;
+    const priceMs = scarcity * work.besideMs + 2 * urgency * ttftMs + TBT_PRICE * tbtUrgency * tbtMs;
     const { prefillMs, besideMs, contextTokenCount } = work;
+    const deviceMs =
+      besideMs +
+      2 * Math.max(0, contextTokenCount - question.request.promptTokenCount) * decode.tokenMs(contextTokenCount);
     const [chanceStep, priceUs] = [Math.round(chance / CHANCE_STEP), Math.round(priceMs * 1_000)];
-    return { candidate, chance, tbtChance, chanceStep, priceUs, prefillMs, besideMs, contextTokenCount };
+    return { candidate, chance, tbtChance, chanceStep, priceUs, prefillMs, besideMs, contextTokenCount, deviceMs };
   }
 
   /** Chance that what is predicted so ends up below a bound: logistic, of the usual relative error. */
@@ -335,12 +367,16 @@ function receiverFor({ worker }: WorkerOutlook, receivers: readonly Receiver[]):
   return best?.outlook;
 }
 
-function late({ candidate, chance }: Scored, { request, waitedMs }: PlacementQuestion): PolicyOutcome {
+function late(
+  { candidate, chance }: Scored,
+  chanceMin: number,
+  { request, waitedMs }: PlacementQuestion,
+): PolicyOutcome {
   const { ttftMs: ttftTarget, tbtMs: tbtTarget } = request.objectives ?? {};
   const targets = [
     ttftTarget === undefined ? "" : `TTFT ${Math.round(waitedMs + candidate.ttftMs)} ms of ${ttftTarget}`,
     tbtTarget === undefined ? "" : `TBT ${candidate.tbtMs.toFixed(1)} ms of ${tbtTarget}`,
   ];
-  const message = `no placement meets the targets: the best would have ${targets.filter((text) => text !== "").join(" and ")}, a chance of ${Math.round(100 * chance)} %`;
+  const message = `no placement meets the targets: the best would have ${targets.filter((text) => text !== "").join(" and ")}, a chance of ${Math.round(100 * chance)} % (asked of its cost: ${Math.round(100 * chanceMin)} %)`;
   return { kind: "late", message, retryAfterMs: Math.max(100, Math.round(candidate.ttft.queueMs)) };
 }

@@ -82,6 +82,11 @@ export class WorkerOutlook {
     return step / (1 - Math.min(SHARE_MAX, this.#work.prefillShare + shareOf(addedMs)));
   }
 
+  /** What one token of an answer with so much context adds to a step. */
+  tokenMs(contextTokenCount: number): number {
+    return this.#work.slowness * (this.#cost.decodeMs + this.#cost.contextTokenMs * contextTokenCount);
+  }
+
   /** Of what this router placed, and of others' as the worker said. */
   get #contextTokenCount(): number {
     const own = this.#work.contextTokenCount;

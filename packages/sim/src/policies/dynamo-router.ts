@@ -1,4 +1,11 @@
-import type { Candidate, PlacementPolicy, PlacementQuestion, PolicyOutcome, RequestKey, RequestShape } from "@kvasir/core";
+import type {
+  Candidate,
+  PlacementPolicy,
+  PlacementQuestion,
+  PolicyOutcome,
+  RequestKey,
+  RequestShape,
+} from "@kvasir/core";
 import { randomOf } from "../random.ts";
 import { least, placedOn, type Standing, standingsOf } from "./standings.ts";
 
