@@ -22,6 +22,8 @@ const REQUESTS = Number(option("requests", "4000"));
 const WORKERS = 16;
 const SHARE = 0.9;
 const STEP = 1.1;
+/** Tokens that the mocker computes in a pass, at most. */
+const PASS_TOKENS = 8_192;
 const profile = DEVICE_PROFILES["dynamo-mocker"] as DeviceProfile;
 const AGGREGATED: MockerCluster = { mixed: WORKERS };
 const SPLIT: MockerCluster = { prefill: WORKERS / 2, decode: WORKERS / 2 };
@@ -86,7 +88,8 @@ for (const setting of SETTINGS) {
       ["Dynamo's rule in ours", (speed: number) => simulated(setting, cluster, speed, new DynamoRouter(), undefined)],
       [
         "Kvasir's policy in ours",
-        (speed: number) => simulated(setting, cluster, speed, new GoodputPolicy(), setting.targets),
+        (speed: number) =>
+          simulated(setting, cluster, speed, new GoodputPolicy({ stepTokenCount: PASS_TOKENS }), setting.targets),
       ],
     ] as const;
     const rates = contenders.map(([who, run]) => [who, goodput(setting, run)] as const);
@@ -143,7 +146,7 @@ function simulated(
     policy,
     objectives,
     roles: rolesOf(cluster),
-    tokenBudget: 8_192,
+    tokenBudget: PASS_TOKENS,
     stepsInFlightMax: 1,
     stepOverheadMs: 0,
     rpcMs: 0,

@@ -6,4 +6,7 @@ export { type LocalCluster, OPERATOR, startLocalCluster } from "./local-cluster/
 export { childrenOf, isRunning } from "./local-cluster/process-tree.ts";
 export { freePort } from "./local-cluster/redis-process.ts";
 export type { ProcessHandle, ProcessKind } from "./local-cluster/service-process.ts";
+export { type MeasureTarget, measureSteps } from "./profile/measure-steps.ts";
 export { type Prometheus, startPrometheus } from "./prometheus/prometheus-process.ts";
+export { type LiveOptions, replayLive } from "./replay/replay-live.ts";
+export { type ReplayRecord, recordsFrom } from "./replay/replay-record.ts";
