@@ -130,11 +130,13 @@ function scaled(profile: MeasuredProfile, load: number): Trace {
   return scaleRate(trace, (load * 1_000) / meanMs / rateOf(trace));
 }
 
-/** Twice the prompt's own time at the mean length, and one and a half times a lone decode step: some requests miss them. */
+/** Twice the time of a prompt of mean length, and one and a half times a lone decode step: some requests miss them. */
 function targetsOf(profile: MeasuredProfile, { requests }: Trace): Targets {
   const meanTokens = requests.reduce((sum, { promptTokenCount }) => sum + promptTokenCount, 0) / requests.length;
   const ttftMs = 2 * prefillMs(profile.prefill, Math.round(meanTokens), 0, STEP_TOKENS) + profile.requestOverheadMs;
-  return { ttftMs: Math.round(ttftMs), tpotMs: Math.round(1.5 * (profile.decode.fixedMs + profile.decode.decodeMs)) };
+  const { decode, stepOverheadMs } = profile;
+  const tpotMs = 1.5 * (decode.fixedMs + decode.decodeMs + stepOverheadMs);
+  return { ttftMs: Math.ceil(ttftMs), tpotMs: Math.ceil(tpotMs) };
 }
 
 function replay(cluster: LocalCluster, trace: Trace, targets: Targets): Promise<ReplayRecord[]> {

@@ -9,6 +9,16 @@ export interface WorkerQuirk {
   readonly slowdown?: number;
   /** What it makes of its load before it tells. */
   readonly distort?: (load: ReportedLoad) => ReportedLoad;
+  /** Share of what it tells of its cache that never arrives. Default 0. */
+  readonly cacheEventLoss?: number;
+  /** It never says that blocks left its cache: a holder of what it has not. */
+  readonly hidesRemovals?: boolean;
+}
+
+/** The leading router dies; the next one leads after so long. */
+export interface RouterFault {
+  readonly atMs: number;
+  readonly takeOverMs: number;
 }
 
 /** Something that happens to a worker. */
@@ -42,6 +52,8 @@ export interface SimulationSpec {
   readonly queueMax: number;
   readonly quirks?: readonly WorkerQuirk[];
   readonly faults?: readonly Fault[];
+  /** Each needs a router that stands by, and there is one for each. */
+  readonly routerFaults?: readonly RouterFault[];
 }
 
 export const SIMULATION_DEFAULTS = {

@@ -1,4 +1,11 @@
-export { type Fault, rolesOf, SIMULATION_DEFAULTS, type SimulationSpec, type WorkerQuirk } from "./cluster-spec.ts";
+export {
+  type Fault,
+  type RouterFault,
+  rolesOf,
+  SIMULATION_DEFAULTS,
+  type SimulationSpec,
+  type WorkerQuirk,
+} from "./cluster-spec.ts";
 export { DEVICE_PROFILES, type DeviceProfile } from "./device-profile.ts";
 export { deviceOf, type MeasuredProfile, measuredProfileFromJson } from "./measured-profile.ts";
 export { type ClusterPlan, type PlanQuestion, planCluster } from "./plan-cluster.ts";

@@ -110,7 +110,7 @@ export class SimulatedWorker {
   }
 
   /** What its cache holds now that it has not told; in the order in which it came about. */
-  cacheChanges(): readonly HolderEvent[] {
+  cacheChanges(hidesRemovals: boolean): readonly HolderEvent[] {
     const { journal } = this.scheduler.pool;
     const changes: HolderEvent[] = [];
     while (this.#toldChange < journal.next) {
@@ -119,7 +119,7 @@ export class SimulatedWorker {
       this.#toldChange = reading.next;
       const { epoch } = this;
       const common = { epoch, medium: "device" as const };
-      if (reading.removed.length > 0) {
+      if (reading.removed.length > 0 && !hidesRemovals) {
         changes.push({ ...common, kind: "BlocksRemoved", sequence: ++this.#cacheSequence, hashes: reading.removed });
       }
       if (reading.stored.length > 0) {
@@ -127,6 +127,15 @@ export class SimulatedWorker {
       }
     }
     return changes;
+  }
+
+  /** All that its cache holds, as of the last change that it told. */
+  cacheSnapshot(): HolderEvent {
+    const { epoch } = this;
+    this.#toldChange = this.scheduler.pool.journal.next;
+    const hashes = this.scheduler.pool.snapshot();
+    const sequence = ++this.#cacheSequence;
+    return { epoch, sequence, kind: "SnapshotPart", part: 0, isLast: true, medium: "device", hashes };
   }
 
   load(): ReportedLoad {

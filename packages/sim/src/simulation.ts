@@ -14,7 +14,9 @@ import {
 import type { SimulationSpec } from "./cluster-spec.ts";
 import { EventQueue } from "./event-queue.ts";
 import { Prompts } from "./prompts.ts";
+import { randomOf } from "./random.ts";
 import { type RequestWorld, SimulatedRequest } from "./simulated-request.ts";
+import { SimulatedRouters } from "./simulated-routers.ts";
 import { SimulatedWorker } from "./simulated-worker.ts";
 import type { Trace, TraceRequest } from "./trace.ts";
 
@@ -28,6 +30,8 @@ export interface SimulationResult {
   readonly workers: readonly SimulatedWorker[];
   /** Virtual time at the end of the last request. */
   readonly endMs: number;
+  /** Snapshots of caches that a router asked for. */
+  readonly snapshotCount: number;
 }
 
 /**
@@ -39,13 +43,21 @@ export class Simulation implements RequestWorld {
   readonly events = new EventQueue();
   readonly rpcNanos: number;
   readonly #spec: SimulationSpec;
-  readonly #router: RouterState;
+  readonly #routers: SimulatedRouters;
+  readonly #random: () => number;
+  /** Requests that have no placement, with the workers that failed them. */
+  readonly #asking = new Map<SimulatedRequest, readonly string[]>();
+  readonly #shapes = new Map<SimulatedRequest, RequestShape>();
+  /** Under which leader each was asked for last. */
+  readonly #askedIn = new Map<SimulatedRequest, number>();
   readonly #workers: SimulatedWorker[] = [];
   readonly #workerById = new Map<string, SimulatedWorker>();
   readonly #streams = new Map<SimulatedWorker, { streamId: number; sequence: number; sentAt: number }>();
   readonly #running = new Set<SimulatedRequest>();
   readonly #requests: SimulatedRequest[] = [];
   #prompts: Prompts;
+  /** Snapshots of caches that routers asked for. */
+  snapshotCount = 0;
   #nextStreamId = 1;
   #arrivalsLeft = 0;
 
@@ -54,7 +66,8 @@ export class Simulation implements RequestWorld {
     this.rpcNanos = nanosFromMs(spec.rpcMs);
     this.#prompts = new Prompts(spec.blockSize, 0);
     const { believed } = spec.profile;
-    this.#router = new RouterState({
+    this.#random = randomOf(spec.seed);
+    const routerOptions = {
       queueMax: spec.queueMax,
       queueTimeout: nanosFromMs(60_000),
       noWorkerGrace: nanosFromMs(5_000),
@@ -69,8 +82,12 @@ export class Simulation implements RequestWorld {
         handoverMs: 4 * spec.rpcMs,
       },
       prefixIndex: prefixRoom(spec),
-      ...(spec.policy === undefined ? {} : { policy: spec.policy }),
-    });
+    };
+    const leader = new RouterState(
+      spec.policy === undefined ? routerOptions : { ...routerOptions, policy: spec.policy },
+    );
+    const standbys = (spec.routerFaults ?? []).map(() => new RouterState(routerOptions));
+    this.#routers = new SimulatedRouters([leader, ...standbys]);
     spec.roles.forEach((role, index) => {
       const { profile, blockSize } = spec;
       const quirk = spec.quirks?.find(({ workerIndex }) => workerIndex === index);
@@ -120,9 +137,14 @@ export class Simulation implements RequestWorld {
         this.#kill(fault.workerIndex, fault.restartAfterMs),
       );
     }
+    for (const { atMs, takeOverMs } of this.#spec.routerFaults ?? []) {
+      this.events.at(nanosFromMs(atMs) as number as Instant, () => this.#routers.kill());
+      this.events.at(nanosFromMs(atMs + takeOverMs) as number as Instant, () => this.#takeOver());
+    }
     this.#tick();
     while ((this.#arrivalsLeft > 0 || this.#running.size > 0) && this.events.runNext());
-    return { requests: this.#requests, workers: this.#workers, endMs: this.events.now / 1e6 };
+    const { snapshotCount } = this;
+    return { requests: this.#requests, workers: this.#workers, endMs: this.events.now / 1e6, snapshotCount };
   }
 
   worker(workerId: string): SimulatedWorker {
@@ -134,14 +156,16 @@ export class Simulation implements RequestWorld {
   }
 
   placeAgain(request: SimulatedRequest, failedWorkerIds: readonly string[]): void {
-    const key = request.key as RequestKey;
     this.events.after(this.rpcNanos, () => {
-      if (this.#running.has(request)) this.#tell({ kind: "RequestRetried", key, excludedWorkerIds: failedWorkerIds });
+      if (this.#running.has(request)) this.#ask(request, failedWorkerIds);
     });
   }
 
   ended(request: SimulatedRequest): void {
     this.#running.delete(request);
+    this.#asking.delete(request);
+    this.#shapes.delete(request);
+    this.#askedIn.delete(request);
     if (request.outcome === "rejected") return;
     this.events.after(this.rpcNanos, () => this.#tell({ kind: "RequestEnded", key: request.key as RequestKey }));
   }
@@ -161,28 +185,52 @@ export class Simulation implements RequestWorld {
       promptHashes: [{ fingerprint: FINGERPRINT, blockSize: this.#spec.blockSize, hashes: prompt.chain.bytes() }],
       ...(objectives === undefined ? {} : { objectives: { ...objectives, mayBeLate: false } }),
     };
-    this.events.after(this.rpcNanos, () =>
-      this.#tell({ kind: "RequestArrived", key: key as RequestKey, request: shape }),
-    );
+    this.#shapes.set(request, shape);
+    this.events.after(this.rpcNanos, () => this.#ask(request, []));
+  }
+
+  /** Asks the router that leads, or the next one as soon as it does. */
+  #ask(request: SimulatedRequest, excludedWorkerIds: readonly string[]): void {
+    const key = request.key as RequestKey;
+    const shape = this.#shapes.get(request);
+    if (shape === undefined) return;
+    this.#asking.set(request, excludedWorkerIds);
+    if (!this.#routers.isLed) return;
+    const { generation } = this.#routers;
+    const isKnown = this.#askedIn.get(request) === generation;
+    this.#askedIn.set(request, generation);
+    if (isKnown) this.#tell({ kind: "RequestRetried", key, excludedWorkerIds });
+    else this.#tell({ kind: "RequestArrived", key, request: shape, excludedWorkerIds });
+  }
+
+  /** Who has no answer asks the new leader, in the order in which they came. */
+  #takeOver(): void {
+    this.#routers.takeOver();
+    for (const [request, excludedWorkerIds] of [...this.#asking]) this.#ask(request, excludedWorkerIds);
   }
 
   #tell(event: RouterEvent): void {
-    for (const effect of this.#router.apply(event, this.events.now)) this.#perform(effect);
+    for (const effect of this.#routers.tell(event, this.events.now)) this.#perform(effect);
   }
 
   #perform(effect: RouterEffect): void {
     switch (effect.kind) {
-      case "SendPlacement":
-        this.#requests[effect.key]?.placed(effect.decision);
+      case "SendPlacement": {
+        const request = this.#requests[effect.key];
+        if (request !== undefined) this.#asking.delete(request);
+        request?.placed(effect.decision);
         break;
+      }
       case "RejectRequest":
         this.#requests[effect.key]?.rejected(effect.reason);
+        break;
+      case "WantCacheSnapshot":
+        this.#sendSnapshot(effect.streamId);
         break;
       case "AcknowledgeWorker":
       case "RefuseWorker":
       case "ReportLostWorker":
       case "SendQueued":
-      case "WantCacheSnapshot":
         break;
       default:
         unreachable(effect);
@@ -202,11 +250,23 @@ export class Simulation implements RequestWorld {
     const load = worker.load();
     const { streamId } = stream;
     const { epoch } = worker;
-    for (const change of worker.cacheChanges()) {
+    const quirk = this.#spec.quirks?.find(({ workerIndex }) => this.#workers[workerIndex] === worker);
+    for (const change of worker.cacheChanges(quirk?.hidesRemovals ?? false)) {
+      if (quirk?.cacheEventLoss !== undefined && this.#random() < quirk.cacheEventLoss) continue;
       this.#tell({ kind: "WorkerCacheChanged", streamId, epoch, sequence: ++stream.sequence, change });
     }
     stream.sentAt = this.events.now;
     this.#tell({ kind: "WorkerReported", streamId, epoch, sequence: ++stream.sequence, load });
+  }
+
+  #sendSnapshot(streamId: number): void {
+    const entry = [...this.#streams].find(([, stream]) => stream.streamId === streamId);
+    if (entry === undefined) return;
+    const [worker, stream] = entry;
+    const { epoch } = worker;
+    this.snapshotCount++;
+    const change = worker.cacheSnapshot();
+    this.#tell({ kind: "WorkerCacheChanged", streamId, epoch, sequence: ++stream.sequence, change });
   }
 
   /** Reports are due at their interval while a worker is busy, and as heartbeats else. */

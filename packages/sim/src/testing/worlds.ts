@@ -24,6 +24,24 @@ export function chat(random: () => number): { promptTokenCount: number; outputTo
   return { promptTokenCount: 200 + Math.floor(random() * 1_600), outputTokenCount: 20 + Math.floor(random() * 360) };
 }
 
+/** Conversations in turns: each prompt is the one before with some blocks of 64 tokens more. Old ones end, new ones begin. */
+export function conversationTrace(perSecond: number, count: number, seed: number): Trace {
+  const random = randomOf(seed);
+  const conversations: number[][] = [];
+  let nextId = 0;
+  let arrivalMs = 0;
+  const requests = Array.from({ length: count }, (): TraceRequest => {
+    arrivalMs += exponential(random, perSecond) * 1_000;
+    const index = Math.floor(random() * 24);
+    const before = conversations[index] ?? [];
+    const prefixIds = [...(before.length < 32 ? before : []), ...Array.from({ length: 6 }, () => nextId++)];
+    conversations[index] = prefixIds;
+    const outputTokenCount = 20 + Math.floor(random() * 100);
+    return { arrivalMs, promptTokenCount: 64 * prefixIds.length, outputTokenCount, prefixIds, tenant: "t" };
+  });
+  return { name: "conversations", requests, prefixBlockSize: 64 };
+}
+
 export function a100(counts: Parameters<typeof rolesOf>[0], extra: Partial<SimulationSpec> = {}): SimulationSpec {
   const profile = DEVICE_PROFILES["a100-opt-13b"] as DeviceProfile;
   return { ...SIMULATION_DEFAULTS, profile, roles: rolesOf(counts), ...extra };
