@@ -10,18 +10,16 @@ use kvasir_kernels::KvShape;
 use opentelemetry::Context;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tonic::service::interceptor::InterceptedService;
+use tokio::task::JoinSet;
 
 use crate::cli::{BenchPull, TlsFlags};
-use crate::connections::Connections;
 use crate::exports::{ExportTerms, Exports};
 use crate::fetch;
 use crate::fetches::Fetches;
-use crate::http2;
 use crate::identity::{Identity, PeerRole};
+use crate::kv_plane::KvPlane;
 use crate::proto::common::KvSource;
 use crate::proto::kernel::{FetchRequest, FetchResponse};
-use crate::proto::transfer::kv_transfer_service_server::KvTransferServiceServer;
 use crate::proto::transfer::{CodecLevel, Ticket, TicketClaims};
 use crate::serve::Fatal;
 use crate::state::Sidecar;
@@ -29,7 +27,6 @@ use crate::stats::Stats;
 use crate::telemetry::{Telemetry, unix_ms};
 use crate::ticket::TicketKey;
 use crate::tls::{Tls, TlsFiles};
-use crate::transfer_listener::{admit_puller, connections};
 use crate::transfer_service::TransferService;
 
 /// SmolLM2-135M's shape in bf16: 22.5 KiB a token, 720 KiB a block.
@@ -59,13 +56,11 @@ struct Offer {
 /// # Errors
 /// What keeps it from starting or a pull from completing.
 pub fn run(what: BenchPull) -> Result<(), Fatal> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match what {
         BenchPull::Serve { bytes, listen, tls } => {
-            runtime.block_on(serve(bytes, listen, load_tls(&tls, PeerRole::Prefill)?))
+            let kv_plane = KvPlane::start(1, load_tls(&tls, PeerRole::Prefill)?)?;
+            runtime.block_on(serve(bytes, listen, &kv_plane))
         }
         BenchPull::Fetch {
             offer,
@@ -73,13 +68,9 @@ pub fn run(what: BenchPull) -> Result<(), Fatal> {
             repetitions,
             tls,
         } => {
-            let connections = Connections::new(load_tls(&tls, PeerRole::Decode)?);
-            runtime.block_on(fetch_sizes(
-                serde_json::from_str(&offer)?,
-                &sizes,
-                repetitions,
-                &connections,
-            ))
+            let kv_plane = KvPlane::start(1, load_tls(&tls, PeerRole::Decode)?)?;
+            let offer = serde_json::from_str(&offer)?;
+            runtime.block_on(fetch_sizes(offer, &sizes, repetitions, &kv_plane))
         }
     }
 }
@@ -119,7 +110,7 @@ fn sidecar(name: &str, bytes: u64) -> Result<Sidecar, Fatal> {
     })
 }
 
-async fn serve(bytes: u64, listen: SocketAddr, tls: Option<Arc<Tls>>) -> Result<(), Fatal> {
+async fn serve(bytes: u64, listen: SocketAddr, kv_plane: &KvPlane) -> Result<(), Fatal> {
     let sidecar = Arc::new(sidecar(SOURCE_ID, bytes)?);
     let block_count = sidecar.pool.block_count();
     let block_tokens = 0..SHAPE.block_size as u32;
@@ -170,16 +161,17 @@ async fn serve(bytes: u64, listen: SocketAddr, tls: Option<Arc<Tls>>) -> Result<
         std::process::exit(0);
     });
     let service = TransferService { sidecar, shard: 0 };
-    let service = KvTransferServiceServer::new(service).max_encoding_message_size(http2::MESSAGE_BYTES_MAX);
-    Ok(http2::server()
-        .add_service(InterceptedService::new(service, admit_puller))
-        .serve_with_incoming(connections(listener, tls))
-        .await?)
+    let mut servers = JoinSet::new();
+    kv_plane.serve(listener, service, &mut servers)?;
+    while let Some(ended) = servers.join_next().await {
+        ended??;
+    }
+    Ok(())
 }
 
-async fn fetch_sizes(offer: Offer, sizes: &[u64], repetitions: usize, connections: &Connections) -> Result<(), Fatal> {
+async fn fetch_sizes(offer: Offer, sizes: &[u64], repetitions: usize, kv_plane: &KvPlane) -> Result<(), Fatal> {
     let largest = sizes.iter().copied().max().unwrap_or(0);
-    let sidecar = sidecar(SINK_ID, largest)?;
+    let sidecar = Arc::new(sidecar(SINK_ID, largest)?);
     let mut lines = Vec::new();
     let mut lease = 0u128;
     for size in sizes {
@@ -209,17 +201,14 @@ async fn fetch_sizes(offer: Offer, sizes: &[u64], repetitions: usize, connection
             let began = Instant::now();
             let prepared = fetch::prepare(&sidecar, request, Context::new())?;
             let (sender, mut receiver) = mpsc::channel::<Result<FetchResponse, tonic::Status>>(16);
-            let reports = async {
-                let mut first = None;
-                let mut last = Err("no report came".into());
-                while let Some(report) = receiver.recv().await {
-                    first.get_or_insert_with(|| began.elapsed());
-                    last = report.map_err(Fatal::from);
-                }
-                last.map(|report| (report, first))
-            };
-            let ((), outcome) = tokio::join!(fetch::run(&sidecar, connections, prepared, sender), reports);
-            let (report, first) = outcome?;
+            let fetching = kv_plane.fetch(Arc::clone(&sidecar), prepared, sender);
+            let (mut first, mut last) = (None, None);
+            while let Some(report) = receiver.recv().await {
+                first.get_or_insert_with(|| began.elapsed());
+                last = Some(report?);
+            }
+            fetching.await?;
+            let report = last.ok_or("no report came")?;
             if repetition > 0 {
                 rates.push(report.data_bytes as f64 / began.elapsed().as_secs_f64() / 1e9);
                 first_ms.push(first.map_or(0.0, |first| first.as_secs_f64() * 1e3));

@@ -204,6 +204,9 @@ pub struct ServeFlags {
     /// Host that others connect to, when it is not the one listened on
     #[arg(long)]
     pub advertise: Option<String>,
+    /// Threads that move KV; each connection stays on one
+    #[arg(long, default_value_t = default_transfer_threads(), env = "KVASIR_TRANSFER_THREADS")]
+    pub transfer_threads: usize,
     /// The worker's stable name
     #[arg(long)]
     pub worker_id: String,
@@ -245,6 +248,9 @@ pub struct StoreFlags {
     /// Host that others connect to, when it is not the one listened on
     #[arg(long)]
     pub advertise: Option<String>,
+    /// Threads that move KV; each connection stays on one
+    #[arg(long, default_value_t = default_transfer_threads(), env = "KVASIR_TRANSFER_THREADS")]
+    pub transfer_threads: usize,
     /// The store's stable name
     #[arg(long)]
     pub store_id: String,
@@ -422,6 +428,11 @@ pub enum BenchPull {
 }
 
 /// `512`, `64KiB`, `1.5GiB`.
+/// One for each eight processors: a thread moves some GB/s, and the rest computes.
+fn default_transfer_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(8))
+}
+
 fn bytes(text: &str) -> Result<u64, String> {
     let units = [("KiB", 1u64 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
     let (number, unit) = units

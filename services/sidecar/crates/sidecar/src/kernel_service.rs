@@ -11,16 +11,15 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::connections::Connections;
 use crate::device::{DeviceAnswer, DeviceCommand, DeviceHandle};
 use crate::errors::CallError;
 use crate::exports::ExportTerms;
 use crate::fetch;
+use crate::kv_plane::KvPlane;
 use crate::plan_from_wire::{constraint_from_wire, plan_from_wire, response_to_wire};
 use crate::proto::kernel;
 use crate::proto::kernel::kernel_service_server::KernelService;
 use crate::state::Sidecar;
-use crate::stats::GaugeGuard;
 use crate::telemetry::context_from_metadata;
 use crate::ticket;
 
@@ -55,7 +54,7 @@ pub struct WorkerFacing {
     /// Constant facts.
     pub description: Description,
     /// To other sidecars.
-    pub connections: Arc<Connections>,
+    pub kv_plane: Arc<KvPlane>,
     /// Whether an Execute stream is open.
     pub executing: Arc<AtomicBool>,
     /// When the process began.
@@ -184,11 +183,7 @@ impl KernelService for WorkerFacing {
         let context = context_from_metadata(request.metadata());
         let fetch = fetch::prepare(&self.sidecar, request.into_inner(), context)?;
         let (sender, receiver) = mpsc::channel(REPORTS_BUFFERED);
-        let (sidecar, connections) = (Arc::clone(&self.sidecar), Arc::clone(&self.connections));
-        tokio::spawn(async move {
-            let _running = GaugeGuard::new(&sidecar.stats.fetches_running);
-            fetch::run(&sidecar, &connections, fetch, sender).await;
-        });
+        self.kv_plane.fetch(Arc::clone(&self.sidecar), fetch, sender);
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 

@@ -24,6 +24,7 @@ pub mod identity;
 pub mod inspect;
 pub mod intervals;
 pub mod kernel_service;
+pub mod kv_plane;
 pub mod layouts;
 pub mod memory;
 pub mod plan_from_wire;

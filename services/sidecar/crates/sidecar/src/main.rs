@@ -10,6 +10,7 @@ use kvasir_sidecar::{
 };
 
 fn main() -> ExitCode {
+    kvasir_kernels::keep_freed_memory();
     tracing_subscriber::fmt()
         .json()
         .with_writer(std::io::stderr)

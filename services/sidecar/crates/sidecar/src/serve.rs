@@ -13,26 +13,23 @@ use kvasir_model::ModelSource;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use crate::cli::{EngineFlags, ServeFlags};
-use crate::connections::Connections;
 use crate::device::start_device;
 use crate::exports::Exports;
 use crate::fetches::Fetches;
 use crate::http2;
 use crate::identity::Identity;
 use crate::kernel_service::{Description, WorkerFacing};
+use crate::kv_plane::KvPlane;
 use crate::memory::check_memory;
 use crate::proto::kernel::kernel_service_server::KernelServiceServer;
-use crate::proto::transfer::kv_transfer_service_server::KvTransferServiceServer;
 use crate::state::Sidecar;
 use crate::stats::Stats;
 use crate::telemetry::{Telemetry, unix_ms};
 use crate::ticket::TicketKey;
 use crate::tls::{Tls, TlsFiles};
-use crate::transfer_listener::{admit_puller, connections};
 use crate::transfer_service::TransferService;
 
 /// Anything that ends the process; shown as one line.
@@ -141,12 +138,13 @@ async fn run(
     };
     let device = start_device(engine, Arc::clone(&exports), stats, telemetry.clone())?;
     let device_thread = device.clone();
+    let kv_plane = Arc::new(KvPlane::start(flags.transfer_threads, tls)?);
     let worker_facing = WorkerFacing {
         sidecar: Arc::clone(&sidecar),
         device,
         grammars,
         description,
-        connections: Arc::new(Connections::new(tls.clone())),
+        kv_plane: Arc::clone(&kv_plane),
         executing: Arc::new(AtomicBool::new(false)),
         born: Instant::now(),
     };
@@ -165,10 +163,7 @@ async fn run(
             sidecar: Arc::clone(&sidecar),
             shard,
         };
-        let service = KvTransferServiceServer::new(service).max_encoding_message_size(http2::MESSAGE_BYTES_MAX);
-        let service = InterceptedService::new(service, admit_puller);
-        let incoming = connections(listener, tls.clone());
-        servers.spawn(http2::server().add_service(service).serve_with_incoming(incoming));
+        kv_plane.serve(listener, service, &mut servers)?;
     }
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(SWEEP_INTERVAL);

@@ -11,20 +11,18 @@ use prost::Message;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use crate::cli::StoreFlags;
-use crate::connections::Connections;
 use crate::exports::Exports;
 use crate::fetches::Fetches;
 use crate::http2;
 use crate::identity::{Identity, PeerRole};
+use crate::kv_plane::KvPlane;
 use crate::layouts::layout_from_wire;
 use crate::proto::common;
 use crate::proto::kernel::DescribeStoreResponse;
 use crate::proto::kernel::store_sidecar_service_server::StoreSidecarServiceServer;
-use crate::proto::transfer::kv_transfer_service_server::KvTransferServiceServer;
 use crate::serve::{
     Fatal, SWEEP_INTERVAL, advertised, bind_socket, exit_with_stdin, ignore_interrupts, read_ticket_key, say,
 };
@@ -35,7 +33,6 @@ use crate::store_role::staging::Staging;
 use crate::telemetry::{Telemetry, unix_ms};
 use crate::ticket::TicketKey;
 use crate::tls::{Tls, TlsFiles};
-use crate::transfer_listener::{admit_puller, connections};
 use crate::transfer_service::TransferService;
 
 /// Runs until stdin ends or the process is told to stop.
@@ -127,7 +124,7 @@ async fn run(flags: StoreFlags, key: TicketKey, stdin_ended: Arc<Notify>) -> Res
             },
         },
         sidecar: Arc::clone(&sidecar),
-        connections: Connections::new(tls.clone()),
+        kv_plane: KvPlane::start(flags.transfer_threads, tls)?,
         store,
         staging: Staging::new(pool.block_count()),
         recovered: Mutex::new(recovered),
@@ -137,20 +134,17 @@ async fn run(flags: StoreFlags, key: TicketKey, stdin_ended: Arc<Notify>) -> Res
     let socket = bind_socket(&flags.socket)?;
     let facing = StoreSidecarServiceServer::new(StoreFacing(Arc::clone(&shared)))
         .max_decoding_message_size(http2::MESSAGE_BYTES_MAX);
-    let transfer = KvTransferServiceServer::new(TransferService {
+    let transfer = TransferService {
         sidecar: Arc::clone(&sidecar),
         shard: 0,
-    })
-    .max_encoding_message_size(http2::MESSAGE_BYTES_MAX);
+    };
     let mut servers = tokio::task::JoinSet::new();
     servers.spawn(
         Server::builder()
             .add_service(facing)
             .serve_with_incoming(UnixListenerStream::new(socket)),
     );
-    let transfer = InterceptedService::new(transfer, admit_puller);
-    let incoming = connections(listener, tls);
-    servers.spawn(http2::server().add_service(transfer).serve_with_incoming(incoming));
+    shared.kv_plane.serve(listener, transfer, &mut servers)?;
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
         loop {

@@ -12,10 +12,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
-use crate::connections::Connections;
 use crate::errors::CallError;
 use crate::exports::{ExportTerms, LeaseId, lock};
 use crate::fetch;
+use crate::kv_plane::KvPlane;
 use crate::proto::common::{self, KvSource};
 use crate::proto::kernel::store_sidecar_service_server::StoreSidecarService;
 use crate::proto::kernel::{self, FetchRequest};
@@ -36,7 +36,7 @@ pub(crate) struct StoreFacing(pub Arc<Shared>);
 /// What its calls share.
 pub(crate) struct Shared {
     pub sidecar: Arc<Sidecar>,
-    pub connections: Connections,
+    pub kv_plane: KvPlane,
     pub store: Arc<Store>,
     pub staging: Staging,
     pub recovered: Mutex<Vec<Recovered>>,
@@ -158,9 +158,7 @@ impl Shared {
         };
         let fetch = fetch::prepare(&self.sidecar, fetch, context)?;
         let (sender, mut reports) = mpsc::channel(REPORTS_BUFFERED);
-        let shared = Arc::clone(self);
-        let pulling =
-            tokio::spawn(async move { fetch::run(&shared.sidecar, &shared.connections, fetch, sender).await });
+        let pulling = self.kv_plane.fetch(Arc::clone(&self.sidecar), fetch, sender);
         let (mut verified, mut failure) = (begin, None);
         while let Some(report) = reports.recv().await {
             match report {
