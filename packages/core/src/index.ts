@@ -1,3 +1,4 @@
+export * from "./admission/index.ts";
 export * from "./assert.ts";
 export * from "./block/block-pool.ts";
 export * from "./codec-level/index.ts";

@@ -1,4 +1,9 @@
-export { OUTPUT_LENGTH_DEFAULTS, type OutputLengthOptions, OutputLengthPredictor } from "./output-length.ts";
+export {
+  OUTPUT_LENGTH_DEFAULTS,
+  type OutputLengthOptions,
+  OutputLengthPredictor,
+  type PredictedLength,
+} from "./output-length.ts";
 export {
   decodeStepMs,
   prefillMs,

@@ -29,6 +29,7 @@ class World {
       workers: this.workers,
       request: shape,
       waitedMs: 0,
+      answer: { meanTokens: 20, quantileTokens: 20 },
       reservedOf: () => NOTHING_RESERVED,
       exclusionOf: () => "none",
       options: {

@@ -1,4 +1,3 @@
-import { OutputLengthPredictor } from "../cost/output-length.ts";
 import type { StepCost } from "../cost/step-cost.ts";
 import type { Instant } from "../time.ts";
 import { type Candidate, choosePlacement } from "./choose-placement.ts";
@@ -94,10 +93,10 @@ interface Scored {
 export class GoodputPolicy implements PlacementPolicy {
   readonly #options: GoodputOptions;
   readonly #ledger = new WorkLedger();
-  readonly #lengths = new OutputLengthPredictor();
   readonly #leastCosts = new Map<string, { readonly cost: StepCost | undefined; readonly at: Instant }>();
   /** What the last choice came from, until it is told that it was placed. */
   #last: readonly Scored[] = [];
+  #answerTokens = 0;
   #turn = 0;
   /** Device time of requests of late. */
   #usualDeviceMs = 0;
@@ -109,6 +108,7 @@ export class GoodputPolicy implements PlacementPolicy {
   choose(question: PlacementQuestion): PolicyOutcome {
     const { workers, request, reservedOf, exclusionOf, options } = question;
     this.#last = [];
+    this.#answerTokens = question.answer.meanTokens;
     if (request.objectives === undefined) {
       return choosePlacement(workers, request, reservedOf, exclusionOf, options);
     }
@@ -124,8 +124,11 @@ export class GoodputPolicy implements PlacementPolicy {
   }
 
   placed(key: RequestKey, candidate: Candidate, request: RequestShape, now: Instant): void {
-    const entry = this.#last.find((scored) => scored.candidate === candidate);
-    if (entry === undefined) return;
+    // What was placed without a price is work all the same.
+    const { computeMs } = candidate.ttft;
+    const contextTokenCount = request.promptTokenCount + this.#answerTokens / 2;
+    const scored = this.#last.find((entry) => entry.candidate === candidate);
+    const entry = scored ?? { prefillMs: computeMs, besideMs: computeMs, contextTokenCount };
     this.#ledger.placed(
       key,
       {
@@ -158,9 +161,8 @@ export class GoodputPolicy implements PlacementPolicy {
   }
 
   #score(question: PlacementQuestion): Scored[] {
-    const { request, reservedOf, options, now } = question;
-    const { meanTokens } = this.#lengths.predict(request.tenant ?? "", request.promptTokenCount, request.maxTokens);
-    const contextTokenCount = request.promptTokenCount + meanTokens / 2;
+    const { request, reservedOf, options, now, answer } = question;
+    const contextTokenCount = request.promptTokenCount + answer.meanTokens / 2;
     const prefills: WorkerOutlook[] = [];
     const decodes: WorkerOutlook[] = [];
     const looked = this.#look(question);

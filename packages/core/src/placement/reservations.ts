@@ -1,4 +1,6 @@
 import { assert } from "../assert.ts";
+import type { Candidate } from "./choose-placement.ts";
+import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
 
 /** Names one request from its arrival to its end; grows with each arrival, so that a smaller key came earlier. */
 export type RequestKey = number & { readonly __unit: "requestKey" };
@@ -17,10 +19,12 @@ export interface Share {
 export interface Reserved {
   readonly blockCount: number;
   readonly promptTokenCount: number;
+  /** Prompts that are not computed yet. */
+  readonly promptCount: number;
   readonly sequenceCount: number;
 }
 
-export const NOTHING_RESERVED: Reserved = { blockCount: 0, promptTokenCount: 0, sequenceCount: 0 };
+export const NOTHING_RESERVED: Reserved = { blockCount: 0, promptTokenCount: 0, promptCount: 0, sequenceCount: 0 };
 
 /**
  * What this router promised to live requests, per incarnation of a worker. Counting promises instead of present use keeps a burst
@@ -80,19 +84,24 @@ export class ReservationTable {
     this.#sums.set(name, {
       blockCount: sum.blockCount + sign * share.blockCount,
       promptTokenCount: sum.promptTokenCount + sign * share.promptTokenCount,
+      promptCount: sum.promptCount + (share.promptTokenCount > 0 ? sign : 0),
       sequenceCount: sum.sequenceCount + sign * share.sequenceCount,
       shareCount,
     });
   }
 
   checkInvariants(): void {
-    const expected = new Map<string, { blocks: number; prompts: number; sequences: number; shares: number }>();
+    const expected = new Map<
+      string,
+      { blocks: number; tokens: number; prompts: number; sequences: number; shares: number }
+    >();
     for (const shares of this.#shares.values()) {
       for (const share of shares) {
         const name = share.incarnation;
-        const sum = expected.get(name) ?? { blocks: 0, prompts: 0, sequences: 0, shares: 0 };
+        const sum = expected.get(name) ?? { blocks: 0, tokens: 0, prompts: 0, sequences: 0, shares: 0 };
         sum.blocks += share.blockCount;
-        sum.prompts += share.promptTokenCount;
+        sum.tokens += share.promptTokenCount;
+        sum.prompts += Number(share.promptTokenCount > 0);
         sum.sequences += share.sequenceCount;
         sum.shares++;
         expected.set(name, sum);
@@ -103,7 +112,8 @@ export class ReservationTable {
       const recount = expected.get(name);
       assert(recount !== undefined, `${name} holds a sum and no request`);
       assert(sum.blockCount === recount.blocks && sum.blockCount >= 0, `blocks of ${name} are ${sum.blockCount}`);
-      assert(sum.promptTokenCount === recount.prompts, `prompt tokens of ${name} are ${sum.promptTokenCount}`);
+      assert(sum.promptCount === recount.prompts, `prompts of ${name} are ${sum.promptCount}`);
+      assert(sum.promptTokenCount === recount.tokens, `prompt tokens of ${name} are ${sum.promptTokenCount}`);
       assert(sum.sequenceCount === recount.sequences, `sequences of ${name} are ${sum.sequenceCount}`);
       assert(sum.shareCount === recount.shares, `shares of ${name} are ${sum.shareCount}`);
     }
@@ -113,4 +123,25 @@ export class ReservationTable {
 /** Names one incarnation of a worker. */
 export function incarnationOf(workerId: string, epoch: number): string {
   return `${workerId}@${epoch}`;
+}
+
+/** What a placement takes. */
+export function sharesOf(
+  { mode, prefill, decode, uncachedTokenCount }: Candidate,
+  request: RequestShape,
+): readonly Share[] {
+  const decodeShare: Share = {
+    incarnation: decode.incarnation,
+    blockCount: decodeBlockCount(request, decode.facts.blockSize),
+    promptTokenCount: mode === "aggregated" ? uncachedTokenCount : 0,
+    sequenceCount: 1,
+  };
+  if (prefill === undefined) return [decodeShare];
+  const prefillShare: Share = {
+    incarnation: prefill.incarnation,
+    blockCount: prefillBlockCount(request, prefill.facts.blockSize),
+    promptTokenCount: uncachedTokenCount,
+    sequenceCount: 0,
+  };
+  return [decodeShare, prefillShare];
 }

@@ -1,7 +1,9 @@
+import type { ServiceClass } from "../admission/service-class.ts";
 import type { ErrorReason } from "../kvasir-error.ts";
 import type { HolderEvent } from "../prefix-index/index.ts";
 import type { Candidate } from "./choose-placement.ts";
 import type { StreamId } from "./cluster-view.ts";
+import type { RequestOutcome } from "./placement-policy.ts";
 import type { RequestKey } from "./reservations.ts";
 import type { ReportedLoad, RequestShape, WorkerFacts } from "./worker-facts.ts";
 
@@ -47,8 +49,8 @@ export type RouterEvent =
       readonly keptPrefillWorkerId?: string;
     }
   | { readonly kind: "FirstTokenArrived"; readonly key: RequestKey }
-  /** Its stream ended, however it did. */
-  | { readonly kind: "RequestEnded"; readonly key: RequestKey }
+  /** Its stream ended, however it did; `outcome`: as far as its gateway told. */
+  | { readonly kind: "RequestEnded"; readonly key: RequestKey; readonly outcome?: RequestOutcome }
   /** Time passed. Deadlines are kept to the interval at which this comes. */
   | { readonly kind: "Ticked" };
 
@@ -61,8 +63,27 @@ export interface PlacementDecision {
   /** `waitedMs` included. */
   readonly predictedTtftMs: number;
   readonly predictedTbtMs: number;
+  /** Of one answer. */
+  readonly predictedOutputTokens: number;
+  /** As which it is served: `flex` where its targets could not be met and it may be late. */
+  readonly serviceClass: ServiceClass;
+  /** It cannot meet its targets, and is served all the same. */
+  readonly isBestEffort: boolean;
   readonly reason: string;
 }
+
+/** Why a request is refused, for programs. */
+export type RefusalCode =
+  /** Too many wait. */
+  | "queue_full"
+  /** It waited for as long as anybody may. */
+  | "queue_timeout"
+  /** It could not be served within its targets. */
+  | "slo_unattainable"
+  /** No worker that could serve it is attached. */
+  | "no_worker"
+  /** Nobody could serve it, ever. */
+  | "invalid_request";
 
 /** What the shell must do. */
 export type RouterEffect =
@@ -80,6 +101,7 @@ export type RouterEffect =
       readonly kind: "RejectRequest";
       readonly key: RequestKey;
       readonly reason: Extract<ErrorReason, "overloaded" | "unavailable" | "invalid_request">;
+      readonly code: RefusalCode;
       readonly message: string;
       readonly retryAfterMs: number;
       readonly field: string;

@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
+import { SERVICE_CLASSES, type ServiceClass } from "../admission/index.ts";
 import type { RequestKey } from "./reservations.ts";
 import type { RouterEffect, RouterEvent } from "./router-events.ts";
 import { RouterState } from "./router-state.ts";
@@ -11,7 +12,15 @@ const BLOCK_COUNT = 11;
 
 type Operation =
   | { readonly kind: "attach" | "detach" | "restart" | "report"; readonly worker: number; readonly free: number }
-  | { readonly kind: "arrive"; readonly prompt: number; readonly max: number }
+  | {
+      readonly kind: "arrive";
+      readonly prompt: number;
+      readonly max: number;
+      readonly tenant: string;
+      readonly serviceClass: ServiceClass;
+      readonly ttftMs: number | undefined;
+      readonly mayBeLate: boolean;
+    }
   | { readonly kind: "end" | "first_token" | "retry"; readonly request: number; readonly worker: number }
   | { readonly kind: "wait"; readonly ms: number };
 
@@ -28,6 +37,10 @@ const operation: fc.Arbitrary<Operation> = fc.oneof(
       kind: fc.constant("arrive"),
       prompt: fc.integer({ min: 1, max: 300 }),
       max: fc.integer({ min: 1, max: 60 }),
+      tenant: fc.constantFrom("a", "b"),
+      serviceClass: fc.constantFrom(...SERVICE_CLASSES),
+      ttftMs: fc.constantFrom(undefined, undefined, 150, 3_000),
+      mayBeLate: fc.boolean(),
     }),
   },
   {
@@ -45,7 +58,7 @@ interface Placed {
 
 /** The shell and its callers, with a plain ledger of what each live request must hold. */
 class World {
-  readonly router = new RouterState(routerOptions({ queueMax: 3 }));
+  readonly router = new RouterState(routerOptions({ queueMax: 3, workerQueue: { promptCount: 1, queueMaxMs: 50 } }));
   readonly streams = new Map<number, { streamId: number; epoch: number; sequence: number }>();
   readonly lastEpochs = new Map<number, number>();
   readonly waiting = new Map<RequestKey, RequestShape>();
@@ -88,7 +101,9 @@ class World {
       }
       case "arrive": {
         const key = ++this.keys as RequestKey;
-        const shape = request(operation.prompt, operation.max);
+        const { prompt, max, tenant, serviceClass, ttftMs, mayBeLate } = operation;
+        const objectives = ttftMs === undefined ? {} : { objectives: { ttftMs, mayBeLate } };
+        const shape: RequestShape = { ...request(prompt, max), tenant, serviceClass, ...objectives };
         this.waiting.set(key, shape);
         this.#apply({ kind: "RequestArrived", key, request: shape });
         break;
@@ -107,7 +122,7 @@ class World {
       case "end":
         this.placed.delete(key);
         this.waiting.delete(key);
-        this.#apply({ kind: "RequestEnded", key });
+        this.#apply({ kind: "RequestEnded", key, outcome: { outputTokenCount: workerIndex * 10, tbtMs: 12 } });
         break;
       case "first_token":
         if (placed) placed.prefill = undefined;
@@ -127,6 +142,11 @@ class World {
     for (const effect of this.router.apply(event, at(this.nowMs))) this.#take(effect);
     this.router.checkInvariants();
     this.#checkLedger();
+    // Nobody waits whose turn it is and who could be placed.
+    const again = this.router.apply({ kind: "Ticked" }, at(this.nowMs));
+    if (event.kind === "Ticked") expect(again.filter(({ kind }) => kind === "SendPlacement")).toEqual([]);
+    for (const effect of again) this.#take(effect);
+    this.#checkLedger();
   }
 
   #take(effect: RouterEffect): void {
@@ -136,9 +156,14 @@ class World {
         const shape = this.waiting.get(effect.key);
         expect(shape, `${effect.key} is placed and did not wait`).toBeDefined();
         if (!shape) return;
-        // First come first served: who waits before it either avoids a worker that failed it, or could run nowhere at all.
-        const first = [...this.waiting.keys()].find((key) => key < effect.key && !this.retried.has(key));
-        if (first !== undefined)
+        // Among a tenant's requests of one class without targets who comes first is served first, unless it could run nowhere at all.
+        const isLike = (other: RequestShape | undefined): boolean =>
+          other?.tenant === shape.tenant && other?.serviceClass === shape.serviceClass;
+        const first = [...this.waiting].find(
+          ([key, other]) =>
+            key < effect.key && !this.retried.has(key) && isLike(other) && other.objectives === undefined,
+        )?.[0];
+        if (first !== undefined && shape.objectives === undefined && !this.retried.has(effect.key))
           expect(this.#couldRun(this.waiting.get(first)), `${effect.key} overtook ${first}`).toBe(false);
         this.waiting.delete(effect.key);
         const { decode, prefill } = effect.decision.candidates[0];

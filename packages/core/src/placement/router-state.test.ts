@@ -180,7 +180,7 @@ test("a wait ends in overloaded at its limit, and the next in line moves up", ()
   for (let nowMs = 1_000; nowMs < 30_000; nowMs += 1_000) keepAlive(nowMs);
   router.tick(29_999);
   expect(router.tick(30_000)).toEqual([
-    "2 overloaded 2000: waited 30000 ms for room; all workers are full: the request needs 10 blocks on a mixed worker (free: m0 3)",
+    "2 overloaded 1000: waited 30000 ms for room; all workers are full: the request needs 10 blocks on a mixed worker (free: m0 3)",
     "3 on m0",
   ]);
 });

@@ -1,9 +1,9 @@
+import { AdmissionControl } from "../admission/admission-control.ts";
+import type { TenantShares } from "../admission/tenant-shares.ts";
 import { assert } from "../assert.ts";
 import { unreachable } from "../kvasir-error.ts";
 import type { PrefixIndexOptions } from "../prefix-index/index.ts";
-import { addNanos, type Instant, msFromNanos, type Nanos, nanosBetween } from "../time.ts";
-import { AdmissionQueue } from "./admission-queue.ts";
-import { type Candidate, type Exclusion, preferPrefill } from "./choose-placement.ts";
+import type { Instant, Nanos } from "../time.ts";
 import {
   type AttachedWorker,
   ClusterView,
@@ -11,15 +11,22 @@ import {
   type StreamId,
   type ViewOutcome,
 } from "./cluster-view.ts";
-import { describePlacement } from "./describe-placement.ts";
-import { checkFit, type FitOutcome, surelyFits } from "./fit.ts";
 import { GoodputPolicy } from "./goodput-policy.ts";
-import type { PlacementPolicy, PolicyOutcome } from "./placement-policy.ts";
+import type { PlacementPolicy } from "./placement-policy.ts";
 import type { PredictionOptions } from "./predict.ts";
 import { PrefixOverlap } from "./prefix-overlap.ts";
-import { incarnationOf, type RequestKey, ReservationTable, type Reserved, type Share } from "./reservations.ts";
+import { incarnationOf, ReservationTable, type Reserved } from "./reservations.ts";
 import type { RouterEffect, RouterEvent } from "./router-events.ts";
-import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
+
+/** When a worker has enough to compute; a prompt waits here when both are exceeded on every worker. */
+export interface WorkerQueueOptions {
+  /** Prompts on it, with the one that it computes. 2 keeps it busy between two; larger: tenants wait for what others have there already. */
+  readonly promptCount: number;
+  /** Time of the prompts before a new one. Larger: the same; smaller: workers may idle between short prompts. */
+  readonly queueMaxMs: number;
+}
+
+export const WORKER_QUEUE_DEFAULTS: WorkerQueueOptions = { promptCount: 2, queueMaxMs: 100 };
 
 export interface RouterOptions {
   /** Requests that may wait. Larger: longer waits before a refusal; smaller: bursts are refused that would have fitted. */
@@ -35,6 +42,8 @@ export interface RouterOptions {
   readonly localPrefillAfter: Nanos;
   /** Least time between two messages that say how the queue moved. */
   readonly positionInterval: Nanos;
+  /** How much may wait on workers before requests wait here instead. Absent: whatever has room goes to a worker at once. */
+  readonly workerQueue?: WorkerQueueOptions;
   readonly view: ClusterViewOptions;
   readonly prediction: PredictionOptions;
   /** Chooses among the workers. Default `GoodputPolicy`; the simulator compares others with it. */
@@ -42,61 +51,32 @@ export interface RouterOptions {
   readonly prefixIndex: PrefixIndexOptions;
 }
 
-interface LiveRequest {
-  readonly key: RequestKey;
-  readonly request: RequestShape;
-  /** Workers that failed it, and when that was said. */
-  readonly excludedAt: Map<string, Instant>;
-  readonly arrivedAt: Instant;
-  isPlaced: boolean;
-  wasPlaced: boolean;
-  /** Taken before others, where it is a candidate; empty: none. */
-  keptPrefillWorkerId: string;
-  waitingSince: Instant;
-  /** Since when no capable worker is attached; undefined while one is. */
-  noWorkerSince: Instant | undefined;
-  /** Version of the cluster for which `noWorkerSince` was found. */
-  checkedVersion: number;
-  lastPosition: number;
-  /** Why it still waits. */
-  blockedBy: string;
-}
-
-const RETRY_AFTER_MIN_MS = 100;
-const RETRY_AFTER_MAX_MS = 30_000;
-/** Assumed time between two placements before one was seen, and the most that is believed of a quiet time. */
-const PLACEMENT_INTERVAL_MAX_MS = 1_000;
-/** Weight of the newest interval in the mean. */
-const PLACEMENT_INTERVAL_GAIN = 0.2;
-/** Failed workers remembered per request; a message may name more, honest ones never do. */
-const EXCLUDED_MAX = 64;
-
 /**
  * Everything the router decides: which workers count, who waits, who is placed where, who is refused. A state machine without
  * clock or I/O; the shell feeds it events and carries out the effects in order.
  */
 export class RouterState {
-  readonly #options: RouterOptions;
   readonly #view: ClusterView;
   readonly #overlap: PrefixOverlap;
   readonly #policy: PlacementPolicy;
   readonly #reservations = new ReservationTable();
-  readonly #queue = new AdmissionQueue();
-  readonly #live = new Map<RequestKey, LiveRequest>();
+  readonly #admission: AdmissionControl;
   readonly #reservedOf = (incarnation: string): Reserved => this.#reservations.of(incarnation);
-  #placementIntervalMs = PLACEMENT_INTERVAL_MAX_MS;
-  #lastPlacementAt: Instant | undefined;
-  #positionsSentAt = 0 as Instant;
 
   constructor(options: RouterOptions) {
-    this.#options = options;
     this.#view = new ClusterView(options.view);
     this.#overlap = new PrefixOverlap(options.prefixIndex);
     this.#policy = options.policy ?? new GoodputPolicy();
+    this.#admission = new AdmissionControl(options, {
+      view: this.#view,
+      overlap: this.#overlap,
+      policy: this.#policy,
+      reservations: this.#reservations,
+    });
   }
 
   get queuedCount(): number {
-    return this.#queue.size;
+    return this.#admission.queuedCount;
   }
 
   /** Requests placed and not ended. */
@@ -123,6 +103,11 @@ export class RouterState {
     return this.#reservedOf(incarnationOf(workerId, epoch));
   }
 
+  /** What each tenant of a model was served. */
+  sharesOf(model: string): TenantShares {
+    return this.#admission.sharesOf(model);
+  }
+
   apply(event: RouterEvent, now: Instant): readonly RouterEffect[] {
     const effects: RouterEffect[] = [];
     switch (event.kind) {
@@ -135,7 +120,7 @@ export class RouterState {
         const { streamId, epoch, sequence } = event;
         const outcome = this.#view.report(streamId, epoch, sequence, event.load, this.#reservedOf, now);
         this.#answerWorker(streamId, sequence, outcome, effects);
-        this.#placeWaiting(now, effects);
+        this.#admission.placeWaiting(now, effects, true);
         break;
       }
       case "WorkerCacheChanged": {
@@ -150,24 +135,26 @@ export class RouterState {
       }
       case "WorkerLeft":
         this.#leave(event.streamId, now);
-        this.#placeWaiting(now, effects);
+        this.#admission.placeWaiting(now, effects);
         break;
       case "RequestArrived":
-        this.#arrive(event.key, event.request, event.excludedWorkerIds ?? [], now, effects);
+        this.#admission.arrive(event.key, event.request, event.excludedWorkerIds ?? [], now, effects);
         break;
       case "RequestRetried":
-        this.#retry(event.key, event.excludedWorkerIds, event.keptPrefillWorkerId ?? "", now, effects);
+        this.#admission.retry(event.key, event.excludedWorkerIds, event.keptPrefillWorkerId ?? "", now, effects);
         break;
       case "FirstTokenArrived":
         this.#reservations.endPrefill(event.key);
         this.#policy.firstToken?.(event.key, now);
-        this.#placeWaiting(now, effects);
+        this.#admission.placeWaiting(now, effects);
         break;
       case "RequestEnded":
-        if (this.#forget(event.key, now)) this.#placeWaiting(now, effects);
+        if (this.#admission.end(event.key, event.outcome, now)) this.#admission.placeWaiting(now, effects);
         break;
       case "Ticked":
-        this.#tick(now, effects);
+        this.#overlap.sweep();
+        for (const workerId of this.#view.advance(now)) effects.push({ kind: "ReportLostWorker", workerId });
+        this.#admission.tick(now, effects);
         break;
       default:
         unreachable(event);
@@ -193,266 +180,9 @@ export class RouterState {
     effects.push({ kind: "AcknowledgeWorker", streamId, sequence });
   }
 
-  #arrive(
-    key: RequestKey,
-    request: RequestShape,
-    excludedWorkerIds: readonly string[],
-    now: Instant,
-    effects: RouterEffect[],
-  ): void {
-    assert(!this.#live.has(key), `request ${key} arrived twice`);
-    const fit = this.#checkFit(request);
-    if (fit.kind === "never") {
-      const { message, field } = fit;
-      effects.push({ kind: "RejectRequest", key, reason: "invalid_request", message, retryAfterMs: 0, field });
-      return;
-    }
-    const live: LiveRequest = {
-      key,
-      request,
-      excludedAt: new Map(),
-      arrivedAt: now,
-      isPlaced: false,
-      wasPlaced: false,
-      keptPrefillWorkerId: "",
-      waitingSince: now,
-      noWorkerSince: undefined,
-      checkedVersion: -1,
-      lastPosition: -1,
-      blockedBy: "",
-    };
-    exclude(live, excludedWorkerIds, now);
-    this.#live.set(key, live);
-    this.#admit(live, this.#options.queueMax, now, effects);
-  }
-
-  #checkFit(request: RequestShape): FitOutcome {
-    if (surelyFits(request, this.#view.workers())) return { kind: "possible" };
-    const known = [...this.#view.workers()].map((worker) => worker.facts);
-    return checkFit(request, [...known, ...this.#view.departed()]);
-  }
-
-  #retry(
-    key: RequestKey,
-    excludedWorkerIds: readonly string[],
-    keptPrefillWorkerId: string,
-    now: Instant,
-    effects: RouterEffect[],
-  ): void {
-    const live = this.#live.get(key);
-    if (live === undefined) return; // It was refused while its message was on the way.
-    exclude(live, excludedWorkerIds, now);
-    if (!live.isPlaced) return;
-    this.#release(key, now);
-    live.isPlaced = false;
-    live.keptPrefillWorkerId = keptPrefillWorkerId;
-    live.waitingSince = now;
-    live.noWorkerSince = undefined;
-    live.checkedVersion = -1;
-    live.lastPosition = -1;
-    // It was admitted once: a full queue is no reason to drop it in the middle of its answer.
-    this.#admit(live, Number.POSITIVE_INFINITY, now, effects);
-    this.#placeWaiting(now, effects);
-  }
-
-  /** Queues a request and places at once what can be placed. */
-  #admit(live: LiveRequest, queueMax: number, now: Instant, effects: RouterEffect[]): void {
-    const { key, request } = live;
-    if (this.#queue.size >= queueMax) {
-      // A place at the end of a full queue is refused, unless it would not wait at all.
-      const isNext = this.#queue.laneSize(request.model) === 0;
-      const outcome = isNext ? this.#choose(live, now) : undefined;
-      if (outcome?.kind === "placed") {
-        this.#place(live, outcome.candidates, now, effects);
-        return;
-      }
-      this.#live.delete(key);
-      const message = `${this.#queue.size} requests wait already, the most that may`;
-      effects.push(this.#rejection(key, "overloaded", message));
-      return;
-    }
-    this.#queue.add(request.model, key);
-    this.#placeLane(request.model, now, effects);
-    if (live.isPlaced) return;
-    live.lastPosition = this.#queue.position(request.model, key);
-    effects.push({ kind: "SendQueued", key, position: live.lastPosition });
-  }
-
-  #placeWaiting(now: Instant, effects: RouterEffect[]): void {
-    if (this.#queue.size === 0) return;
-    for (const model of this.#queue.models()) this.#placeLane(model, now, effects);
-  }
-
-  /** Places a model's requests in their order, up to the first that must wait for room. */
-  #placeLane(model: string, now: Instant, effects: RouterEffect[]): void {
-    for (const key of this.#queue.lane(model)) {
-      const live = this.#live.get(key);
-      assert(live !== undefined, `request ${key} waits and does not live`);
-      const hasExclusions = live.excludedAt.size > 0;
-      const isKnown = live.noWorkerSince !== undefined && live.checkedVersion === this.#view.version;
-      if (isKnown && !hasExclusions && !this.#mayPrefillLocally(live, now)) continue;
-      const outcome = this.#choose(live, now);
-      switch (outcome.kind) {
-        case "placed":
-          this.#queue.remove(model, key);
-          this.#place(live, outcome.candidates, now, effects);
-          break;
-        case "full":
-          live.noWorkerSince = undefined;
-          live.blockedBy = outcome.message;
-          // Whoever avoids a worker must not keep others from it.
-          if (hasExclusions) break;
-          return;
-        case "late":
-          effects.push(this.#rejection(key, "overloaded", outcome.message, outcome.retryAfterMs));
-          this.#forget(key, now);
-          break;
-        case "no_worker":
-          live.noWorkerSince ??= now;
-          live.checkedVersion = this.#view.version;
-          live.blockedBy = outcome.message;
-          break;
-      }
-    }
-  }
-
-  #choose(live: LiveRequest, now: Instant): PolicyOutcome {
-    const outcome = this.#policy.choose({
-      workers: this.#view.workers(),
-      request: live.request,
-      waitedMs: msFromNanos(nanosBetween(live.arrivedAt, now)),
-      reservedOf: this.#reservedOf,
-      exclusionOf: (worker) => exclusionOf(worker, live.excludedAt),
-      options: {
-        ...this.#options.prediction,
-        mayPrefillLocally: this.#mayPrefillLocally(live, now),
-        cachedTokensOf: this.#overlap.of(live.request),
-      },
-      now,
-    });
-    // An answer that has begun goes on, however late.
-    if (outcome.kind === "late" && live.wasPlaced) {
-      return this.#choose({ ...live, request: { ...live.request, objectives: undefined } }, now);
-    }
-    return outcome.kind === "placed" ? preferPrefill(outcome, live.keptPrefillWorkerId) : outcome;
-  }
-
-  #mayPrefillLocally({ excludedAt, noWorkerSince }: LiveRequest, now: Instant): boolean {
-    if (excludedAt.size > 0) return true;
-    return noWorkerSince !== undefined && now >= addNanos(noWorkerSince, this.#options.localPrefillAfter);
-  }
-
-  #place(
-    live: LiveRequest,
-    candidates: readonly [Candidate, ...Candidate[]],
-    now: Instant,
-    effects: RouterEffect[],
-  ): void {
-    const [best] = candidates;
-    this.#reservations.hold(live.key, sharesOf(best, live.request));
-    this.#policy.placed?.(live.key, best, live.request, now);
-    live.isPlaced = true;
-    live.wasPlaced = true;
-    if (this.#lastPlacementAt !== undefined) {
-      const sinceMs = Math.min(msFromNanos(nanosBetween(this.#lastPlacementAt, now)), PLACEMENT_INTERVAL_MAX_MS);
-      this.#placementIntervalMs += PLACEMENT_INTERVAL_GAIN * (sinceMs - this.#placementIntervalMs);
-    }
-    this.#lastPlacementAt = now;
-    const waitedMs = msFromNanos(nanosBetween(live.waitingSince, now));
-    const decision = {
-      candidates,
-      promptTokenCount: live.request.promptTokenCount,
-      waitedMs,
-      predictedTtftMs: waitedMs + best.ttftMs,
-      predictedTbtMs: best.tbtMs,
-      reason: describePlacement(candidates, live.request, waitedMs),
-    };
-    effects.push({ kind: "SendPlacement", key: live.key, decision });
-  }
-
-  #tick(now: Instant, effects: RouterEffect[]): void {
-    this.#overlap.sweep();
-    for (const workerId of this.#view.advance(now)) effects.push({ kind: "ReportLostWorker", workerId });
-    if (this.#queue.size === 0) return;
-    this.#placeWaiting(now, effects);
-    const { queueTimeout, noWorkerGrace, positionInterval } = this.#options;
-    for (const model of this.#queue.models()) {
-      for (const key of this.#queue.lane(model)) {
-        const live = this.#live.get(key);
-        assert(live !== undefined, `request ${key} waits and does not live`);
-        const { noWorkerSince, waitingSince, blockedBy } = live;
-        const waitedMs = Math.round(msFromNanos(nanosBetween(waitingSince, now)));
-        if (noWorkerSince !== undefined && now >= addNanos(noWorkerSince, noWorkerGrace)) {
-          effects.push(this.#rejection(key, "unavailable", `${blockedBy}; waited ${waitedMs} ms for one`));
-          this.#forget(key, now);
-        } else if (now >= addNanos(waitingSince, queueTimeout)) {
-          effects.push(
-            this.#rejection(key, "overloaded", `waited ${waitedMs} ms for room; ${blockedBy || "others are first"}`),
-          );
-          this.#forget(key, now);
-        }
-      }
-    }
-    // A request that was refused may have stood before one that fits.
-    this.#placeWaiting(now, effects);
-    if (now < addNanos(this.#positionsSentAt, positionInterval)) return;
-    this.#positionsSentAt = now;
-    this.#sendPositions(effects);
-  }
-
-  #sendPositions(effects: RouterEffect[]): void {
-    for (const model of this.#queue.models()) {
-      this.#queue.lane(model).forEach((key, position) => {
-        const live = this.#live.get(key);
-        if (live === undefined || live.lastPosition === position) return;
-        live.lastPosition = position;
-        effects.push({ kind: "SendQueued", key, position });
-      });
-    }
-  }
-
-  /** `retryAfterMs`: when the queue as it is will have been placed, at the pace of late. */
-  #rejection(
-    key: RequestKey,
-    reason: "overloaded" | "unavailable",
-    message: string,
-    atLeastMs = RETRY_AFTER_MIN_MS,
-  ): RouterEffect {
-    const drainMs = Math.ceil(this.#queue.size * this.#placementIntervalMs);
-    const retryAfterMs =
-      reason === "unavailable"
-        ? Math.round(msFromNanos(this.#options.noWorkerGrace))
-        : Math.min(Math.max(drainMs, atLeastMs), RETRY_AFTER_MAX_MS);
-    return { kind: "RejectRequest", key, reason, message, retryAfterMs, field: "" };
-  }
-
-  #release(key: RequestKey, now: Instant): void {
-    this.#reservations.release(key);
-    this.#policy.ended?.(key, now);
-  }
-
-  #forget(key: RequestKey, now: Instant): boolean {
-    const live = this.#live.get(key);
-    if (live === undefined) return false;
-    this.#live.delete(key);
-    if (live.isPlaced) this.#release(key, now);
-    else this.#queue.remove(live.request.model, key);
-    return true;
-  }
-
   checkInvariants(): void {
     this.#reservations.checkInvariants();
-    this.#queue.checkInvariants();
-    let placed = 0;
-    for (const live of this.#live.values()) {
-      assert(
-        live.isPlaced === this.#reservations.has(live.key),
-        `request ${live.key} holds what its state does not say`,
-      );
-      if (live.isPlaced) placed++;
-    }
-    assert(placed === this.#reservations.requestCount, "a reservation outlived its request");
-    assert(this.#live.size - placed === this.#queue.size, "a live request neither waits nor is placed");
+    this.#admission.checkInvariants();
     for (const { facts, incarnation } of this.#view.workers()) {
       const { blockCount } = this.#reservedOf(incarnation);
       assert(
@@ -461,37 +191,4 @@ export class RouterState {
       );
     }
   }
-}
-
-function exclude(live: LiveRequest, workerIds: readonly string[], now: Instant): void {
-  for (const workerId of workerIds) {
-    if (live.excludedAt.has(workerId) || live.excludedAt.size < EXCLUDED_MAX) live.excludedAt.set(workerId, now);
-  }
-}
-
-/**
- * A worker that failed a request is avoided for it. Before it has reported again it is not used at all: its stream may not have
- * noticed yet that it is dead.
- */
-function exclusionOf(worker: AttachedWorker, excludedAt: ReadonlyMap<string, Instant>): Exclusion {
-  const since = excludedAt.get(worker.facts.workerId);
-  if (since === undefined) return "none";
-  return worker.reportedAt > since ? "avoid" : "forbid";
-}
-
-function sharesOf({ mode, prefill, decode, uncachedTokenCount }: Candidate, request: RequestShape): readonly Share[] {
-  const decodeShare: Share = {
-    incarnation: decode.incarnation,
-    blockCount: decodeBlockCount(request, decode.facts.blockSize),
-    promptTokenCount: mode === "aggregated" ? uncachedTokenCount : 0,
-    sequenceCount: 1,
-  };
-  if (prefill === undefined) return [decodeShare];
-  const prefillShare: Share = {
-    incarnation: prefill.incarnation,
-    blockCount: prefillBlockCount(request, prefill.facts.blockSize),
-    promptTokenCount: uncachedTokenCount,
-    sequenceCount: 0,
-  };
-  return [decodeShare, prefillShare];
 }

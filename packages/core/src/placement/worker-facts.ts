@@ -1,3 +1,4 @@
+import type { ServiceClass } from "../admission/service-class.ts";
 import type { StepCost } from "../cost/step-cost.ts";
 import { sharedBlockCount, worstCaseBlockCount } from "../scheduler/capacity.ts";
 import type { KvModel } from "./pair.ts";
@@ -55,7 +56,7 @@ export interface Objectives {
   readonly ttftMs?: number;
   /** Mean gap between tokens, in milliseconds. Absent: any. */
   readonly tbtMs?: number;
-  /** What cannot be met is not refused, but served after those that can. */
+  /** What cannot be met is not refused, but served after those that can: as `flex`, and on a best effort. */
   readonly mayBeLate: boolean;
 }
 
@@ -79,8 +80,18 @@ export interface RequestShape {
   /** For each layout that workers have. Default: nothing is known of the text. */
   readonly promptHashes?: readonly PromptHashes[];
   readonly objectives?: Objectives | undefined;
-  /** Whose it is, as hex; answers of one tenant are alike. */
+  /** Whose share of the cluster it takes, as hex; answers of one tenant are alike. */
   readonly tenant?: string;
+  /** The tenant's share beside those of others. Default 1. */
+  readonly tenantWeight?: number;
+  /** Default `default`. */
+  readonly serviceClass?: ServiceClass;
+  /** Among the tenant's requests of its class; smaller goes first. Default 0. */
+  readonly priority?: number;
+  /** Of a conversation: goes where its last turn went, among workers that are as good. Default: of none. */
+  readonly sessionId?: string;
+  /** Of prompts with answers of like length, named by the caller. Default: told by the prompt's length. */
+  readonly promptClass?: string;
 }
 
 /** Blocks that a request can come to hold where it is decoded: its prompt and everything it may generate. */

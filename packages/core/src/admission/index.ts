@@ -1,0 +1,3 @@
+export { AdmissionQueue, type Backlog, type Turns, type Waiting } from "./admission-queue.ts";
+export { CLASS_OFFSET_TOKENS, CLASS_PATIENCE, SERVICE_CLASSES, type ServiceClass } from "./service-class.ts";
+export { OUTPUT_TOKEN_PRICE, TenantShares } from "./tenant-shares.ts";
