@@ -22,6 +22,8 @@ export interface ErrorFacts {
   readonly field?: string;
   /** The worker that failed, where it is another one than the one that tells. */
   readonly workerId?: string;
+  /** Within the reason, for programs; absent where the reason says all. */
+  readonly code?: string;
   readonly cause?: unknown;
 }
 
@@ -32,6 +34,7 @@ export class KvasirError extends Error {
   readonly retryAfterMs: number;
   readonly field: string;
   readonly workerId: string;
+  readonly code: string;
 
   constructor(facts: ErrorFacts) {
     super(facts.message, facts.cause === undefined ? undefined : { cause: facts.cause });
@@ -39,6 +42,7 @@ export class KvasirError extends Error {
     this.retryAfterMs = facts.retryAfterMs ?? 0;
     this.field = facts.field ?? "";
     this.workerId = facts.workerId ?? "";
+    this.code = facts.code ?? "";
   }
 }
 

@@ -34,6 +34,7 @@ export function statusFromError(error: unknown): StatusObject {
     retryAfterMs: known.retryAfterMs,
     field: known.field,
     workerId: known.workerId,
+    code: known.code,
   });
   metadata.set(ERROR_METADATA_KEY, Buffer.from(toBinary(ErrorDetailSchema, detail)));
   return { code: TABLE[known.reason].code, details: known.message, metadata };
@@ -53,6 +54,7 @@ export function errorFromService(error: unknown): KvasirError {
         retryAfterMs: detail.retryAfterMs,
         field: detail.field,
         workerId: detail.workerId,
+        code: detail.code,
         cause: error,
       });
     } catch {

@@ -1,4 +1,4 @@
-import type { PlacementPolicy, ReportedLoad, WorkerRole } from "@kvasir/core";
+import type { PlacementPolicy, ReportedLoad, WorkerQueueOptions, WorkerRole } from "@kvasir/core";
 import type { DeviceProfile } from "./device-profile.ts";
 import type { LinkOptions } from "./link.ts";
 
@@ -50,6 +50,8 @@ export interface SimulationSpec {
   /** The router's own when absent. */
   readonly policy?: PlacementPolicy | undefined;
   readonly queueMax: number;
+  /** What may wait on workers before requests wait at the router; absent: all that has room. */
+  readonly workerQueue?: WorkerQueueOptions | undefined;
   readonly quirks?: readonly WorkerQuirk[];
   readonly faults?: readonly Fault[];
   /** Each needs a router that stands by, and there is one for each. */

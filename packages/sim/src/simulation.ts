@@ -82,6 +82,7 @@ export class Simulation implements RequestWorld {
         handoverMs: 4 * spec.rpcMs,
       },
       prefixIndex: prefixRoom(spec),
+      ...(spec.workerQueue === undefined ? {} : { workerQueue: spec.workerQueue }),
     };
     const leader = new RouterState(
       spec.policy === undefined ? routerOptions : { ...routerOptions, policy: spec.policy },
@@ -167,7 +168,11 @@ export class Simulation implements RequestWorld {
     this.#shapes.delete(request);
     this.#askedIn.delete(request);
     if (request.outcome === "rejected") return;
-    this.events.after(this.rpcNanos, () => this.#tell({ kind: "RequestEnded", key: request.key as RequestKey }));
+    const outcome = { outputTokenCount: request.tokenCount, tbtMs: request.tpotMs };
+    const told = request.outcome === "finished" ? { outcome } : {};
+    this.events.after(this.rpcNanos, () =>
+      this.#tell({ kind: "RequestEnded", key: request.key as RequestKey, ...told }),
+    );
   }
 
   #arrive(key: number, trace: TraceRequest): void {

@@ -14,6 +14,7 @@ import { connectState } from "@kvasir/state";
 import { exposeCertificateExpiry, startAdminServer, startTelemetry } from "@kvasir/telemetry";
 import { loadModelFacts, loadTokenizer } from "@kvasir/tokenizer";
 import { createMetrics } from "./metrics.ts";
+import { loadPolicies, NO_POLICIES } from "./policies.ts";
 import { longestTokenBytes, type ServedModel } from "./prepare.ts";
 import { RunningRequests } from "./running-requests.ts";
 import { buildServer } from "./server.ts";
@@ -57,10 +58,17 @@ const SPECS = {
     min: 0,
     help: "target for the mean gap between tokens of requests that name none; 0: no target",
   },
-  sloMayBeLate: {
-    type: "boolean",
-    env: "KVASIR_SLO_MAY_BE_LATE",
-    help: "serve late what cannot meet its targets, unless the request says otherwise",
+  sloOnMiss: {
+    type: "string",
+    env: "KVASIR_SLO_ON_MISS",
+    default: "reject",
+    choices: ["reject", "best_effort"],
+    help: "what becomes of requests that cannot meet their targets, unless they say otherwise: refused, or served after others",
+  },
+  policies: {
+    type: "string",
+    env: "KVASIR_POLICIES",
+    help: "JSON file with shares, tiers and targets of tenants, and targets of models; default: all are alike, and each API key is a tenant",
   },
   bodyLimit: { type: "bytes", env: "KVASIR_BODY_LIMIT", default: "8MiB", help: "largest request body" },
   requestTimeoutMs: {
@@ -103,6 +111,7 @@ await runMain(options, serve);
 
 async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
   const end = waitForEnd(values.parentWatch);
+  const policies = values.policies === undefined ? NO_POLICIES : loadPolicies(values.policies);
   const id = values.id ?? `gateway-${hostname()}-${process.pid}`;
   const telemetry = startTelemetry({ service: "gateway", instanceId: id });
   const transport = transportFrom(tlsFilesFrom(values), { role: "gateway", id }, telemetry.logger);
@@ -136,10 +145,11 @@ async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
     metrics: createMetrics(telemetry.registry),
     running,
     tenantSecret: values.tenantSecret,
-    objectives: {
-      ttftMs: values.sloTtftMs,
-      tpotMs: values.sloTpotMs,
-      mayBeLate: values.sloMayBeLate === true,
+    policies,
+    slo: {
+      ...(values.sloTtftMs > 0 ? { ttft_ms: values.sloTtftMs } : {}),
+      ...(values.sloTpotMs > 0 ? { tpot_ms: values.sloTpotMs } : {}),
+      on_miss: values.sloOnMiss,
     },
     requestTimeoutMs: values.requestTimeoutMs,
     stallTimeoutMs: values.stallTimeoutMs,

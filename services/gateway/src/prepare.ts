@@ -1,7 +1,7 @@
 import type { ChatMessage, ChatTokenizer, ModelFacts } from "@kvasir/tokenizer";
 import { RequestError } from "./http/openai-error.ts";
 import type { ChatRequest, CompletionRequest } from "./http/schema.ts";
-import type { SloField } from "./objectives.ts";
+import type { WishFields } from "./placement-wishes.ts";
 import { checkMinTokens, prepareSampling, type Sampling } from "./prepare-sampling.ts";
 
 /** OpenAI's default for completions; chats may fill the context. */
@@ -35,8 +35,8 @@ export interface PreparedRequest {
   readonly includeUsage: boolean;
   /** Narrows who may reuse this request's KV. */
   readonly cacheSalt: string | undefined;
-  /** The body's targets for its latency. */
-  readonly slo: SloField | undefined;
+  /** What the body says of how urgent it is, and of what it goes with. */
+  readonly wishes: WishFields;
 }
 
 /** Renders and tokenizes a chat, off the event loop. */
@@ -115,7 +115,7 @@ export async function prepareCompletion(model: ServedModel, request: CompletionR
 
 function commonOutput(
   request: ChatRequest | CompletionRequest,
-): Pick<PreparedRequest, "choiceCount" | "stops" | "keepStop" | "stream" | "includeUsage" | "cacheSalt" | "slo"> {
+): Pick<PreparedRequest, "choiceCount" | "stops" | "keepStop" | "stream" | "includeUsage" | "cacheSalt" | "wishes"> {
   if (request.stream_options != null && request.stream !== true) {
     throw new RequestError("stream_options needs stream: true", { param: "stream_options", code: "invalid_value" });
   }
@@ -131,7 +131,13 @@ function commonOutput(
     stream: request.stream ?? false,
     includeUsage: request.stream_options?.include_usage ?? false,
     cacheSalt: request.cache_salt ?? undefined,
-    slo: request.kvasir?.slo ?? undefined,
+    wishes: {
+      slo: request.kvasir?.slo ?? undefined,
+      serviceTier: request.service_tier ?? undefined,
+      priority: request.priority ?? 0,
+      sessionId: request.session_id ?? undefined,
+      promptCacheKey: request.prompt_cache_key ?? undefined,
+    },
   };
 }
 

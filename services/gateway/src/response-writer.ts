@@ -98,8 +98,12 @@ export function wholeWriter(reply: FastifyReply, shape: ResponseShape, choiceCou
 
 /** An error as the whole response. */
 export function sendError(reply: FastifyReply, error: unknown): number {
-  const { status, body, retryAfterS } = httpErrorFrom(error);
-  if (retryAfterS !== undefined) reply.header("retry-after", String(retryAfterS));
+  const { status, body, retryAfterMs } = httpErrorFrom(error);
+  if (retryAfterMs !== undefined) {
+    reply.header("retry-after", String(Math.max(1, Math.ceil(retryAfterMs / 1_000))));
+    // Whole seconds are coarse; OpenAI's clients read this one first.
+    reply.header("retry-after-ms", String(retryAfterMs));
+  }
   reply.code(status).send(body);
   return status;
 }

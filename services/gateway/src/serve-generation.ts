@@ -1,5 +1,5 @@
 import { KvasirError } from "@kvasir/core";
-import { type CachedTokens, PlacementMode, type SampledToken } from "@kvasir/proto";
+import { type CachedTokens, type Placement, PlacementMode, type SampledToken } from "@kvasir/proto";
 import { failSpan, type Telemetry } from "@kvasir/telemetry";
 import { type Attributes, context, propagation, type Span, SpanKind, trace } from "@opentelemetry/api";
 import type { FastifyReply, FastifyRequest } from "fastify";
@@ -7,10 +7,11 @@ import { RequestError } from "./http/openai-error.ts";
 import { parseBody } from "./http/parse-body.ts";
 import { ChatRequest, CompletionRequest, checkRequest } from "./http/schema.ts";
 import type { GatewayMetrics } from "./metrics.ts";
-import { objectivesOf, type RequestObjectives } from "./objectives.ts";
 import { echoedEntries, type PromptLogprobs, promptLogprobs } from "./output/prompt-logprobs.ts";
 import { chatShape, completionShape, type Tail } from "./output/response-shape.ts";
 import { createTokenText } from "./output/token-text.ts";
+import { tierOf, wishesOf } from "./placement-wishes.ts";
+import type { Policies, SloDefaults } from "./policies.ts";
 import { type PreparedRequest, prepareChat, prepareCompletion, type ServedModel } from "./prepare.ts";
 import { constraintError, type FieldConstraint } from "./prepare-constraint.ts";
 import { type ResponseWriter, sendError, streamWriter, wholeWriter } from "./response-writer.ts";
@@ -27,8 +28,10 @@ export interface GenerationDeps {
   readonly running: RunningRequests;
   /** Under which tenants' scopes are derived. */
   readonly tenantSecret: string;
-  /** Of requests that name none. */
-  readonly objectives: RequestObjectives;
+  /** Defaults by tenant and model. */
+  readonly policies: Policies;
+  /** Targets of requests for which nobody else names any. */
+  readonly slo: SloDefaults;
   readonly requestTimeoutMs: number;
   readonly stallTimeoutMs: number;
   readonly resumeTimeoutMs: number;
@@ -75,23 +78,33 @@ export async function serveGeneration(
   try {
     const prepared = await prepare(model, endpoint, request.body);
     constraint = prepared.sampling.constraint;
+    const wishes = wishesOf(request.headers, prepared.wishes, model.name, deps.tenantSecret, deps.policies, deps.slo);
+    let placement: Placement | undefined;
     const shapeFacts = {
       id: `${endpoint === "chat" ? "chatcmpl" : "cmpl"}-${request.id}`,
       model: model.name,
       createdAtUnixS: Math.floor(Date.now() / 1000),
       withLogprobs: prepared.sampling.logprobs,
       withUsage: prepared.includeUsage,
+      // Told to those who asked, and where it is not what was asked for.
+      serviceTier: () => {
+        if (prepared.wishes.serviceTier === undefined && placement?.isBestEffort !== true) return undefined;
+        return tierOf(placement?.serviceClass ?? wishes.serviceClass);
+      },
     };
     span.setAttributes({ ...requestAttributes(model, prepared), "gen_ai.response.id": shapeFacts.id });
     const shape = endpoint === "chat" ? chatShape(shapeFacts) : completionShape(shapeFacts);
     writer = prepared.stream
       ? streamWriter(reply, shape, prepared.includeUsage)
       : wholeWriter(reply, shape, prepared.choiceCount);
-    await run(deps, prepared, writer, span, {
+    const onPlaced = (latest: Placement): void => {
+      placement = latest;
+    };
+    await run(deps, prepared, writer, span, onPlaced, {
       requestId: request.id,
       model: model.name,
       tenantScope: tenantScope(deps.tenantSecret, request.headers.authorization, prepared.cacheSalt),
-      objectives: objectivesOf(request.headers, prepared.slo, deps.objectives),
+      wishes,
       context: spanContext,
       tracer: telemetry.tracer,
       signal: abort.signal,
@@ -128,6 +141,7 @@ async function run(
   prepared: PreparedRequest,
   writer: ResponseWriter,
   span: Span,
+  onPlaced: (placement: Placement) => void,
   facts: RunFacts,
 ): Promise<void> {
   const { metrics } = deps;
@@ -150,6 +164,7 @@ async function run(
     if (prepared.echo && choices[choice]?.tokenCount === 0) echo(tokenizer, prepared, promptToken, writer, choice);
   };
   const end = await generate(deps.upstream, prepared, facts, {
+    placed: onPlaced,
     tokens(tokens, index): SinkAnswer {
       const choice = choices[index];
       if (choice === undefined) return "enough";
@@ -268,6 +283,7 @@ function tailOf(
       // Their KV was converted on its way, so that tokens may differ from those of another placement.
       approximate_prompt_tokens: finished?.approximatePromptTokens ?? 0,
       placement_reason: placement.reason,
+      best_effort: placement.isBestEffort,
       local_prefill: placement.localPrefill,
       resumes: end.resumeCount,
       timings: {
@@ -315,5 +331,6 @@ function responseAttributes(end: GenerationEnd, { usage, kvasir }: Tail, finishe
     "kvasir.placements": end.placementCount,
     "kvasir.resumes": end.resumeCount,
     "kvasir.local_prefill": kvasir.local_prefill,
+    "kvasir.best_effort": kvasir.best_effort,
   };
 }

@@ -1,5 +1,6 @@
 import { request as httpRequest } from "node:http";
 import { KvasirError } from "@kvasir/core";
+import { ServiceClass } from "@kvasir/proto";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { Script } from "./testing/fake-upstream.ts";
 import { each, GatewayBench, post } from "./testing/gateway-bench.ts";
@@ -43,7 +44,9 @@ test("the openai client streams a chat: role once, text, reason, usage, and Kvas
   expect(extension).toMatchObject({ mode: "split", prefill_worker: "p0", decode_worker: "d0", kv_bytes_moved: 77 });
   expect(extension).toMatchObject({ approximate_prompt_tokens: 9 });
   await expect.poll(() => upstream.seen.placeEnded).toBe(1);
-  expect(upstream.seen.places.map((place) => place.kind.case)).toEqual(["start", "firstToken"]);
+  expect(upstream.seen.places.map((place) => place.kind.case)).toEqual(["start", "firstToken", "finished"]);
+  const last = upstream.seen.places.at(-1)?.kind;
+  expect(last?.value).toMatchObject({ outputTokenCount: 11, tbtMs: expect.any(Number) });
 });
 
 test("without streaming the body is whole, with log-probabilities when asked", async () => {
@@ -230,7 +233,7 @@ test("request ids are kept, models listed, probes answered", async () => {
 test("targets in headers and body reach the router, less the time that passed here", async () => {
   const { url, upstream } = await start({ batches: [tokensOf("ok")] });
   const headers = { "content-type": "application/json", "x-slo-ttft-ms": "60000", "x-llm-d-slo-tpot-ms": "45" };
-  const body = JSON.stringify({ ...chat, kvasir: { slo: { tpot_ms: 30, may_be_late: true } } });
+  const body = JSON.stringify({ ...chat, kvasir: { slo: { tpot_ms: 30, on_miss: "best_effort" } } });
   expect((await fetch(`${url}/v1/chat/completions`, { method: "POST", headers, body })).status).toBe(200);
   const [place] = upstream.seen.places;
   if (place?.kind.case !== "start") throw new Error("no placement was asked for");
@@ -245,4 +248,51 @@ test("a target that is no time is refused with its name", async () => {
   const response = await fetch(`${url}/v1/chat/completions`, { method: "POST", headers, body: JSON.stringify(chat) });
   expect(response.status).toBe(400);
   expect(await response.json()).toMatchObject({ error: { param: "x-slo-ttft-ms", code: "invalid_value" } });
+});
+
+test("a refusal for want of room in time is a 429 that programs can read, with when to come back to the millisecond", async () => {
+  const message = "no placement meets the targets: the best would have TTFT 900 ms of 300";
+  const refuse = new KvasirError({ reason: "overloaded", code: "slo_unattainable", message, retryAfterMs: 1_340 });
+  const { url, openai } = await gateway.start([{ batches: [] }], { refuse });
+  const response = await post(url, chat);
+  expect(response.status).toBe(429);
+  expect(await response.json()).toEqual({
+    error: { message, type: "overloaded_error", param: null, code: "slo_unattainable" },
+  });
+  expect([response.headers.get("retry-after"), response.headers.get("retry-after-ms")]).toEqual(["2", "1340"]);
+  const error = await openai.chat.completions.create(chat, { maxRetries: 0 }).catch((thrown: unknown) => thrown);
+  expect(error).toMatchObject({ status: 429, code: "slo_unattainable", name: "Error" });
+});
+
+test("the tier that a request is served as is told to who asked, and to whom it is not what was asked for", async () => {
+  const served = async (placement: object, fields: object, stream = false) => {
+    const { openai, upstream } = await gateway.start([{ batches: [tokensOf("ok")] }], { placement });
+    const body = { ...chat, ...fields };
+    const asked = () => {
+      const [place] = upstream.seen.places;
+      return place?.kind.case === "start" ? place.kind.value : undefined;
+    };
+    if (!stream) return { tier: (await openai.chat.completions.create(body)).service_tier, asked: asked() };
+    const tiers = new Set<unknown>();
+    for await (const chunk of await openai.chat.completions.create({ ...body, stream: true }))
+      tiers.add(chunk.service_tier);
+    return { tier: [...tiers], asked: asked() };
+  };
+  const flex = await served({ serviceClass: ServiceClass.FLEX }, { service_tier: "flex", priority: -3 }, true);
+  expect(flex.tier).toEqual(["flex"]);
+  expect(flex.asked).toMatchObject({ serviceClass: ServiceClass.FLEX, priority: -3, tenantWeight: 1 });
+  expect((await served({ serviceClass: ServiceClass.DEFAULT }, { service_tier: "auto" })).tier).toBe("default");
+  expect((await served({ serviceClass: ServiceClass.DEFAULT }, {})).tier).toBeUndefined();
+  expect((await served({ serviceClass: ServiceClass.FLEX, isBestEffort: true }, {})).tier).toBe("flex");
+});
+
+test("a session in body or header, and the prompt's cache key, reach the router as keys that say nothing else", async () => {
+  const { url, upstream } = await start({ batches: [tokensOf("ok")] });
+  await (await post(url, { ...chat, session_id: "s1", prompt_cache_key: "support" })).text();
+  await (await post(url, { ...chat, prompt_cache_key: "support" }, { "x-session-id": "s1" })).text();
+  const [one, two] = upstream.seen.places.flatMap(({ kind }) => (kind.case === "start" ? [kind.value] : []));
+  expect(one?.sessionKey).toHaveLength(16);
+  expect(one?.sessionKey).toEqual(two?.sessionKey);
+  expect(one?.promptClass).toEqual(two?.promptClass);
+  expect(one?.tenant).toHaveLength(16);
 });

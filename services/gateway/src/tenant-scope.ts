@@ -13,9 +13,24 @@ export function tenantScope(
   authorization: string | undefined,
   cacheSalt: string | undefined,
 ): Uint8Array {
-  const key = BEARER.exec(authorization ?? "")?.[1];
+  const key = bearerKey(authorization);
   const tenant = derive(secret, key === undefined ? "tenant:default" : `key:${key}`);
   return cacheSalt === undefined ? tenant : derive(tenant, `salt:${cacheSalt}`);
+}
+
+/** Whose share of the cluster a request takes: a tenant that the policies name, whatever its key, else that of its key. A salt changes nothing. */
+export function tenantId(secret: string, authorization: string | undefined, name: string | undefined): Uint8Array {
+  return name === undefined ? tenantScope(secret, authorization, undefined) : derive(secret, `policy:${name}`);
+}
+
+/** A name of the tenant's own, as it is told to the router. */
+export function tenantKey(tenant: Uint8Array, kind: "session" | "prompt", name: string): Uint8Array {
+  return derive(tenant, `${kind}:${name}`);
+}
+
+/** The API key of a request; undefined when it came without one. */
+export function bearerKey(authorization: string | undefined): string | undefined {
+  return BEARER.exec(authorization ?? "")?.[1];
 }
 
 function derive(key: string | Uint8Array, label: string): Uint8Array {

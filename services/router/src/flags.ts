@@ -1,4 +1,5 @@
 import { defineOptions, TLS_OPTIONS } from "@kvasir/config";
+import { WORKER_QUEUE_DEFAULTS } from "@kvasir/core";
 
 export const ROUTER_FLAGS = defineOptions("kvasir-router", "places requests on workers", {
   id: {
@@ -30,7 +31,7 @@ export const ROUTER_FLAGS = defineOptions("kvasir-router", "places requests on w
     env: "KVASIR_QUEUE_MAX",
     default: 1024,
     min: 0,
-    help: "Requests that may wait for room. Larger: longer waits before a refusal; smaller: bursts are refused.",
+    help: "Requests that may wait; beyond it the tenant with most of them is refused. Larger: longer waits before a refusal; smaller: bursts are refused.",
   },
   queueTimeoutMs: {
     type: "integer",
@@ -38,6 +39,20 @@ export const ROUTER_FLAGS = defineOptions("kvasir-router", "places requests on w
     default: 30_000,
     min: 1,
     help: "Longest wait for room before a request is refused as overloaded.",
+  },
+  workerQueuePrompts: {
+    type: "integer",
+    env: "KVASIR_WORKER_QUEUE_PROMPTS",
+    default: WORKER_QUEUE_DEFAULTS.promptCount,
+    min: 0,
+    help: "Prompts that a worker may have, the one that it computes included, before others wait here; 0: any number. Larger: tenants wait behind what others have there; 1: workers idle between prompts.",
+  },
+  workerQueueMs: {
+    type: "integer",
+    env: "KVASIR_WORKER_QUEUE_MS",
+    default: WORKER_QUEUE_DEFAULTS.queueMaxMs,
+    min: 0,
+    help: "Time of prompts on a worker up to which it takes more of them all the same. Larger: tenants wait behind what others have there; smaller: workers may idle between short prompts.",
   },
   noWorkerGraceMs: {
     type: "integer",

@@ -1,11 +1,11 @@
-import type { PlacementDecision, RouterState } from "@kvasir/core";
+import { type PlacementDecision, type RouterState, SERVICE_CLASSES } from "@kvasir/core";
 import { Counter, Gauge, Histogram, type Registry } from "prom-client";
 
 const WAIT_BUCKETS_S = [0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
 
 export interface RouterMetrics {
   placed(decision: PlacementDecision): void;
-  rejected(reason: string): void;
+  rejected(reason: string, code: string): void;
   retried(): void;
   workerLost(): void;
   streamRefused(): void;
@@ -30,11 +30,22 @@ export function registerMetrics(registry: Registry, state: RouterState): RouterM
   });
   const rejections = new Counter({
     name: "kvasir_router_rejected_total",
-    help: "Requests refused, by reason.",
-    labelNames: ["reason"],
+    help: "Requests refused, by reason and code.",
+    labelNames: ["reason", "code"],
     registers,
   });
-  for (const reason of ["overloaded", "unavailable", "invalid_request"]) rejections.inc({ reason }, 0);
+  for (const code of ["queue_full", "queue_timeout", "slo_unattainable"]) {
+    rejections.inc({ reason: "overloaded", code }, 0);
+  }
+  rejections.inc({ reason: "unavailable", code: "no_worker" }, 0);
+  rejections.inc({ reason: "invalid_request", code: "invalid_request" }, 0);
+  const classes = new Counter({
+    name: "kvasir_router_served_total",
+    help: "Requests placed, by the class they are served as, and whether that is all that can be done for their targets; a retry counts again.",
+    labelNames: ["class", "best_effort"],
+    registers,
+  });
+  for (const name of SERVICE_CLASSES) classes.inc({ class: name, best_effort: "no" }, 0);
   const retries = new Counter({
     name: "kvasir_router_retries_total",
     help: "Requests that asked for another placement.",
@@ -131,10 +142,11 @@ export function registerMetrics(registry: Registry, state: RouterState): RouterM
       promptTokens.inc({ cached: "yes" }, decision.promptTokenCount - uncachedTokenCount);
       placements.inc({ mode: decision.candidates[0].mode });
       if (decision.candidates[0].isLocalPrefill) localPrefills.inc();
+      classes.inc({ class: decision.serviceClass, best_effort: decision.isBestEffort ? "yes" : "no" });
       waits.observe(decision.waitedMs / 1_000);
       predictions.observe(decision.predictedTtftMs / 1_000);
     },
-    rejected: (reason) => rejections.inc({ reason }),
+    rejected: (reason, code) => rejections.inc({ reason, code }),
     retried: () => retries.inc(),
     workerLost: () => lost.inc(),
     streamRefused: () => refused.inc(),

@@ -1,5 +1,5 @@
 import { hashBlocks, nanosFromMs, PREDICTION_DEFAULTS, prefixRoot } from "@kvasir/core";
-import { PlacementMode, RouterService } from "@kvasir/proto";
+import { PlacementMode, RouterService, ServiceClass } from "@kvasir/proto";
 import { createServer, type RpcServer } from "@kvasir/rpc";
 import { type SpanRecord, startTelemetry, type Telemetry } from "@kvasir/telemetry";
 import { context, trace } from "@opentelemetry/api";
@@ -164,7 +164,11 @@ test("a wait without room ends as overloaded, with a time to come back; a full q
   await peers.request(300, 20).placed();
   const waiting = await peers.request(300, 20).queued();
   const refused = await peers.request(300, 20).ended;
-  expect(refused).toMatchObject({ reason: "overloaded", message: "1 requests wait already, the most that may" });
+  expect(refused).toMatchObject({
+    reason: "overloaded",
+    code: "queue_full",
+    message: "1 requests wait already, the most that may",
+  });
   expect(refused?.retryAfterMs).toBeGreaterThan(0);
   const timedOut = await waiting.ended;
   expect(timedOut).toMatchObject({
@@ -172,7 +176,8 @@ test("a wait without room ends as overloaded, with a time to come back; a full q
     message: expect.stringMatching(/^waited 6\d\d ms for room; /),
   });
   const metrics = await telemetry.registry.metrics();
-  expect(metrics).toContain('kvasir_router_rejected_total{reason="overloaded"} 2');
+  expect(metrics).toContain('kvasir_router_rejected_total{reason="overloaded",code="queue_full"} 1');
+  expect(metrics).toContain('kvasir_router_rejected_total{reason="overloaded",code="queue_timeout"} 1');
   expect(metrics).toContain('kvasir_router_placements_total{mode="aggregated"} 1');
   expect(metrics).toContain("kvasir_router_placed 1");
   expect(metrics).toContain("kvasir_router_reserved_blocks 10");
@@ -392,4 +397,59 @@ test("a router that stands by follows its workers, refuses requests, and places 
   expect([workers.map(({ hello }) => hello?.workerId), leaderToken]).toEqual([["m0"], 0n]);
   router.setLeaderToken(9);
   expect((await peers.request(100, 20).placed()).leaderToken).toBe(9n);
+});
+
+test("a tenant's share, class and place among its own decide who is next; the class it is served as comes with the placement", async () => {
+  await up("m0");
+  const tenant = (byte: number) => new Uint8Array(16).fill(byte);
+  const first = peers.request(300, 20, { tenant: tenant(1) });
+  await first.placed();
+  const flex = await peers.request(300, 20, { tenant: tenant(2), serviceClass: ServiceClass.FLEX }).queued();
+  const late = await peers.request(300, 20, { tenant: tenant(1), priority: 5 }).queued();
+  const urgent = await peers.request(300, 20, { tenant: tenant(1), priority: -5 }).queued();
+  const order: string[] = [];
+  const note = async (name: string, request: typeof first) => {
+    const { serviceClass } = await request.placed();
+    order.push(`${name} ${ServiceClass[serviceClass]}`);
+    request.stream.end();
+  };
+  const all = [note("flex", flex), note("late", late), note("urgent", urgent)];
+  first.stream.end();
+  await Promise.all(all);
+  expect(order).toEqual(["urgent DEFAULT", "late DEFAULT", "flex FLEX"]);
+});
+
+test("what a gateway says of an answer's length is predicted for the next one of its kind, and never more than was asked for", async () => {
+  await up("m0");
+  const answer = async (outputTokenCount: number, promptClass = new Uint8Array()) => {
+    const request = peers.request(100, 60, { promptClass });
+    const { predictedOutputTokens } = await request.placed();
+    request.stream.write({ kind: { case: "finished", value: { outputTokenCount, tbtMs: 10 } } });
+    request.stream.end();
+    expect(await request.ended).toBeUndefined();
+    return predictedOutputTokens;
+  };
+  expect(await answer(12)).toBe(60);
+  expect(await answer(12)).toBe(12);
+  const kind = new Uint8Array(16).fill(9);
+  for (let i = 0; i < 8; i++) await answer(4_000_000_000, kind);
+  expect(await answer(5, kind)).toBeGreaterThan(55);
+  expect(await answer(5)).toBeLessThan(55);
+});
+
+test("who may be late and is goes on as flex, and says so", async () => {
+  await up("m0");
+  const refused = await peers.request(300, 20, { ttftTargetMs: 20 }).ended;
+  expect(refused).toMatchObject({ reason: "overloaded", code: "slo_unattainable" });
+  const placement = await peers.request(300, 20, { ttftTargetMs: 20, mayBeLate: true }).placed();
+  expect(placement).toMatchObject({ serviceClass: ServiceClass.FLEX, isBestEffort: true });
+});
+
+test.each([
+  [{ tenant: new Uint8Array(3) }, "start.tenant"],
+  [{ sessionKey: new Uint8Array(33) }, "start.session_key"],
+  [{ promptClass: new Uint8Array(33) }, "start.prompt_class"],
+])("a request with %j is refused by the field", async (extra, field) => {
+  await up("m0");
+  expect(await peers.request(10, 10, extra).ended).toMatchObject({ reason: "invalid_request", field });
 });

@@ -5,6 +5,7 @@ import {
   placementReadiness,
   type RefusedPair,
   type RequestKey,
+  type RequestOutcome,
   type RequestShape,
   refusedPairs,
   type StreamId,
@@ -19,6 +20,7 @@ import {
   cacheChangeFromWire,
   factsFromHello,
   loadFromWire,
+  outcomeFromFinished,
   requestFromStart,
   safeNumber,
   wireFromDecision,
@@ -67,6 +69,7 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
   /** Of the placement that was given last. */
   let given: PlaceSpan | undefined;
   let retryCount = 0;
+  let outcome: RequestOutcome | undefined;
   const key: RequestKey = router.openRequest({
     queued(position) {
       span?.queued(position);
@@ -108,8 +111,12 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
           given?.firstToken();
           router.apply({ kind: "FirstTokenArrived", key });
           break;
+        case "finished":
+          if (asked === undefined) throw wrong("finished", "finished came before start");
+          outcome = outcomeFromFinished(kind.value, asked.request);
+          break;
         case undefined:
-          throw wrong("kind", "the message is empty; send start, retry or first_token");
+          throw wrong("kind", "the message is empty; send start, retry, first_token or finished");
       }
     }
   };
@@ -122,7 +129,7 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
   } finally {
     span?.failed(new KvasirError({ reason: "cancelled", message: "the caller left before a placement" }));
     given?.close();
-    router.closeRequest(key);
+    router.closeRequest(key, outcome);
   }
 }
 

@@ -3,6 +3,7 @@ import {
   KvasirError,
   type PlacementDecision,
   type RequestKey,
+  type RequestOutcome,
   type RouterEffect,
   type RouterEvent,
   type RouterOptions,
@@ -89,9 +90,10 @@ export class Router {
     return key;
   }
 
-  closeRequest(key: RequestKey): void {
+  /** `outcome`: what its answers were like, where it ran. */
+  closeRequest(key: RequestKey, outcome?: RequestOutcome): void {
     this.#requests.delete(key);
-    this.apply({ kind: "RequestEnded", key });
+    this.apply({ kind: "RequestEnded", key, ...(outcome === undefined ? {} : { outcome }) });
   }
 
   openWorker(sink: WorkerSink): StreamId {
@@ -124,7 +126,7 @@ export class Router {
         this.#requests.get(effect.key)?.placed(effect.decision);
         break;
       case "RejectRequest":
-        this.metrics.rejected(effect.reason);
+        this.metrics.rejected(effect.reason, effect.code);
         this.#requests.get(effect.key)?.fail(new KvasirError(effect));
         break;
       case "AcknowledgeWorker":

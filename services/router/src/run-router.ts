@@ -35,6 +35,9 @@ export async function runRouter(values: RouterValues): Promise<void> {
       noWorkerGrace: nanosFromMs(values.noWorkerGraceMs),
       localPrefillAfter: nanosFromMs(values.localPrefillAfterMs),
       positionInterval: nanosFromMs(POSITION_INTERVAL_MS),
+      ...(values.workerQueuePrompts === 0
+        ? {}
+        : { workerQueue: { promptCount: values.workerQueuePrompts, queueMaxMs: values.workerQueueMs } }),
       view: { silenceMax: nanosFromMs(values.workerSilenceMaxMs), returnGrace: nanosFromMs(values.noWorkerGraceMs) },
       prefixIndex: PREFIX_INDEX_DEFAULTS,
       prediction: { ...PREDICTION_DEFAULTS, kvBytesPerSecond: values.kvBytesPerSecond },

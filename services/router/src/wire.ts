@@ -9,7 +9,9 @@ import {
   type PlacementDecision,
   type PromptHashes,
   type ReportedLoad,
+  type RequestOutcome,
   type RequestShape,
+  type ServiceClass,
   type StepCost,
   type WorkerFacts,
   type WorkerRole,
@@ -18,9 +20,11 @@ import {
   type CacheEvent,
   CacheMedium,
   KvDtype,
+  type PlaceFinished,
   PlacementMode,
   type PlacementSchema,
   type PlaceStart,
+  ServiceClass as WireClass,
   type PromptHashes as WirePromptHashes,
   WorkerRole as WireRole,
   type WorkerHello,
@@ -29,6 +33,9 @@ import {
 } from "@kvasir/proto";
 
 const TEXT_LENGTH_MAX = 256;
+const KEY_BYTES_MAX = 32;
+/** A tenant's weight is at most this, and at least one over it. */
+const WEIGHT_MAX = 1_000;
 /** Prefill workers named beside the one that is placed on. */
 const OTHER_PREFILLS_MAX = 2;
 /** Layouts of one model whose hashes are looked up; a cluster has one, or two while it is upgraded. */
@@ -39,6 +46,16 @@ const MEDIA_BY_WIRE = new Map<CacheMedium, Medium>([
   [CacheMedium.STORE, "store"],
   [CacheMedium.DISK, "disk"],
 ]);
+const CLASSES = new Map<WireClass, ServiceClass>([
+  [WireClass.PRIORITY, "priority"],
+  [WireClass.DEFAULT, "default"],
+  [WireClass.FLEX, "flex"],
+]);
+const WIRE_CLASSES: Readonly<Record<ServiceClass, WireClass>> = {
+  priority: WireClass.PRIORITY,
+  default: WireClass.DEFAULT,
+  flex: WireClass.FLEX,
+};
 const ROLES = new Map<WireRole, WorkerRole>([
   [WireRole.PREFILL, "prefill"],
   [WireRole.DECODE, "decode"],
@@ -129,6 +146,15 @@ export function requestFromStart(start: PlaceStart): RequestShape {
   const { length } = start.tenantScope;
   if (length !== 0 && length !== 16)
     throw wrong("start.tenant_scope", `the tenant scope has ${length} bytes; it has 16`);
+  if (start.tenant.length !== 0 && start.tenant.length !== 16)
+    throw wrong("start.tenant", `the tenant has ${start.tenant.length} bytes; it has 16`);
+  for (const [field, key] of [
+    ["session_key", start.sessionKey],
+    ["prompt_class", start.promptClass],
+  ] as const) {
+    if (key.length > KEY_BYTES_MAX)
+      throw wrong(`start.${field}`, `${field} has ${key.length} bytes; send at most ${KEY_BYTES_MAX}`);
+  }
   const { model, promptTokenCount, maxTokens, choiceCount } = start;
   const objectives = objectivesFromStart(start);
   return {
@@ -136,12 +162,34 @@ export function requestFromStart(start: PlaceStart): RequestShape {
     promptTokenCount,
     maxTokens,
     choiceCount: Math.max(1, choiceCount),
-    tenant: Buffer.from(start.tenantScope).toString("hex"),
+    tenant: hex(start.tenant.length > 0 ? start.tenant : start.tenantScope),
+    tenantWeight: weightFromWire(start.tenantWeight),
+    serviceClass: CLASSES.get(start.serviceClass) ?? "default",
+    priority: start.priority,
+    ...(start.sessionKey.length > 0 ? { sessionId: hex(start.sessionKey) } : {}),
+    ...(start.promptClass.length > 0 ? { promptClass: hex(start.promptClass) } : {}),
     promptHashes: start.promptHashes
       .slice(0, LAYOUTS_MAX)
       .map((entry) => promptHashesFromWire(entry, promptTokenCount)),
     ...(objectives === undefined ? {} : { objectives }),
   };
+}
+
+/** What a request's gateway says of its answers; more than was asked for is not believed. */
+export function outcomeFromFinished(
+  { outputTokenCount, tbtMs }: PlaceFinished,
+  { maxTokens, choiceCount = 1 }: RequestShape,
+): RequestOutcome {
+  return { outputTokenCount: Math.min(outputTokenCount, maxTokens * choiceCount), tbtMs: measured(tbtMs) };
+}
+
+/** A weight that cannot be counts as 1, one beyond all measure as the most. */
+function weightFromWire(weight: number): number {
+  return Math.min(Math.max(measured(weight) || 1, 1 / WEIGHT_MAX), WEIGHT_MAX);
+}
+
+function hex(bytes: Uint8Array): string {
+  return Buffer.from(bytes).toString("hex");
 }
 
 function promptHashesFromWire(
@@ -209,6 +257,9 @@ export function wireFromDecision(
     ...(fetch === undefined ? {} : { fetch: { holder: workerRef(fetch.holder), tokenEnd: fetch.tokenEnd } }),
     otherPrefills: otherPrefills.slice(0, OTHER_PREFILLS_MAX),
     leaderToken: BigInt(leaderToken),
+    serviceClass: WIRE_CLASSES[decision.serviceClass],
+    isBestEffort: decision.isBestEffort,
+    predictedOutputTokens: decision.predictedOutputTokens,
   };
 }
 

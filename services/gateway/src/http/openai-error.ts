@@ -28,8 +28,8 @@ export class RequestError extends Error {
 export interface HttpError {
   readonly status: number;
   readonly body: OpenAiErrorBody;
-  /** Seconds, whole, for `Retry-After`. */
-  readonly retryAfterS?: number;
+  /** When to come back. */
+  readonly retryAfterMs?: number;
 }
 
 /** How anything thrown is told to an HTTP client. What is not known to us is told as `internal`, without its message. */
@@ -40,9 +40,9 @@ export function httpErrorFrom(error: unknown): HttpError {
   if (error instanceof KvasirError) {
     const { status, type } = httpFromReason(error.reason);
     const param = error.reason === "invalid_request" && error.field !== "" ? error.field : null;
-    const answer = { status, body: body(error.message, type, param, error.reason) };
+    const answer = { status, body: body(error.message, type, param, error.code || error.reason) };
     const retryable = status === 429 || status === 503;
-    return retryable ? { ...answer, retryAfterS: Math.max(1, Math.ceil(error.retryAfterMs / 1000)) } : answer;
+    return retryable ? { ...answer, retryAfterMs: Math.max(1, Math.round(error.retryAfterMs)) } : answer;
   }
   return { status: 500, body: body("the gateway failed; its log says why", "internal_error", null, "internal") };
 }

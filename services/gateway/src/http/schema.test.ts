@@ -34,7 +34,7 @@ test.each([
   ["n", 0],
   ["n", 129],
   ["store", true],
-  ["service_tier", "flex"],
+  ["service_tier", "scale"],
   ["ignore_eos", 1],
   ["min_p", 1.5],
   ["typical_p", 0],

@@ -48,6 +48,9 @@ const Seed = z.union(
 /** Of a request's latency, in milliseconds. */
 const TargetMs = z.number().gt(0).max(3_600_000);
 
+/** Of a conversation or a kind of prompt. */
+const Name = z.string().min(1).max(256);
+
 /** Fields of both endpoints. `null` means absent, as OpenAI's clients send it. */
 const COMMON = {
   model: z.string().min(1),
@@ -64,10 +67,22 @@ const COMMON = {
   kvasir: z
     .strictObject({
       slo: z
-        .strictObject({ ttft_ms: TargetMs.nullish(), tpot_ms: TargetMs.nullish(), may_be_late: z.boolean().nullish() })
+        .strictObject({
+          ttft_ms: TargetMs.nullish(),
+          tpot_ms: TargetMs.nullish(),
+          on_miss: z.enum(["reject", "best_effort"]).nullish(),
+        })
         .nullish(),
     })
     .nullish(),
+  service_tier: z.enum(["auto", "default", "flex", "priority"]).nullish(),
+  priority: z
+    .int()
+    .min(-(2 ** 31))
+    .max(2 ** 31 - 1)
+    .nullish(),
+  prompt_cache_key: Name.nullish(),
+  session_id: Name.nullish(),
   // Without effect here.
   user: z.string().nullish(),
   metadata: z.record(z.string(), z.unknown()).nullish(),
@@ -126,7 +141,6 @@ export const ChatRequest = z.strictObject({
   logprobs: z.boolean().nullish(),
   top_logprobs: z.int().min(0).max(20).nullish(),
   store: z.literal(false).nullish(),
-  service_tier: z.enum(["auto", "default"]).nullish(),
 });
 export type ChatRequest = z.infer<typeof ChatRequest>;
 

@@ -32,6 +32,8 @@ export interface KvasirExtension {
   readonly cached_tokens: CachedBySource;
   readonly approximate_prompt_tokens: number;
   readonly placement_reason: string;
+  /** It could not meet its targets, and was served all the same. */
+  readonly best_effort: boolean;
   /** The decode worker computed the prompt, because no prefill worker was left. */
   readonly local_prefill: boolean;
   /** How often a worker was lost after the first token and the answer went on elsewhere. */
@@ -68,6 +70,8 @@ export interface ResponseFacts {
   readonly withLogprobs: boolean;
   /** The stream ends with usage; the chunks before it then say that theirs is null, as OpenAI's do. */
   readonly withUsage: boolean;
+  /** OpenAI's `service_tier`: as what the request is served, known once it is placed; undefined: not to be told. */
+  readonly serviceTier: () => string | undefined;
 }
 
 export const DONE_EVENT = "data: [DONE]\n\n";
@@ -81,10 +85,30 @@ function chunkEnd(facts: ResponseFacts): string {
   return facts.withUsage ? '}],"usage":null}\n\n' : "}]}\n\n";
 }
 
+/** What each chunk begins with, and whole answers too; built when the first token comes. */
+function headOf(facts: ResponseFacts, object: string): () => object {
+  let head: object | undefined;
+  return () => {
+    if (head !== undefined) return head;
+    const tier = facts.serviceTier();
+    const { id, createdAtUnixS: created, model } = facts;
+    head = { id, object, created, model, ...(tier === undefined ? {} : { service_tier: tier }) };
+    return head;
+  };
+}
+
+function beginOf(head: () => object): () => string {
+  let begin: string | undefined;
+  return () => {
+    begin ??= `data: ${JSON.stringify(head()).slice(0, -1)},"choices":[{"index":`;
+    return begin;
+  };
+}
+
 /** Chat completions. What is the same in each chunk is built once: only text and log-probabilities are encoded per token. */
 export function chatShape(facts: ResponseFacts): ResponseShape {
-  const head = { id: facts.id, object: "chat.completion.chunk", created: facts.createdAtUnixS, model: facts.model };
-  const begin = `data: ${JSON.stringify(head).slice(0, -1)},"choices":[{"index":`;
+  const head = headOf(facts, "chat.completion.chunk");
+  const begin = beginOf(head);
   const close = chunkEnd(facts);
   const logprobs = (entries: readonly LogprobEntry[]) =>
     facts.withLogprobs ? JSON.stringify({ content: entries, refusal: null }) : "null";
@@ -92,12 +116,12 @@ export function chatShape(facts: ResponseFacts): ResponseShape {
     `${first ? '"role":"assistant",' : ""}"content":${JSON.stringify(text)}`;
   return {
     chunk: (index, text, entries, first) =>
-      `${begin}${index},"delta":{${delta(text, first)}},"logprobs":${logprobs(entries)},"finish_reason":null${close}`,
+      `${begin()}${index},"delta":{${delta(text, first)}},"logprobs":${logprobs(entries)},"finish_reason":null${close}`,
     lastChunk: (index, text, finish, first) =>
-      `${begin}${index},"delta":{${text === "" && !first ? "" : delta(text, first)}},"logprobs":null,"finish_reason":"${finish}"${close}`,
-    usageChunk: (tail) => `data: ${JSON.stringify({ ...head, choices: [], ...tail })}\n\n`,
+      `${begin()}${index},"delta":{${text === "" && !first ? "" : delta(text, first)}},"logprobs":null,"finish_reason":"${finish}"${close}`,
+    usageChunk: (tail) => `data: ${JSON.stringify({ ...head(), choices: [], ...tail })}\n\n`,
     whole: (choices, tail) => ({
-      ...head,
+      ...head(),
       object: "chat.completion",
       choices: choices.map(({ text, logprobs: entries, finish }, index) => ({
         index,
@@ -112,8 +136,8 @@ export function chatShape(facts: ResponseFacts): ResponseShape {
 
 /** Completions, with the older shape of log-probabilities. */
 export function completionShape(facts: ResponseFacts): ResponseShape {
-  const head = { id: facts.id, object: "text_completion", created: facts.createdAtUnixS, model: facts.model };
-  const begin = `data: ${JSON.stringify(head).slice(0, -1)},"choices":[{"index":`;
+  const head = headOf(facts, "text_completion");
+  const begin = beginOf(head);
   const close = chunkEnd(facts);
   const textOffsets: number[] = [];
   const legacy = (index: number, entries: readonly LogprobEntry[]) => {
@@ -134,13 +158,13 @@ export function completionShape(facts: ResponseFacts): ResponseShape {
   return {
     chunk: (index, text, entries) => {
       const logprobs = JSON.stringify(legacy(index, entries));
-      return `${begin}${index},"text":${JSON.stringify(text)},"logprobs":${logprobs},"finish_reason":null${close}`;
+      return `${begin()}${index},"text":${JSON.stringify(text)},"logprobs":${logprobs},"finish_reason":null${close}`;
     },
     lastChunk: (index, text, finish) =>
-      `${begin}${index},"text":${JSON.stringify(text)},"logprobs":null,"finish_reason":"${finish}"${close}`,
-    usageChunk: (tail) => `data: ${JSON.stringify({ ...head, choices: [], ...tail })}\n\n`,
+      `${begin()}${index},"text":${JSON.stringify(text)},"logprobs":null,"finish_reason":"${finish}"${close}`,
+    usageChunk: (tail) => `data: ${JSON.stringify({ ...head(), choices: [], ...tail })}\n\n`,
     whole: (choices, { prompt_logprobs, ...tail }) => ({
-      ...head,
+      ...head(),
       choices: choices.map(({ text, logprobs: entries, finish }, index) => ({
         index,
         text,

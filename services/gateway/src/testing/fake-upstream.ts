@@ -4,6 +4,7 @@ import {
   DecodeService,
   FinishReason,
   type GenerateRequest,
+  type Placement,
   PlacementMode,
   type PlaceRequest,
   RouterService,
@@ -26,6 +27,10 @@ export interface Script {
 export interface FakeRouterOptions {
   /** Lets every request wait in the queue. Default false. */
   readonly queueForever?: boolean;
+  /** Refuses every request. */
+  readonly refuse?: KvasirError;
+  /** More of every placement. */
+  readonly placement?: Partial<Pick<Placement, "serviceClass" | "isBestEffort">>;
 }
 
 /** A router and a decode worker over real gRPC that follow a script; for faults that real ones cannot be asked for. */
@@ -87,9 +92,10 @@ export async function startFakeUpstream(scripts: readonly Script[], options: Fak
         call.once("cancelled", end);
         for await (const request of messages(call)) {
           seen.places.push(request);
-          if (request.kind.case === "firstToken") continue;
+          if (request.kind.case === "firstToken" || request.kind.case === "finished") continue;
+          if (options.refuse !== undefined) throw options.refuse;
           if (options.queueForever) call.write({ kind: { case: "queued", value: { position: 0 } } });
-          else call.write({ kind: { case: "placed", value: placementOn(workerAddress) } });
+          else call.write({ kind: { case: "placed", value: { ...placementOn(workerAddress), ...options.placement } } });
         }
         end();
       },

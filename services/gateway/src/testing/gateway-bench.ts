@@ -5,7 +5,7 @@ import { startTelemetry, type Telemetry } from "@kvasir/telemetry";
 import { loadModelFacts, loadTokenizer } from "@kvasir/tokenizer";
 import OpenAI from "openai";
 import { createMetrics } from "../metrics.ts";
-import { NO_OBJECTIVES } from "../objectives.ts";
+import { NO_POLICIES } from "../policies.ts";
 import { longestTokenBytes, type ServedModel } from "../prepare.ts";
 import { RunningRequests } from "../running-requests.ts";
 import { buildServer, type ServerDeps } from "../server.ts";
@@ -48,7 +48,8 @@ export class GatewayBench {
       telemetry: this.telemetry,
       metrics: createMetrics(this.telemetry.registry),
       running,
-      objectives: NO_OBJECTIVES,
+      policies: NO_POLICIES,
+      slo: {},
       tenantSecret: "test",
       requestTimeoutMs: 5_000,
       stallTimeoutMs: 300,

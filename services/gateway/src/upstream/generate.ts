@@ -9,6 +9,7 @@ import {
   nanosBetween,
   nanosFromMs,
   prefixRoot,
+  type RequestOutcome,
   RequestProgress,
 } from "@kvasir/core";
 import { type GenerateFinished, type Placement, PlacementMode } from "@kvasir/proto";
@@ -20,6 +21,7 @@ import { generateAt } from "./generate-at.ts";
 import { deadlineMs, type GenerationContext, type Sink } from "./generation-context.ts";
 import { peerError } from "./peer-error.ts";
 import type { PlaceLine, PlaceStart, PromptHashes, RouterLink } from "./router-link.ts";
+import { TokenGaps } from "./token-gaps.ts";
 import { TransferKeeper } from "./transfer-keeper.ts";
 
 const FRUITLESS_MAX = 3;
@@ -59,14 +61,18 @@ export async function generate(
   const progress = new RequestProgress(request.choiceCount, request.sampling.maxTokens);
   const attempts = new Attempts({ fruitlessMax: FRUITLESS_MAX, placeWithin: nanosFromMs(facts.resumeTimeoutMs) });
   const keeper = new TransferKeeper();
+  const gaps = new TokenGaps();
   let resumeCount = 0;
   try {
     let placement = await placing.first();
     for (let placementCount = 1; ; placementCount++) {
       const before = progress.tokenCount;
+      sink.placed(placement);
       const counted: Sink = {
+        placed: () => undefined,
         tokens(tokens, choice) {
           placing.firstToken();
+          gaps.tokens(choice, tokens.length, performance.now());
           return sink.tokens(tokens, choice);
         },
         // What a later attempt finds may be what an earlier one computed: for this request it was not cached.
@@ -79,6 +85,7 @@ export async function generate(
         const transfer = keeper.choose(placement);
         const finished = await generateAt(upstream.decode, placement, request, progress, transfer, at, counted);
         attempt.end();
+        placing.finished({ outputTokenCount: progress.tokenCount, tbtMs: gaps.meanMs });
         return { placement, finished, placementCount, resumeCount };
       } catch (error) {
         attempt.end(facts.signal.aborted ? facts.signal.reason : peerError(error));
@@ -128,6 +135,7 @@ class Placing {
   constructor(router: RouterLink, request: PreparedRequest, facts: GenerationContext) {
     this.#router = router;
     this.#facts = facts;
+    const { objectives, ...wishes } = facts.wishes;
     this.#start = {
       requestId: facts.requestId,
       model: facts.model,
@@ -136,8 +144,9 @@ class Placing {
       choiceCount: request.choiceCount,
       tenantScope: facts.tenantScope,
       ttftTargetMs: 0,
-      tbtTargetMs: facts.objectives.tpotMs,
-      mayBeLate: facts.objectives.mayBeLate,
+      ...wishes,
+      tbtTargetMs: objectives.tpotMs,
+      mayBeLate: objectives.mayBeLate,
       excludedWorkerIds: [],
       promptHashes: [],
     };
@@ -218,6 +227,10 @@ class Placing {
     this.#line?.firstToken();
   }
 
+  finished(outcome: RequestOutcome): void {
+    this.#line?.finished(outcome);
+  }
+
   close(): void {
     this.#line?.close();
   }
@@ -239,7 +252,8 @@ class Placing {
 
   /** What is left of the target after the template and the tokenizer. */
   #ttftLeftMs(): number {
-    const { objectives, arrivedAt } = this.#facts;
+    const { arrivedAt, wishes } = this.#facts;
+    const { objectives } = wishes;
     return objectives.ttftMs === 0 ? 0 : Math.max(1, objectives.ttftMs - (performance.now() - arrivedAt));
   }
 

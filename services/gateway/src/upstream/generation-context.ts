@@ -1,6 +1,6 @@
-import type { CachedTokens, SampledToken } from "@kvasir/proto";
+import type { CachedTokens, Placement, SampledToken } from "@kvasir/proto";
 import type { Context, Tracer } from "@opentelemetry/api";
-import type { RequestObjectives } from "../objectives.ts";
+import type { PlacementWishes } from "../placement-wishes.ts";
 
 /** Peers learn the deadline a little late, so that the gateway's own message about it comes first. */
 const DEADLINE_MARGIN_MS = 1_000;
@@ -10,7 +10,7 @@ export interface GenerationContext {
   readonly requestId: string;
   readonly model: string;
   readonly tenantScope: Uint8Array;
-  readonly objectives: RequestObjectives;
+  readonly wishes: PlacementWishes;
   /** On the clock of `performance.now()`. */
   readonly arrivedAt: number;
   /** Trace context of the request's span. */
@@ -37,6 +37,8 @@ export type Finish = "stop" | "length";
 
 /** What the caller does with what comes; `ended` once for each answer. */
 export interface Sink {
+  /** Where it runs from now on; again after a loss. */
+  placed(placement: Placement): void;
   tokens(tokens: readonly SampledToken[], choice: number): SinkAnswer;
   /** What the request did not have to compute: before its first tokens, and at most once. */
   cached(cached: CachedTokens): void;

@@ -1,5 +1,5 @@
-import { KvasirError } from "@kvasir/core";
-import { type DescribeClusterResponse, type Placement, RouterService } from "@kvasir/proto";
+import { KvasirError, type RequestOutcome } from "@kvasir/core";
+import { type DescribeClusterResponse, type Placement, RouterService, type ServiceClass } from "@kvasir/proto";
 import { createClient, metadataFromContext, PLAIN, type RpcClient, type Transport } from "@kvasir/rpc";
 import type { State } from "@kvasir/state";
 import type { Context } from "@opentelemetry/api";
@@ -18,6 +18,14 @@ export interface PlaceStart {
   readonly maxTokens: number;
   readonly choiceCount: number;
   readonly tenantScope: Uint8Array;
+  /** Whose share it takes, 16 bytes. */
+  readonly tenant: Uint8Array;
+  readonly tenantWeight: number;
+  readonly serviceClass: ServiceClass;
+  readonly priority: number;
+  /** Of its conversation and of its kind of prompt; empty: of none. */
+  readonly sessionKey: Uint8Array;
+  readonly promptClass: Uint8Array;
   /** From now to the first token; 0: whenever. */
   readonly ttftTargetMs: number;
   /** Mean gap between tokens; 0: any. */
@@ -47,6 +55,8 @@ export interface PlaceLine {
   /** `keptPrefillWorkerId`: may still hold what it computed; empty: none does. */
   retry(excludedWorkerIds: readonly string[], keptPrefillWorkerId: string): void;
   firstToken(): void;
+  /** The request ran to its end; what its answers were like. */
+  finished(outcome: RequestOutcome): void;
   /** The router is gone, has refused, or leads no more; nothing more is to be asked here. */
   readonly isOver: boolean;
   /** Ends the request's accounting. */
@@ -145,6 +155,9 @@ export class RouterLink {
       },
       firstToken() {
         if (!isOver) stream.write({ kind: { case: "firstToken", value: {} } });
+      },
+      finished(outcome) {
+        if (!isOver) stream.write({ kind: { case: "finished", value: { ...outcome } } });
       },
       get isOver() {
         return isOver || !leads();

@@ -52,6 +52,13 @@ export declare type ErrorDetail = Message<"kvasir.common.v1.ErrorDetail"> & {
    * @generated from field: string worker_id = 5;
    */
   workerId: string;
+
+  /**
+   * Within the reason, for programs: why a request was not placed, such as `slo_unattainable`; empty where the reason says all.
+   *
+   * @generated from field: string code = 6;
+   */
+  code: string;
 };
 
 /**
@@ -649,6 +656,27 @@ export declare type Placement = Message<"kvasir.common.v1.Placement"> & {
    * @generated from field: kvasir.common.v1.PrefixFetch fetch = 10;
    */
   fetch?: PrefixFetch | undefined;
+
+  /**
+   * As which it is served: FLEX where it asked for more and could not meet its targets.
+   *
+   * @generated from field: kvasir.common.v1.ServiceClass service_class = 20;
+   */
+  serviceClass: ServiceClass;
+
+  /**
+   * It cannot meet its targets, and is served all the same.
+   *
+   * @generated from field: bool is_best_effort = 21;
+   */
+  isBestEffort: boolean;
+
+  /**
+   * Expected length of one answer, in tokens.
+   *
+   * @generated from field: double predicted_output_tokens = 22;
+   */
+  predictedOutputTokens: number;
 };
 
 /**
@@ -780,6 +808,46 @@ export enum ErrorReason {
  * Describes the enum kvasir.common.v1.ErrorReason.
  */
 export declare const ErrorReasonSchema: GenEnum<ErrorReason>;
+
+/**
+ * How urgent a request is beside others; OpenAI's service tiers.
+ *
+ * @generated from enum kvasir.common.v1.ServiceClass
+ */
+export enum ServiceClass {
+  /**
+   * As DEFAULT.
+   *
+   * @generated from enum value: SERVICE_CLASS_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * Before others, by a bounded share.
+   *
+   * @generated from enum value: SERVICE_CLASS_PRIORITY = 1;
+   */
+  PRIORITY = 1,
+
+  /**
+   * As most.
+   *
+   * @generated from enum value: SERVICE_CLASS_DEFAULT = 2;
+   */
+  DEFAULT = 2,
+
+  /**
+   * When others leave room.
+   *
+   * @generated from enum value: SERVICE_CLASS_FLEX = 3;
+   */
+  FLEX = 3,
+}
+
+/**
+ * Describes the enum kvasir.common.v1.ServiceClass.
+ */
+export declare const ServiceClassSchema: GenEnum<ServiceClass>;
 
 /**
  * Number format of one KV element.

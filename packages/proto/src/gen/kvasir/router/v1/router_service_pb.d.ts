@@ -6,7 +6,7 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
-import type { KvLayout, Placement, WorkerRole } from "../../common/v1/common_pb.js";
+import type { KvLayout, Placement, ServiceClass, WorkerRole } from "../../common/v1/common_pb.js";
 
 /**
  * Describes the file kvasir/router/v1/router_service.proto.
@@ -48,6 +48,14 @@ export declare type PlaceRequest = Message<"kvasir.router.v1.PlaceRequest"> & {
      */
     value: PlaceFirstToken;
     case: "firstToken";
+  } | {
+    /**
+     * What its answers were like. Last; without it the router knows of the request's end only.
+     *
+     * @generated from field: kvasir.router.v1.PlaceFinished finished = 4;
+     */
+    value: PlaceFinished;
+    case: "finished";
   } | { case: undefined; value?: undefined };
 };
 
@@ -139,6 +147,48 @@ export declare type PlaceStart = Message<"kvasir.router.v1.PlaceStart"> & {
    * @generated from field: repeated kvasir.router.v1.PromptHashes prompt_hashes = 8;
    */
   promptHashes: PromptHashes[];
+
+  /**
+   * Whose share of the cluster it takes, 16 bytes; empty: that of tenant_scope.
+   *
+   * @generated from field: bytes tenant = 20;
+   */
+  tenant: Uint8Array;
+
+  /**
+   * The tenant's share beside those of others; 0: 1.
+   *
+   * @generated from field: double tenant_weight = 21;
+   */
+  tenantWeight: number;
+
+  /**
+   * Beside those of other requests.
+   *
+   * @generated from field: kvasir.common.v1.ServiceClass service_class = 22;
+   */
+  serviceClass: ServiceClass;
+
+  /**
+   * Among the tenant's requests of its class: smaller goes first.
+   *
+   * @generated from field: sint32 priority = 23;
+   */
+  priority: number;
+
+  /**
+   * Of a conversation, at most 32 bytes: goes where its last turn went, among workers that are as good. Empty: of none.
+   *
+   * @generated from field: bytes session_key = 24;
+   */
+  sessionKey: Uint8Array;
+
+  /**
+   * Of prompts whose answers are of like length, at most 32 bytes. Empty: told by the prompt's length.
+   *
+   * @generated from field: bytes prompt_class = 25;
+   */
+  promptClass: Uint8Array;
 };
 
 /**
@@ -221,6 +271,33 @@ export declare type PlaceFirstToken = Message<"kvasir.router.v1.PlaceFirstToken"
  * Use `create(PlaceFirstTokenSchema)` to create a new message.
  */
 export declare const PlaceFirstTokenSchema: GenMessage<PlaceFirstToken>;
+
+/**
+ * What a request's answers were like, as its owner saw them.
+ *
+ * @generated from message kvasir.router.v1.PlaceFinished
+ */
+export declare type PlaceFinished = Message<"kvasir.router.v1.PlaceFinished"> & {
+  /**
+   * Over all answers.
+   *
+   * @generated from field: uint32 output_token_count = 1;
+   */
+  outputTokenCount: number;
+
+  /**
+   * Mean gap between the tokens of an answer, in milliseconds; 0 where there was none.
+   *
+   * @generated from field: double tbt_ms = 2;
+   */
+  tbtMs: number;
+};
+
+/**
+ * Describes the message kvasir.router.v1.PlaceFinished.
+ * Use `create(PlaceFinishedSchema)` to create a new message.
+ */
+export declare const PlaceFinishedSchema: GenMessage<PlaceFinished>;
 
 /**
  * One message of the router.
@@ -870,9 +947,9 @@ export declare const CacheMediumSchema: GenEnum<CacheMedium>;
 export declare const RouterService: GenService<{
   /**
    * One stream per request, open as long as the request lives: its end, however it comes, ends the accounting. The caller sends
-   * `start` first, then `retry` to ask for another placement after a retryable failure, and `first_token` once. The answers: any
-   * number of `queued`, then `placed` for each start and retry. A rejection ends the stream with OVERLOADED (with
-   * retry_after_ms), UNAVAILABLE or INVALID_REQUEST.
+   * `start` first, then `retry` to ask for another placement after a retryable failure, `first_token` once, and `finished` last when the
+   * request ran. The answers: any number of `queued`, then `placed` for each start and retry. A rejection ends the stream with OVERLOADED (with
+   * retry_after_ms and a code), UNAVAILABLE or INVALID_REQUEST.
    *
    * @generated from rpc kvasir.router.v1.RouterService.Place
    */
