@@ -5,7 +5,7 @@ const COMMANDS = {
   import: { file: "packages/cli/src/import.ts", help: "import FILE.gguf DIR   make a model directory of a GGUF file" },
   profile: {
     file: "packages/cli/src/profile.ts",
-    help: "profile codec           make a model's codec profile from texts",
+    help: "profile codec|steps     make a codec profile from texts, or measure a running cluster's steps",
     need: ["sidecar"],
   },
   trace: { file: "packages/cli/src/trace.ts", help: "trace ID               print the timeline of one request" },

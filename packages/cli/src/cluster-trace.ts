@@ -1,14 +1,11 @@
-import { join } from "node:path";
-import { TLS_OPTIONS, tlsFilesFrom } from "@kvasir/config";
-import { connectState, withoutPassword } from "@kvasir/state";
+import { TLS_OPTIONS } from "@kvasir/config";
+import { withoutPassword } from "@kvasir/state";
 import type { SpanRecord } from "@kvasir/telemetry";
 import { collectTrace, traceIdFromText } from "./collect-trace.ts";
-import { membersOf, runningCluster } from "./running-cluster.ts";
+import { CLUSTER_OPTIONS, type ClusterValues, connectCluster } from "./connect-cluster.ts";
+import { membersOf } from "./running-cluster.ts";
 
-const CACHE = process.env.KVASIR_CACHE || join(import.meta.dirname, "../../../.cache");
 const ANSWER_MAX_MS = 5_000;
-const CONNECT_MAX_MS = 3_000;
-const LOCAL = { redisUrl: "redis://127.0.0.1:6379", cluster: "local" };
 
 /** Flags of the commands that read one request's spans. */
 export const TRACE_OPTIONS = {
@@ -19,24 +16,11 @@ export const TRACE_OPTIONS = {
     required: true,
     help: "The request's x-kvasir-trace-id (32 hex digits), or a traceparent.",
   },
-  redisUrl: {
-    type: "string",
-    env: "KVASIR_REDIS_URL",
-    help: `Redis with membership. Default: that of the running "npm run up", else ${LOCAL.redisUrl}.`,
-  },
-  cluster: {
-    type: "string",
-    env: "KVASIR_CLUSTER",
-    help: `Cluster to ask. Default: that of the running "npm run up", else ${LOCAL.cluster}.`,
-  },
+  ...CLUSTER_OPTIONS,
   ...TLS_OPTIONS,
 } as const;
 
-type TraceValues = Parameters<typeof tlsFilesFrom>[0] & {
-  readonly traceId: string;
-  readonly redisUrl?: string | undefined;
-  readonly cluster?: string | undefined;
-};
+type TraceValues = ClusterValues & { readonly traceId: string };
 
 /** The spans of one request, from every service of the cluster. Rejects when there is none; those that did not answer are named on stderr. */
 export async function clusterTrace(values: TraceValues): Promise<readonly SpanRecord[]> {
@@ -44,12 +28,7 @@ export async function clusterTrace(values: TraceValues): Promise<readonly SpanRe
   if (traceId === undefined) {
     throw new Error(`${JSON.stringify(values.traceId)} is no trace id; use the 32 hex digits of x-kvasir-trace-id`);
   }
-  const running = await runningCluster(CACHE);
-  const redisUrl = values.redisUrl ?? running?.redisUrl ?? LOCAL.redisUrl;
-  const cluster = values.cluster ?? running?.cluster ?? LOCAL.cluster;
-  const given = tlsFilesFrom(values);
-  const tls = given.ca === undefined ? (running?.tls ?? given) : given;
-  const state = await connectState(redisUrl, cluster, { connectMaxMs: CONNECT_MAX_MS, tls });
+  const { state, redisUrl, cluster } = await connectCluster(values);
   try {
     const sources = await membersOf(state);
     const { spans, missing } = await collectTrace(sources, traceId, fetchJson);

@@ -33,6 +33,8 @@ export interface Fault {
 export interface SimulationSpec {
   readonly seed: number;
   readonly profile: DeviceProfile;
+  /** Devices of workers that have others; of the same model. */
+  readonly profileByRole?: Partial<Record<WorkerRole, DeviceProfile>>;
   readonly roles: readonly WorkerRole[];
   readonly blockSize: number;
   readonly tokenBudget: number;

@@ -1,5 +1,10 @@
 import type { StepCost, StepPlan, StepWork } from "@kvasir/core";
 
+export interface DevicePrice {
+  readonly dollarsPerHour: number;
+  readonly watts: number;
+}
+
 /** A model on a device, as far as times depend on it. */
 export interface DeviceProfile {
   readonly name: string;
@@ -7,6 +12,8 @@ export interface DeviceProfile {
   readonly stepMs: (work: StepWork) => number;
   /** Devices that one worker spans (tensor parallelism). Default 1. */
   readonly deviceCount?: number;
+  /** What a device costs in an hour and takes when busy, to compare clusters of unlike ones. */
+  readonly price?: DevicePrice;
   /** Pipeline stages: so many steps run at once, each in one of them. Default 1, at most 2, as so many steps are in flight. */
   readonly stageCount?: 1 | 2;
   /** A linear cost close to it: what a worker would be believed to cost before it ran anything. */
@@ -70,6 +77,13 @@ const CPU_SMOLLM2: StepCost = {
   contextTokenMs: 1.2e-3,
 };
 
+/** Thermal design power of the SXM modules; prices are an eighth of a DGX's, as Splitwise (ISCA 2024) took them. Give your own to compare. */
+const A100_PRICE: DevicePrice = { dollarsPerHour: 2.2, watts: 400 };
+const H100_PRICE: DevicePrice = { dollarsPerHour: 4.75, watts: 700 };
+/** H100 beside A100, SXM: dense bf16 arithmetic 989 to 312 TFLOP/s, memory 3.35 to 2.04 TB/s. */
+const H100_ARITHMETIC = 312 / 989;
+const H100_MEMORY = 2.04 / 3.35;
+
 /** OPT-13B by degree of tensor parallelism, with the tokens that its KV pool holds. */
 const OPT_13B: readonly (DistServeCoefficients & { readonly degree: number; readonly kvTokenCapacity: number })[] = [
   {
@@ -106,6 +120,27 @@ function opt13b(coefficients: (typeof OPT_13B)[number]): DeviceProfile {
     kvTokenCapacity,
     kvBytesPerToken: 819_200,
     contextLength: 16_384,
+    price: A100_PRICE,
+  };
+}
+
+/** Of a profile on an A100 the one on an H100, by the ratios of their peaks: a bound, since no kernel reaches them alike. */
+function onH100(profile: DeviceProfile): DeviceProfile {
+  const { fixedMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs } = profile.believed;
+  const arithmetic = ({ promptTokenCount, attentionArea }: StepWork) =>
+    promptTokenMs * promptTokenCount + attentionMs * attentionArea;
+  return {
+    ...profile,
+    name: profile.name.replace("an A100", "an H100, scaled by peaks").replace("A100s", "H100s, scaled by peaks"),
+    stepMs: (work) => H100_MEMORY * (profile.stepMs(work) - arithmetic(work)) + H100_ARITHMETIC * arithmetic(work),
+    believed: {
+      fixedMs: H100_MEMORY * fixedMs,
+      promptTokenMs: H100_ARITHMETIC * promptTokenMs,
+      attentionMs: H100_ARITHMETIC * attentionMs,
+      decodeMs: H100_MEMORY * decodeMs,
+      contextTokenMs: H100_MEMORY * contextTokenMs,
+    },
+    price: H100_PRICE,
   };
 }
 
@@ -123,10 +158,11 @@ function mocker({ promptTokenCount: tokens, decodeCount, contextTokenCount }: St
   return prefillMs + (decodeCount > 0 ? 5.74 + 54.01 * used - 25.74 * used ** 2 : 0);
 }
 
+const byDegree = ({ degree }: (typeof OPT_13B)[number]): string => (degree === 1 ? "" : `-tp${degree}`);
+
 export const DEVICE_PROFILES: Readonly<Record<string, DeviceProfile>> = {
-  ...Object.fromEntries(
-    OPT_13B.map((entry) => [`a100-opt-13b${entry.degree === 1 ? "" : `-tp${entry.degree}`}`, opt13b(entry)]),
-  ),
+  ...Object.fromEntries(OPT_13B.map((entry) => [`a100-opt-13b${byDegree(entry)}`, opt13b(entry)])),
+  ...Object.fromEntries(OPT_13B.map((entry) => [`h100-opt-13b${byDegree(entry)}`, onH100(opt13b(entry))])),
   "h100-8b": {
     name: "an 8B model with grouped queries on an H100 (roofline)",
     stepMs: linear(H100_8B),
@@ -134,6 +170,7 @@ export const DEVICE_PROFILES: Readonly<Record<string, DeviceProfile>> = {
     kvTokenCapacity: 420_000,
     kvBytesPerToken: 131_072,
     contextLength: 131_072,
+    price: H100_PRICE,
   },
   "dynamo-mocker": {
     name: "NVIDIA Dynamo's mocker (its default timing)",

@@ -6,11 +6,12 @@ export {
   type SimulationSpec,
   type WorkerQuirk,
 } from "./cluster-spec.ts";
-export { DEVICE_PROFILES, type DeviceProfile } from "./device-profile.ts";
+export { DEVICE_PROFILES, type DevicePrice, type DeviceProfile } from "./device-profile.ts";
 export { deviceOf, type MeasuredProfile, measuredProfileFromJson } from "./measured-profile.ts";
 export { type ClusterPlan, type PlanQuestion, planCluster } from "./plan-cluster.ts";
 export * from "./policies/baselines.ts";
 export { DynamoRouter } from "./policies/dynamo-router.ts";
+export { type ProvisionedCluster, type ProvisionQuestion, provision } from "./provision.ts";
 export { exponential, randomOf } from "./random.ts";
 export { Simulation, type SimulationResult, simulate } from "./simulation.ts";
 export { goodputFactor, type Objective, type RunSummary, recordsOf, summarize } from "./summary.ts";

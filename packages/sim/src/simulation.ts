@@ -90,7 +90,8 @@ export class Simulation implements RequestWorld {
     const standbys = (spec.routerFaults ?? []).map(() => new RouterState(routerOptions));
     this.#routers = new SimulatedRouters([leader, ...standbys]);
     spec.roles.forEach((role, index) => {
-      const { profile, blockSize } = spec;
+      const { blockSize } = spec;
+      const profile = spec.profileByRole?.[role] ?? spec.profile;
       const quirk = spec.quirks?.find(({ workerIndex }) => workerIndex === index);
       const workerId = `${role[0]}${String(index).padStart(4, "0")}`;
       const worker = new SimulatedWorker(

@@ -1,4 +1,5 @@
-import { isMet, type ReplayRecord, replaySummary, type Targets } from "./replay-record.ts";
+import { isMet, type RatePoint, type ReplayRecord, replaySummary, type Targets } from "./replay-record.ts";
+import { workerTimelines } from "./worker-timelines.ts";
 
 const WIDTH = 640;
 const HEIGHT = 260;
@@ -6,8 +7,16 @@ const MARGIN = 46;
 
 type Points = readonly (readonly [number, number])[];
 
-/** One page that needs nothing else: distributions of TTFT and TBT, attainment and requests in flight over time, requests of each worker. */
-export function htmlReport(title: string, records: readonly ReplayRecord[], targets: Targets): string {
+/**
+ * One page that needs nothing else: distributions of TTFT and TBT, attainment by time and, where several rates were tried, by rate, requests that
+ * wait for their first token and those in flight, and what each worker did when.
+ */
+export function htmlReport(
+  title: string,
+  records: readonly ReplayRecord[],
+  targets: Targets,
+  rates: readonly RatePoint[] = [],
+): string {
   const finished = records.filter(({ outcome }) => outcome === "finished");
   const plots = [
     plot(
@@ -21,7 +30,22 @@ export function htmlReport(title: string, records: readonly ReplayRecord[], targ
       targets.tpotMs,
     ),
     plot("Share of requests that met both targets, by time of arrival in s", attainmentOverTime(records, targets)),
-    plot("Requests in flight, by time in s", inFlight(records)),
+    ...(rates.length < 2
+      ? []
+      : [
+          plot(
+            "Share of requests that met both targets, by requests per second",
+            rates.map(({ rate, attainment }) => [rate, attainment] as const),
+          ),
+        ]),
+    plot(
+      "Requests that wait for their first token, by time in s",
+      countOverTime(records, ({ ttftMs }) => ttftMs),
+    ),
+    plot(
+      "Requests in flight, by time in s",
+      countOverTime(records, ({ ttftMs, tpotMs, tokenCount }) => ttftMs + tpotMs * Math.max(0, tokenCount - 1)),
+    ),
   ];
   const workers = new Map<string, { count: number; tokens: number }>();
   for (const { worker, tokenCount } of records) {
@@ -37,7 +61,7 @@ export function htmlReport(title: string, records: readonly ReplayRecord[], targ
 <style>body{font:14px sans-serif;margin:2em;max-width:1400px}svg{margin:0 1em 1em 0}pre{background:#f4f4f4;padding:1em}td,th{padding:.2em 1em;text-align:right}</style>
 <h1>${escaped(title)}</h1><pre>${escaped(replaySummary(records, targets))}</pre>
 ${plots.join("\n")}
-${rows.length === 0 ? "" : table}
+${rows.length === 0 ? "" : `${workerTimelines(records)}\n${table}`}
 </html>
 `;
 }
@@ -65,14 +89,11 @@ function attainmentOverTime(records: readonly ReplayRecord[], targets: Targets):
   );
 }
 
-function inFlight(records: readonly ReplayRecord[]): Points {
-  const changes = records.flatMap(({ arrivalMs, ttftMs, tpotMs, tokenCount }) => {
-    if (!Number.isFinite(ttftMs)) return [];
-    const end = arrivalMs + ttftMs + tpotMs * Math.max(0, tokenCount - 1);
-    return [
-      [arrivalMs, 1],
-      [end, -1],
-    ] as const;
+/** How many requests are between their arrival and so many milliseconds after it. */
+function countOverTime(records: readonly ReplayRecord[], lastsMs: (record: ReplayRecord) => number): Points {
+  const changes = records.flatMap((record) => {
+    if (!Number.isFinite(record.ttftMs)) return [];
+    return [[record.arrivalMs, 1] as const, [record.arrivalMs + lastsMs(record), -1] as const];
   });
   let count = 0;
   return [...changes]

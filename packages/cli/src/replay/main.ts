@@ -1,9 +1,10 @@
 import { writeFileSync } from "node:fs";
 import { defineOptions, type OptionValues, runMain } from "@kvasir/config";
-import { DEVICE_PROFILES, rolesOf, SIMULATION_DEFAULTS, simulate, type Trace } from "@kvasir/sim";
+import { DEVICE_PROFILES, rolesOf, SIMULATION_DEFAULTS, scaleRate, simulate, type Trace } from "@kvasir/sim";
+import { chosenProfile } from "./device-profiles.ts";
 import { htmlReport } from "./html-report.ts";
 import { replayLive } from "./replay-live.ts";
-import { type ReplayRecord, recordsFrom, replaySummary } from "./replay-record.ts";
+import { type RatePoint, type ReplayRecord, ratePointOf, recordsFrom, replaySummary } from "./replay-record.ts";
 import { readTrace } from "./trace-file.ts";
 
 const SPECS = {
@@ -28,6 +29,12 @@ const SPECS = {
     default: 100,
     min: 1,
     help: "How fast requests come, of the trace's own rate.",
+  },
+  rates: {
+    type: "string",
+    env: "KVASIR_REPLAY_RATES",
+    default: "",
+    help: "More rates to replay at before, in percent as --rate-percent, e.g. 50,200: the report then shows attainment against rate.",
   },
   lengthPercent: {
     type: "integer",
@@ -54,7 +61,7 @@ const SPECS = {
     type: "string",
     env: "KVASIR_REPLAY_PROFILE",
     default: "a100-opt-13b",
-    help: `Simulated devices: ${Object.keys(DEVICE_PROFILES).join(", ")}.`,
+    help: `Simulated devices: ${Object.keys(DEVICE_PROFILES).join(", ")}, or a file made by kvasir profile steps.`,
   },
   mixed: {
     type: "integer",
@@ -65,7 +72,13 @@ const SPECS = {
   },
   prefill: { type: "integer", env: "KVASIR_REPLAY_PREFILL", default: 1, min: 0, help: "Simulated prefill workers." },
   decode: { type: "integer", env: "KVASIR_REPLAY_DECODE", default: 1, min: 0, help: "Simulated decode workers." },
-  blockSize: { type: "integer", env: "KVASIR_REPLAY_BLOCK_SIZE", default: 64, min: 1, help: "Tokens in a block." },
+  blockSize: {
+    type: "integer",
+    env: "KVASIR_REPLAY_BLOCK_SIZE",
+    default: 0,
+    min: 0,
+    help: "Tokens in a block; 0: 64, or what the profile measured.",
+  },
   seed: { type: "integer", env: "KVASIR_REPLAY_SEED", default: 1, min: 0, help: "Of what is random in a simulation." },
   report: { type: "string", env: "KVASIR_REPLAY_REPORT", help: "Write a page with plots to this file." },
   records: {
@@ -86,17 +99,21 @@ await runMain(options, async (values) => {
   });
   const targets = { ttftMs: values.ttftMs, tpotMs: values.tpotMs };
   const told = values.withoutTargets === true ? undefined : targets;
-  const records =
-    values.sim === true
-      ? simulated(trace, values)
-      : await replayLive(trace, {
-          url: values.url.replace(/\/$/, ""),
-          model: values.model,
-          tokenBase: 300,
-          tokenRange: 500,
-          targets: told,
-          timeoutMs: 600_000,
-        });
+  const run = async (at: Trace): Promise<ReplayRecord[]> => {
+    if (values.sim === true) return simulated(at, values);
+    const [tokenBase, tokenRange] = [300, 500];
+    const url = values.url.replace(/\/$/, "");
+    return replayLive(at, { url, model: values.model, tokenBase, tokenRange, targets: told, timeoutMs: 600_000 });
+  };
+  const rates: RatePoint[] = [];
+  for (const percent of ratesFrom(values.rates)) {
+    rates.push(ratePointOf(await run(scaleRate(trace, percent / values.ratePercent)), targets));
+    const { rate, attainment } = rates.at(-1) as RatePoint;
+    process.stdout.write(`${percent} %: ${rate.toFixed(2)}/s, ${(100 * attainment).toFixed(1)} % met both targets\n`);
+  }
+  const records = await run(trace);
+  rates.push(ratePointOf(records, targets));
+  rates.sort((a, b) => a.rate - b.rate);
   process.stdout.write(replaySummary(records, targets));
   const [refused] = records.filter(({ outcome }) => outcome !== "finished");
   if (refused !== undefined && refused.reason !== "") process.stdout.write(`first not served: ${refused.reason}\n`);
@@ -105,18 +122,26 @@ await runMain(options, async (values) => {
   }
   if (values.report !== undefined) {
     const title = `${trace.name}, ${values.sim === true ? `simulated on ${values.profile}` : values.url}`;
-    writeFileSync(values.report, htmlReport(title, records, targets));
+    writeFileSync(values.report, htmlReport(title, records, targets, rates));
     process.stdout.write(`report: ${values.report}\n`);
   }
 });
 
+function ratesFrom(text: string): number[] {
+  const rates = text.split(",").filter((part) => part.trim() !== "");
+  return rates.map((part) => {
+    const percent = Number(part);
+    if (!(percent > 0)) throw new Error(`rates has ${JSON.stringify(part)}; use percentages above 0, e.g. 50,200`);
+    return percent;
+  });
+}
+
 function simulated(trace: Trace, values: OptionValues<typeof SPECS>): ReplayRecord[] {
-  const profile = DEVICE_PROFILES[values.profile];
-  if (profile === undefined) {
-    throw new Error(`there is no profile ${values.profile}; use ${Object.keys(DEVICE_PROFILES).join(", ")}`);
-  }
-  const { mixed, prefill, decode, seed, blockSize } = values;
+  const { profile, measured } = chosenProfile(values.profile);
+  const { mixed, prefill, decode, seed } = values;
+  const blockSize = values.blockSize || (measured?.blockSize ?? SIMULATION_DEFAULTS.blockSize);
   const roles = mixed > 0 ? rolesOf({ mixed }) : rolesOf({ prefill, decode });
   const objectives = values.withoutTargets === true ? undefined : { ttftMs: values.ttftMs, tbtMs: values.tpotMs };
-  return recordsFrom(simulate({ ...SIMULATION_DEFAULTS, seed, profile, roles, blockSize, objectives }, trace));
+  const spec = { ...SIMULATION_DEFAULTS, ...measured, seed, profile, roles, blockSize, objectives };
+  return recordsFrom(simulate(spec, trace));
 }

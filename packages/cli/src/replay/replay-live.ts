@@ -36,7 +36,13 @@ async function send(
   options: LiveOptions,
 ): Promise<ReplayRecord> {
   const { url, model, targets, timeoutMs } = options;
-  const base = { arrivalMs: request.arrivalMs, promptTokenCount: request.promptTokenCount, worker: "", reason: "" };
+  const base = {
+    arrivalMs: request.arrivalMs,
+    promptTokenCount: request.promptTokenCount,
+    prefillWorker: "",
+    worker: "",
+    reason: "",
+  };
   const nothing = { ttftMs: Number.NaN, tpotMs: 0, tokenCount: 0 };
   try {
     const response = await fetch(`${url}/v1/completions`, {

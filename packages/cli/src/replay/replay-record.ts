@@ -1,3 +1,4 @@
+import type { PlacementDecision } from "@kvasir/core";
 import type { SimulationResult } from "@kvasir/sim";
 
 /** What became of one request of a trace, live or simulated. Times in milliseconds. */
@@ -11,7 +12,8 @@ export interface ReplayRecord {
   /** Mean gap between tokens. */
   readonly tpotMs: number;
   readonly tokenCount: number;
-  /** Where it was decoded, and why there; empty when unknown. */
+  /** Where its prompt was computed and where it was decoded, and why there; empty when unknown. */
+  readonly prefillWorker: string;
   readonly worker: string;
   readonly reason: string;
 }
@@ -24,9 +26,15 @@ export function recordsFrom({ requests }: SimulationResult): ReplayRecord[] {
     ttftMs: request.ttftMs ?? Number.NaN,
     tpotMs: request.tpotMs,
     tokenCount: request.tokenCount,
+    prefillWorker: workerOfPrompt(request.decision),
     worker: request.decision?.candidates[0].decode.facts.workerId ?? "",
     reason: request.decision?.reason ?? "",
   }));
+}
+
+function workerOfPrompt(decision: PlacementDecision | undefined): string {
+  const [best] = decision?.candidates ?? [];
+  return (best?.prefill ?? best?.decode)?.facts.workerId ?? "";
 }
 
 export interface Targets {
@@ -36,6 +44,20 @@ export interface Targets {
 
 export function isMet(record: ReplayRecord, { ttftMs, tpotMs }: Targets): boolean {
   return record.outcome === "finished" && record.ttftMs <= ttftMs && record.tpotMs <= tpotMs;
+}
+
+/** What a replay at one rate came to. */
+export interface RatePoint {
+  /** Requests per second. */
+  readonly rate: number;
+  /** Share that met both targets. */
+  readonly attainment: number;
+}
+
+export function ratePointOf(records: readonly ReplayRecord[], targets: Targets): RatePoint {
+  const spanS = Math.max(1e-9, ((records.at(-1)?.arrivalMs ?? 0) - (records[0]?.arrivalMs ?? 0)) / 1_000);
+  const met = records.filter((record) => isMet(record, targets)).length;
+  return { rate: (records.length - 1) / spanS, attainment: met / Math.max(1, records.length) };
 }
 
 /** Lines for people: how many, how fast, how many within their targets. */

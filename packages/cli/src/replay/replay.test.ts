@@ -78,7 +78,7 @@ test("requests are sent at their times with prompts that share what the trace's 
 test("the summary counts what met both targets, the report shows it with plots", () => {
   const record = (extra: Partial<ReplayRecord>): ReplayRecord => ({
     ...{ arrivalMs: 0, promptTokenCount: 9, outcome: "finished", ttftMs: 100, tpotMs: 10 },
-    ...{ tokenCount: 4, worker: "<d0>", reason: "", ...extra },
+    ...{ tokenCount: 4, prefillWorker: "p0", worker: "<d0>", reason: "", ...extra },
   });
   const records = [
     record({}),
@@ -90,8 +90,15 @@ test("the summary counts what met both targets, the report shows it with plots",
   expect(replaySummary(records, targets)).toContain(
     "25.0 % met TTFT ≤ 500 ms and mean TBT ≤ 50 ms: 1.00 good requests/s",
   );
-  const html = htmlReport("a & b", records, targets);
-  expect(html.match(/<polyline/g)).toHaveLength(4);
+  const html = htmlReport("a & b", records, targets, [
+    { rate: 1, attainment: 1 },
+    { rate: 2, attainment: 0.25 },
+  ]);
+  // TTFT, TBT, attainment by time and by rate, requests that wait, requests in flight.
+  expect(html.match(/<polyline/g)).toHaveLength(6);
+  expect(html).toContain("by requests per second");
   expect(html).toContain("&lt;d0>");
+  // A row for the prefill and one for the decode worker.
+  expect(html.match(/<g class="row"/g)).toHaveLength(2);
   expect(html).not.toContain("NaN");
 });
