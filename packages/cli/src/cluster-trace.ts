@@ -1,10 +1,14 @@
+import { join } from "node:path";
 import { TLS_OPTIONS } from "@kvasir/config";
 import { withoutPassword } from "@kvasir/state";
 import type { SpanRecord } from "@kvasir/telemetry";
-import { collectTrace, traceIdFromText } from "./collect-trace.ts";
+import { collectTrace, findTraces, requestIdFromText, traceIdFromText } from "./collect-trace.ts";
 import { CLUSTER_OPTIONS, type ClusterValues, connectCluster } from "./connect-cluster.ts";
-import { membersOf } from "./running-cluster.ts";
+import { jaegerTrace, jaegerTracesOfRequest } from "./jaeger/jaeger-spans.ts";
+import { runningJaeger } from "./jaeger/running-jaeger.ts";
+import { type Member, membersOf } from "./running-cluster.ts";
 
+const CACHE = process.env.KVASIR_CACHE || join(import.meta.dirname, "../../../.cache");
 const ANSWER_MAX_MS = 5_000;
 
 /** Flags of the commands that read one request's spans. */
@@ -14,7 +18,7 @@ export const TRACE_OPTIONS = {
     env: "KVASIR_TRACE_ID",
     positional: true,
     required: true,
-    help: "The request's x-kvasir-trace-id (32 hex digits), or a traceparent.",
+    help: "The request's x-kvasir-trace-id, its x-request-id, the id of its answer, or a traceparent.",
   },
   ...CLUSTER_OPTIONS,
   ...TLS_OPTIONS,
@@ -24,26 +28,38 @@ type TraceValues = ClusterValues & { readonly traceId: string };
 
 /** The spans of one request, from every service of the cluster. Rejects when there is none; those that did not answer are named on stderr. */
 export async function clusterTrace(values: TraceValues): Promise<readonly SpanRecord[]> {
-  const traceId = traceIdFromText(values.traceId);
-  if (traceId === undefined) {
-    throw new Error(`${JSON.stringify(values.traceId)} is no trace id; use the 32 hex digits of x-kvasir-trace-id`);
-  }
   const { state, redisUrl, cluster } = await connectCluster(values);
   try {
     const sources = await membersOf(state);
+    const where = `cluster ${cluster} at ${withoutPassword(redisUrl)}`;
+    if (sources.length === 0) throw new Error(`no service is registered in ${where}; start one with npm run up`);
+    const traceId = traceIdFromText(values.traceId) ?? (await traceOfRequest(values.traceId, sources));
     const { spans, missing } = await collectTrace(sources, traceId, fetchJson);
     for (const { name, why } of missing)
       process.stderr.write(`${name} did not answer, its spans are missing: ${why}\n`);
     if (spans.length > 0) return spans;
-    const where = `cluster ${cluster} at ${withoutPassword(redisUrl)}`;
-    throw new Error(
-      sources.length === 0
-        ? `no service is registered in ${where}; start one with npm run up`
-        : `none of ${sources.map((source) => source.name).join(", ")} in ${where} has spans of trace ${traceId}; each keeps its latest 20000`,
-    );
+    // What the services have forgotten a Jaeger may still know.
+    const jaeger = await runningJaeger(join(CACHE, "run"));
+    const kept = jaeger === undefined ? [] : await jaegerTrace(jaeger.uiUrl, traceId);
+    if (kept.length > 0) return kept;
+    const names = sources.map(({ name }) => name).join(", ");
+    throw new Error(`none of ${names} in ${where} has spans of trace ${traceId}; each keeps its latest 20000`);
   } finally {
     await state.close();
   }
+}
+
+/** The trace of a request, asked of the services that begin and place requests, then of a Jaeger. */
+async function traceOfRequest(id: string, sources: readonly Member[]): Promise<string> {
+  const asked = sources.filter(({ kind }) => kind === "gateway" || kind === "router");
+  const found = await findTraces(asked, id, fetchJson);
+  if (found.length > 1) process.stderr.write(`${id} is the id of several requests: ${found.join(", ")}\n`);
+  const jaeger = found.length > 0 ? undefined : await runningJaeger(join(CACHE, "run"));
+  const [traceId] = jaeger === undefined ? found : await jaegerTracesOfRequest(jaeger.uiUrl, requestIdFromText(id));
+  if (traceId !== undefined) return traceId;
+  throw new Error(
+    `${JSON.stringify(id)} is no trace id and no id of a request that ${asked.map(({ name }) => name).join(", ")} remember; use its x-kvasir-trace-id or x-request-id`,
+  );
 }
 
 async function fetchJson(url: string): Promise<unknown> {

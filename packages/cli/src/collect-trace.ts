@@ -1,4 +1,4 @@
-import { type SpanRecord, spanRecordFromJson } from "@kvasir/telemetry";
+import { isTraceId, type SpanRecord, spanRecordFromJson } from "@kvasir/telemetry";
 
 /** One service that keeps spans. */
 export interface TraceSource {
@@ -40,6 +40,28 @@ export async function collectTrace(
     }
   }
   return { spans: [...spans.values()], missing };
+}
+
+/** Traces of a request by its id, or by that of its answer, as the services that answered know them: the latest of each. */
+export async function findTraces(
+  sources: readonly TraceSource[],
+  requestId: string,
+  fetchJson: FetchJson,
+): Promise<readonly string[]> {
+  const id = encodeURIComponent(requestIdFromText(requestId));
+  const answers = await Promise.allSettled(
+    sources.map(({ adminAddress }) => fetchJson(`http://${adminAddress}/debug/requests/${id}`)),
+  );
+  const traceIds = answers.flatMap((answer) => {
+    const [latest] = answer.status === "fulfilled" && Array.isArray(answer.value) ? answer.value : [];
+    return typeof latest === "string" && isTraceId(latest) ? [latest] : [];
+  });
+  return [...new Set(traceIds)];
+}
+
+/** `chatcmpl-X` and `cmpl-X` are answers to request X. */
+export function requestIdFromText(text: string): string {
+  return text.trim().replace(/^(?:chat)?cmpl-/, "");
 }
 
 /** The trace id in what a person pastes: 32 hex digits, or a whole `traceparent`. */

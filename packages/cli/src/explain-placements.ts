@@ -1,30 +1,107 @@
 import type { SpanRecord } from "@kvasir/telemetry";
 
-/** For each placement of a request, in their order: where it went, why, what else there was, and the predicted beside the measured TTFT. */
+/**
+ * For each placement of a request, in their order: where it went, why, what else there was, and each part that was predicted beside what was
+ * measured of it.
+ */
 export function explainPlacements(spans: readonly SpanRecord[]): string {
-  const placements = spans
-    .filter(({ name }) => name === "router.place")
-    .sort((a, b) => (a.startUnixNanos < b.startUnixNanos ? -1 : 1));
+  const inTime = spans.toSorted((a, b) => (a.startUnixNanos < b.startUnixNanos ? -1 : 1));
+  const placements = inTime.filter(({ name }) => name === "router.place");
   if (placements.length === 0)
     return "no router has a span of this request: it was refused before, or its router is gone\n";
-  return placements.map((span, index) => explain(span, index)).join("\n");
+  const request = inTime.find(({ name }) => name === "gateway.request");
+  const attempts = inTime.filter(({ name }) => name === "gateway.generate");
+  return placements
+    .map((placement, index) => {
+      const attempt = attempts.find(({ startUnixNanos }) => startUnixNanos >= placement.startUnixNanos);
+      const isLast = index === placements.length - 1;
+      return explain(placement, index, partsOf(attempt, inTime), isLast ? request : undefined);
+    })
+    .join("\n");
 }
 
-function explain({ attributes, error }: SpanRecord, index: number): string {
+/** What was measured of one attempt, in milliseconds. */
+interface Measured {
+  readonly queueMs?: number | undefined;
+  readonly computeMs?: number | undefined;
+  readonly handoverMs?: number | undefined;
+}
+
+function partsOf(attempt: SpanRecord | undefined, spans: readonly SpanRecord[]): Measured {
+  if (attempt === undefined) return {};
+  const below = new Set([attempt.spanId]);
+  // Parents begin before their children.
+  for (const span of spans) if (below.has(span.parentSpanId)) below.add(span.spanId);
+  const found = (name: string) => spans.find((span) => span.name === name && below.has(span.spanId));
+  const prefill = found("prefill.run")?.attributes ?? {};
+  const handover = found("handover");
+  return {
+    queueMs: numberOf(prefill["kvasir.queue_ms"]),
+    computeMs: numberOf(prefill["kvasir.compute_ms"]),
+    handoverMs: handover === undefined ? undefined : durationMs(handover),
+  };
+}
+
+function explain(
+  { attributes, error }: SpanRecord,
+  index: number,
+  measured: Measured,
+  request: SpanRecord | undefined,
+): string {
   const text = (name: string): string => String(attributes[name] ?? "–");
   const lines = [
-    `placement ${index + 1}: ${text("kvasir.prompt_tokens")} prompt tokens, at most ${text("gen_ai.request.max_tokens")} more`,
+    `placement ${index + 1}: ${text("kvasir.prompt_tokens")} prompt tokens, at most ${text("gen_ai.request.max_tokens")} more; ${standing(attributes)}`,
   ];
   if (error !== undefined && error !== "") return [...lines, `  refused     ${error}`, ""].join("\n");
   lines.push(`  why         ${text("kvasir.reason")}`);
-  lines.push(
-    `  TTFT        predicted ${ms(attributes["kvasir.predicted_ttft_ms"])}, measured ${ms(attributes["kvasir.measured_ttft_ms"])}`,
-  );
-  lines.push(`  TBT         predicted ${ms(attributes["kvasir.predicted_tbt_ms"])}`);
+  const told = request?.attributes ?? {};
+  const rows: readonly (readonly [string, unknown, unknown, string])[] = [
+    ["waited", undefined, attributes["kvasir.queue_wait_ms"], "ms"],
+    ["queue", attributes["kvasir.predicted_queue_ms"], measured.queueMs, "ms"],
+    ["compute", attributes["kvasir.predicted_compute_ms"], measured.computeMs, "ms"],
+    ["hand-over", attributes["kvasir.predicted_handover_ms"], measured.handoverMs, "ms"],
+    ["TTFT", attributes["kvasir.predicted_ttft_ms"], attributes["kvasir.measured_ttft_ms"], "ms"],
+    ["TBT", attributes["kvasir.predicted_tbt_ms"], told["kvasir.measured_tbt_ms"], "ms"],
+    ["output", attributes["kvasir.predicted_output_tokens"], told["gen_ai.usage.output_tokens"], "tokens"],
+  ];
+  lines.push("                    predicted       measured");
+  for (const [name, predicted, seen, unit] of rows) {
+    if (predicted === undefined && seen === undefined) continue;
+    lines.push(
+      `  ${name.padEnd(10)} ${amount(predicted, unit).padStart(16)} ${amount(seen, unit).padStart(14)}`.trimEnd(),
+    );
+  }
   lines.push(`  candidates  ${text("kvasir.candidates")}: ${text("kvasir.scores")}`);
   return [...lines, ""].join("\n");
 }
 
-function ms(value: unknown): string {
-  return typeof value === "number" ? `${value.toFixed(1)} ms` : "–";
+/** How it stood beside others: class, targets, tenant. */
+function standing(attributes: SpanRecord["attributes"]): string {
+  const asked = attributes["kvasir.service_class"] ?? "default";
+  const served = attributes["kvasir.served_class"] ?? asked;
+  const targets = [
+    ["TTFT", attributes["kvasir.ttft_target_ms"]],
+    ["TBT", attributes["kvasir.tbt_target_ms"]],
+  ].flatMap(([name, value]) => (typeof value === "number" ? [`${name} ${Math.round(value * 10) / 10} ms`] : []));
+  const priority = attributes["kvasir.priority"];
+  return [
+    asked === served ? `class ${served}` : `class ${asked}, served as ${served}`,
+    ...(priority === undefined ? [] : [`priority ${priority}`]),
+    targets.length === 0 ? "no targets" : `targets ${targets.join(" and ")}`,
+    ...(attributes["kvasir.best_effort"] === true ? ["on a best effort, as they cannot be met"] : []),
+    `tenant ${String(attributes["kvasir.tenant"] ?? "–").slice(0, 8)}`,
+  ].join(", ");
+}
+
+function amount(value: unknown, unit: string): string {
+  if (typeof value !== "number") return "–";
+  return unit === "ms" ? `${value.toFixed(1)} ms` : `${Math.round(value)} ${unit}`;
+}
+
+function numberOf(value: unknown): number | undefined {
+  return typeof value === "number" ? value : undefined;
+}
+
+function durationMs({ startUnixNanos, endUnixNanos }: SpanRecord): number {
+  return Number(BigInt(endUnixNanos) - BigInt(startUnixNanos)) / 1e6;
 }

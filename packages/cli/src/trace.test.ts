@@ -8,7 +8,7 @@ import { connectState, type State } from "@kvasir/state";
 import type { SpanRecord } from "@kvasir/telemetry";
 import { startTestRedis, type TestRedis } from "@kvasir/testkit/redis";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { collectTrace, traceIdFromText } from "./collect-trace.ts";
+import { collectTrace, findTraces, traceIdFromText } from "./collect-trace.ts";
 
 const TRACE_ID = "0af7651916cd43dd8448eb211c80319c";
 
@@ -56,6 +56,21 @@ test("spans of all services come together; who does not answer is named, nonsens
   ]);
 });
 
+test("a request's trace is found by its id and by that of its answer, the latest that each service knows", async () => {
+  const asked: string[] = [];
+  const answer = (url: string) => {
+    asked.push(url);
+    return url.startsWith("http://a:1/")
+      ? Promise.resolve([TRACE_ID, "e".repeat(32)])
+      : Promise.reject(new Error("gone"));
+  };
+  const sources = ["a", "b"].map((name) => ({ name, adminAddress: `${name}:1` }));
+  for (const id of ["my request", "chatcmpl-my request", " cmpl-my request"]) {
+    expect(await findTraces(sources, id, answer)).toEqual([TRACE_ID]);
+  }
+  expect(new Set(asked)).toEqual(new Set(["a", "b"].map((name) => `http://${name}:1/debug/requests/my%20request`)));
+});
+
 test("a trace id is understood bare, in upper case and within a traceparent", () => {
   for (const text of [TRACE_ID, ` ${TRACE_ID.toUpperCase()}\n`, `00-${TRACE_ID}-b7ad6b7169203331-01`]) {
     expect(traceIdFromText(text)).toBe(TRACE_ID);
@@ -96,10 +111,6 @@ function trace(...argv: string[]): Promise<{ code: number | null; out: string; e
 
 test("the command finds the services through Redis and prints the timeline, or says plainly that there is none", async () => {
   const flags = ["--redis-url", redis.url, "--cluster", "test"];
-  expect(await trace("nonsense", ...flags)).toMatchObject({
-    code: 1,
-    err: expect.stringContaining('"nonsense" is no trace id'),
-  });
   expect(await trace(TRACE_ID, ...flags)).toMatchObject({
     code: 1,
     err: expect.stringContaining("no service is registered in cluster test"),
@@ -125,6 +136,10 @@ trace ${TRACE_ID}: 2 spans of 2 processes in 6.0 ms
        1.0        5.0 |    ====================|   router.place  router-0
 `);
   expect(JSON.parse((await trace(TRACE_ID, "--json")).out)).toHaveLength(2);
+  expect(await trace("nonsense")).toMatchObject({
+    code: 1,
+    err: expect.stringContaining('"nonsense" is no trace id and no id of a request that gateway-0, router-0 remember'),
+  });
   expect(await trace("f".repeat(32))).toMatchObject({
     code: 1,
     err: expect.stringContaining(

@@ -38,7 +38,9 @@ export interface AdminAnswer {
   readonly body: string;
 }
 
-/** Answers GET on `/live`, `/drain` where there is one, `/ready`, `/health`, `/metrics` and `/debug/traces/<traceId>`; undefined for any other path. */
+const REQUESTS_PATH = "/debug/requests/";
+
+/** Answers GET on `/live`, `/drain` where there is one, `/ready`, `/health`, `/metrics`, `/debug/traces/<traceId>` and `/debug/requests/<requestId>`; undefined for any other path. */
 export async function answerAdmin(
   path: string,
   options: Omit<AdminServerOptions, "listen">,
@@ -53,6 +55,12 @@ export async function answerAdmin(
     const { registry } = options.telemetry;
     return { status: 200, contentType: registry.contentType, body: await registry.metrics() };
   }
+  if (path.startsWith(REQUESTS_PATH)) {
+    const requestId = decoded(path.slice(REQUESTS_PATH.length));
+    if (requestId === undefined)
+      return json(400, { error: `${JSON.stringify(path)} is no request id, percent-encoded` });
+    return json(200, options.telemetry.tracesOfRequest(requestId));
+  }
   if (!path.startsWith("/debug/traces/")) return undefined;
   const traceId = path.slice("/debug/traces/".length).toLowerCase();
   if (!isTraceId(traceId)) return json(400, { error: `trace id ${JSON.stringify(traceId)} is not 32 hex digits` });
@@ -62,6 +70,14 @@ export async function answerAdmin(
   } catch (error) {
     options.telemetry.logger.warn({ err: error, traceId }, "spans of the sidecar are missing from this answer");
     return json(200, own);
+  }
+}
+
+function decoded(text: string): string | undefined {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return undefined;
   }
 }
 

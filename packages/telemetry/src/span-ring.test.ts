@@ -25,6 +25,19 @@ test("a trace is found by its id, with parents, attributes and errors", () => {
   expect(ring.spans("f".repeat(32))).toEqual([]);
 });
 
+test("traces are found by an attribute of any of their spans, the latest first, each once", () => {
+  const { ring, tracer } = world(4);
+  const ids = ["a", "b", "a", "a"].map((id, index) => {
+    const span = tracer.startSpan(`s${index}`, { attributes: { "kvasir.request_id": id } });
+    if (index === 2) tracer.startSpan("child", {}, trace.setSpan(ROOT_CONTEXT, span)).end();
+    span.end();
+    return span.spanContext().traceId;
+  });
+  expect(ring.tracesWith("kvasir.request_id", "a")).toEqual([ids[3], ids[2]]);
+  expect(ring.tracesWith("kvasir.request_id", "b")).toEqual([ids[1]]);
+  expect(ring.tracesWith("kvasir.request_id", "c")).toEqual([]);
+});
+
 test("the ring keeps the newest spans and forgets whole traces with their last span", () => {
   const { ring, tracer } = world(3);
   const ids = [0, 1, 2, 3, 4].map((index) => {

@@ -55,6 +55,17 @@ export class SpanRing implements SpanProcessor {
     return records;
   }
 
+  /** Traces with a span that has this attribute, each once, the one whose span ended last first. Looks at every span that is kept. */
+  tracesWith(attribute: string, value: string): readonly string[] {
+    const traceIds = new Set<string>();
+    for (let back = 1; back <= this.#slots.length; back++) {
+      const span = this.#slots[(this.#cursor - back + this.#slots.length) % this.#slots.length];
+      if (span === undefined) break;
+      if (span.attributes[attribute] === value) traceIds.add(span.spanContext().traceId);
+    }
+    return [...traceIds];
+  }
+
   forceFlush(): Promise<void> {
     return Promise.resolve();
   }

@@ -94,6 +94,8 @@ test("the admin server answers probes, metrics and traces", async () => {
   expect(await names()).toEqual(["router.place"]);
 
   expect((await get("/debug/traces/../../etc/passwd")).status).toBe(404);
+  expect(JSON.parse((await get("/debug/requests/none%20such")).text)).toEqual([]);
+  expect((await get("/debug/requests/%E0")).status).toBe(400);
   expect(await get("/debug/traces/xyz")).toEqual({
     status: 400,
     text: '{"error":"trace id \\"xyz\\" is not 32 hex digits"}',

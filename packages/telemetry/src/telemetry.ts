@@ -34,6 +34,8 @@ export interface Telemetry {
   readonly logger: Logger;
   /** Spans of a trace that ended in this process and are still kept. */
   spans(traceId: string): readonly SpanRecord[];
+  /** Traces of requests with this id, the latest first. */
+  tracesOfRequest(requestId: string): readonly string[];
   /** Sends what is left and lets go of the globals. */
   close(): Promise<void>;
 }
@@ -77,6 +79,7 @@ export function startTelemetry(options: TelemetryOptions): Telemetry {
     registry,
     logger: startLogger(options),
     spans: (traceId) => ring.spans(traceId),
+    tracesOfRequest: (requestId) => ring.tracesWith("kvasir.request_id", requestId),
     async close() {
       await Promise.race([provider.shutdown().catch(() => undefined), unrefTimeout(FLUSH_MAX_MS)]);
       registry.clear();
