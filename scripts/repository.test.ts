@@ -22,6 +22,7 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
   "packages/cli": ["config", "core", "models", "proto", "rpc", "sim", "state", "telemetry", "tokenizer"],
   "services/prefill": ["worker"],
   "services/decode": ["worker"],
+  "services/kv-store": ["config", "core", "proto", "rpc", "state", "telemetry", "worker"],
   "services/router": ["config", "core", "proto", "rpc", "state", "telemetry"],
   "services/gateway": ["config", "core", "proto", "rpc", "state", "telemetry", "tokenizer"],
 };

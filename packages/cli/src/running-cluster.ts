@@ -35,21 +35,23 @@ export async function runningCluster(cache: string): Promise<RunningCluster | un
 /** One registered service. */
 export interface Member {
   readonly name: string;
-  /** `gateway`, `router`, or a worker's role. */
+  /** `gateway`, `router`, `store`, or a worker's role. */
   readonly kind: string;
   /** host:port of its HTTP endpoint. */
   readonly adminAddress: string;
 }
 
 export async function membersOf(state: Pick<State, "list">): Promise<readonly Member[]> {
-  const [gateways, routers, workers] = await Promise.all([
+  const [gateways, routers, workers, stores] = await Promise.all([
     state.list("gateway"),
     state.list("router"),
     state.list("worker"),
+    state.list("store"),
   ]);
   return [
     ...gateways.map(({ gatewayId, adminAddress }) => ({ name: gatewayId, kind: "gateway", adminAddress })),
     ...routers.map(({ routerId, adminAddress }) => ({ name: routerId, kind: "router", adminAddress })),
     ...workers.map(({ workerId, role, adminAddress }) => ({ name: workerId, kind: role, adminAddress })),
+    ...stores.map(({ storeId, adminAddress }) => ({ name: storeId, kind: "store", adminAddress })),
   ];
 }

@@ -171,6 +171,8 @@ export class SimulatedWorker {
       case "DeliverToken":
         listener?.sampled(effect.end !== undefined);
         break;
+      case "TellUsedBlocks":
+        break;
       case "ForgetSequence":
         this.#listeners.delete(effect.sequenceId);
         break;

@@ -5,6 +5,7 @@ export type {
   RecordKind,
   RegisteredRecord,
   RouterRecord,
+  StoreRecord,
   WorkerRecord,
 } from "./records.ts";
 export { type StateLog, withoutPassword } from "./redis-connection.ts";

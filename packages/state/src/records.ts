@@ -24,14 +24,27 @@ const routerRecord = z.object({ routerId: id, address, adminAddress: address });
 /** `address` is the HTTP address that clients use. */
 const gatewayRecord = z.object({ gatewayId: id, address, adminAddress: address });
 
+const storeRecord = z.object({
+  storeId: id,
+  address,
+  adminAddress: address,
+  model: z.string().max(256),
+  /** Exact layout fingerprint in hex; empty as long as no worker has told it. */
+  fingerprint: z.string().regex(/^[0-9a-f]*$/),
+  /** Bytes of blocks that it holds, both tiers together: its share of all blocks. */
+  capacityBytes: z.number().positive(),
+});
+
 export type WorkerRecord = Readonly<z.infer<typeof workerRecord>>;
 export type RouterRecord = Readonly<z.infer<typeof routerRecord>>;
 export type GatewayRecord = Readonly<z.infer<typeof gatewayRecord>>;
+export type StoreRecord = Readonly<z.infer<typeof storeRecord>>;
 
 export interface RecordByKind {
   readonly worker: WorkerRecord;
   readonly router: RouterRecord;
   readonly gateway: GatewayRecord;
+  readonly store: StoreRecord;
 }
 
 export type RecordKind = keyof RecordByKind;
@@ -47,6 +60,7 @@ const SCHEMAS: { readonly [K in RecordKind]: z.ZodType<RecordByKind[K]> } = {
   worker: workerRecord,
   router: routerRecord,
   gateway: gatewayRecord,
+  store: storeRecord,
 };
 
 export function idOfRecord<K extends RecordKind>(kind: K, record: RecordByKind[K]): string {

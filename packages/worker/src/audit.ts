@@ -1,4 +1,12 @@
-import { addNanos, type BlockPool, type Instant, type LeaseTable, nanosFromMs, type SequencePhase } from "@kvasir/core";
+import {
+  addNanos,
+  type BlockPool,
+  type Instant,
+  type LeaseTable,
+  type Loan,
+  nanosFromMs,
+  type SequencePhase,
+} from "@kvasir/core";
 
 /** A lease that ended this long ago should have been cleared by its holder. */
 export const LEASE_SLACK = nanosFromMs(2_000);
@@ -13,7 +21,7 @@ export interface AuditedBlocks {
   readonly reserved: number;
   /** Of sequences that await KV under a lease: taken or reserved. */
   readonly leased: number;
-  /** Of prompts under a lease that wait to be pulled. */
+  /** Of prompts under a lease that wait to be pulled, and of loans. */
   readonly pinned: number;
   /** With KV that later requests may reuse, held or free. */
   readonly cached: number;
@@ -39,6 +47,7 @@ export function auditBlocks(facts: {
   readonly sequences: Iterable<AuditedSequence>;
   readonly pool: BlockPool;
   readonly leases: LeaseTable;
+  readonly loans?: Iterable<Loan>;
   readonly isOwned: (sequenceId: number) => boolean;
   readonly now: Instant;
 }): AuditedBlocks {
@@ -62,6 +71,10 @@ export function auditBlocks(facts: {
     if (!live) continue;
     for (const blockId of sequence.blockIds) accounted[blockId] = 1;
     for (const blockId of sequence.copySources) accounted[blockId] = 1;
+  }
+  for (const { blockIds, expiresAt } of facts.loans ?? []) {
+    pinned += blockIds.length;
+    if (addNanos(expiresAt, LEASE_SLACK) > now) for (const blockId of blockIds) accounted[blockId] = 1;
   }
   let orphaned = 0;
   for (let blockId = 0; blockId < pool.blockCount; blockId++) {

@@ -3,6 +3,7 @@ import {
   type KvasirError,
   type Lease,
   LeaseTable,
+  LoanTable,
   prefixRoot,
   type SequenceId,
   type StepSchedulerOptions,
@@ -12,6 +13,10 @@ import { type AuditedBlocks, auditBlocks, LEASE_SLACK } from "./audit.ts";
 import { now } from "./clock.ts";
 import { Engine, type EngineHooks } from "./engine/engine.ts";
 import type { Kernel } from "./kernel/kernel.ts";
+import { CacheFeed } from "./lending/cache-feed.ts";
+
+/** Share of the pool that may be on loan to stores. Larger: more is stored in time; smaller: more room for requests. */
+const LENT_SHARE_MAX = 1 / 8;
 
 /** Everything that lives and dies with one start of the sidecar. */
 export class Incarnation {
@@ -22,6 +27,9 @@ export class Incarnation {
   readonly description: DescribeResponse;
   readonly layout: KvLayout;
   readonly leases = new LeaseTable();
+  readonly loans: LoanTable;
+  readonly feed = new CacheFeed();
+  readonly #over = Promise.withResolvers<void>();
   readonly #waitingCountMax: number;
   readonly #cachesPrefixes: boolean;
 
@@ -31,7 +39,7 @@ export class Incarnation {
     readonly kernel: Kernel;
     readonly description: DescribeResponse;
     readonly limits: EngineLimits;
-    readonly hooks: EngineHooks;
+    readonly hooks: Omit<EngineHooks, "blocksUsed">;
   }) {
     const { description, limits } = parts;
     if (description.layout === undefined) throw new Error("the sidecar describes no KV layout");
@@ -49,7 +57,20 @@ export class Incarnation {
     };
     this.#waitingCountMax = limits.waitingCountMax;
     this.#cachesPrefixes = limits.cachesPrefixes;
-    this.engine = new Engine(parts.kernel.execute(), options, parts.hooks);
+    this.engine = new Engine(parts.kernel.execute(), options, {
+      ...parts.hooks,
+      blocksUsed: ({ tenantScope, requestId }, hashes) => {
+        const { prefillTokensPerSecond } = this.engine.meter;
+        this.feed.tell({ tenantScope, requestId, hashes, prefillTokensPerSecond });
+      },
+    });
+    const lentBlockMax = Math.max(1, Math.floor(description.blockCount * LENT_SHARE_MAX));
+    this.loans = new LoanTable(this.engine.scheduler.pool, lentBlockMax);
+  }
+
+  /** Resolves when the incarnation is over. */
+  get ended(): Promise<void> {
+    return this.#over.promise;
   }
 
   /** Whether the admission queue takes no more. */
@@ -80,6 +101,7 @@ export class Incarnation {
       sequences: this.engine.scheduler.sequences(),
       pool: this.engine.scheduler.pool,
       leases: this.leases,
+      loans: this.loans.loans(),
       isOwned: (sequenceId) => this.engine.isOwned(sequenceId),
       now: now(),
     });
@@ -89,6 +111,7 @@ export class Incarnation {
   end(error: KvasirError): void {
     this.engine.fail(error);
     this.kernel.close();
+    this.#over.resolve();
   }
 }
 

@@ -13,7 +13,7 @@ export interface CheckedRequest {
   readonly sampling: SamplingParams;
   readonly tenantScope: Uint8Array;
   /** What it may take from the prefix cache and leave there. */
-  readonly reuse: Pick<SequenceSpec, "prefixRoot" | "computesWholePrompt">;
+  readonly reuse: Pick<SequenceSpec, "prefixRoot" | "scope" | "computesWholePrompt">;
 }
 
 /** Checks what a gateway or a decode worker sent, as far as the engine relies on it; throws INVALID_REQUEST naming the field. */
@@ -22,6 +22,7 @@ export function checkRequest(
     readonly promptTokenIds: readonly number[];
     readonly sampling?: SamplingParams | undefined;
     readonly tenantScope: Uint8Array;
+    readonly requestId: string;
   },
   incarnation: Incarnation,
 ): CheckedRequest {
@@ -48,7 +49,7 @@ export function checkRequest(
   }
   const prefixRoot = incarnation.prefixRootOf(tenantScope);
   const reuse = {
-    ...(prefixRoot === undefined ? {} : { prefixRoot }),
+    ...(prefixRoot === undefined ? {} : { prefixRoot, scope: { tenantScope, requestId: request.requestId } }),
     // Log-probabilities of the prompt come from computing it.
     computesWholePrompt: sampling.promptLogprobs !== undefined,
   };

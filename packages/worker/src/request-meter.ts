@@ -10,6 +10,9 @@ export type GenerationOutcome = "stop" | "length" | "abort" | "error";
  */
 export type HandoverOutcome = "joined" | "finished" | "tail" | "local_hit" | "received" | "closed" | ErrorReason;
 
+/** Who had KV that was fetched before a prompt was computed. */
+export type FetchSource = "worker" | "store";
+
 /** What requests tell as they go. Called on hot paths; must be cheap and never throw. */
 export interface RequestMeter {
   /** The first token of a request that begins here, after its arrival at this worker. */
@@ -30,8 +33,12 @@ export interface RequestMeter {
   recomputed(tokenCount: number): void;
   /** A prompt is about to be computed here: how much of it was cached. */
   lookedUp(facts: { readonly promptTokenCount: number; readonly cachedTokenCount: number }): void;
-  /** KV of a prompt was fetched from another worker to be gone on from: `complete`, `late`, or why it failed. */
-  prefixFetched(outcome: string, facts: { readonly tokenCount: number; readonly bytes: number }): void;
+  /** KV of a prompt was fetched from a worker or a store to be gone on from: `complete`, `late`, or why it failed. */
+  prefixFetched(
+    source: FetchSource,
+    outcome: string,
+    facts: { readonly tokenCount: number; readonly bytes: number },
+  ): void;
   /** Of a prompt that is computed elsewhere, what was cached here and need not travel. */
   fetchSpared(tokenCount: number): void;
 }
@@ -97,28 +104,30 @@ export function requestMeter(registry: Registry, vllm: VllmMeter): RequestMeter 
   for (const spared of ["compute", "fetch"]) hitTokens.inc({ spared }, 0);
   const fetches = new Counter({
     name: "kvasir_prefix_fetches_total",
-    help: "Fetches of cached KV from another worker before a prompt was computed here: complete, late (computing is quicker), or why one failed",
-    labelNames: ["outcome"],
+    help: "Fetches of cached KV from a worker or a store before a prompt was computed here: complete, late (computing is quicker), or why one failed",
+    labelNames: ["source", "outcome"],
     registers,
   });
   for (const outcome of ["complete", "late", "lease_expired", "unavailable", "stale_epoch"])
-    fetches.inc({ outcome }, 0);
+    for (const source of ["worker", "store"]) fetches.inc({ source, outcome }, 0);
   const fetchedTokens = new Counter({
     name: "kvasir_prefix_fetched_tokens_total",
     help: "Tokens that came with kvasir_prefix_fetches_total and were not computed",
+    labelNames: ["source"],
     registers,
   });
   const fetchedBytes = new Counter({
     name: "kvasir_prefix_fetched_bytes_total",
     help: "KV bytes of kvasir_prefix_fetches_total",
+    labelNames: ["source"],
     registers,
   });
   return {
     ...vllm,
-    prefixFetched(outcome, { tokenCount, bytes }) {
-      fetches.inc({ outcome });
-      fetchedTokens.inc(tokenCount);
-      fetchedBytes.inc(bytes);
+    prefixFetched(source, outcome, { tokenCount, bytes }) {
+      fetches.inc({ source, outcome });
+      fetchedTokens.inc({ source }, tokenCount);
+      fetchedBytes.inc({ source }, bytes);
     },
     lookedUp(facts) {
       vllm.lookedUp(facts);

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { DecodeService, PrefillService } from "@kvasir/proto";
+import { CacheFeedService, DecodeService, LendingService, PrefillService } from "@kvasir/proto";
 import { createServer, PLAIN, type RpcServer, type Transport } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
 import { decodeService } from "./decode/decode-service.ts";
@@ -7,8 +7,12 @@ import { LeaseRenewals } from "./decode/lease-renewals.ts";
 import { PrefillPeers } from "./decode/peers.ts";
 import type { StepTimes } from "./engine/step-meter.ts";
 import type { EngineLimits, Incarnation } from "./incarnation.ts";
+import { cacheFeedService } from "./lending/cache-feed-service.ts";
+import { lendingService } from "./lending/lending-service.ts";
+import { lendFromPool } from "./lending/worker-lender.ts";
 import type { Log } from "./log.ts";
 import type { LocalPrefillCause } from "./metrics.ts";
+import { PeerClients } from "./peer-clients.ts";
 import { prefillService } from "./prefill/prefill-service.ts";
 import type { RequestMeter } from "./request-meter.ts";
 import type { LaunchSidecar } from "./sidecar/sidecar-process.ts";
@@ -44,6 +48,7 @@ export class Worker {
   readonly #options: WorkerOptions;
   readonly #server: RpcServer;
   readonly #peers: PrefillPeers;
+  readonly #stores: PeerClients<typeof LendingService>;
   readonly #loadWatchers = new Set<() => void>();
   #generationCount = 0;
   #runCount = 0;
@@ -61,6 +66,7 @@ export class Worker {
     this.supervisor = new Supervisor({ launch, nextEpoch, limits, stepStallMs, log, onStep, onLoad });
     this.#server = createServer(transport);
     this.#peers = new PrefillPeers(transport);
+    this.#stores = new PeerClients(LendingService, transport);
     this.#addServices();
   }
 
@@ -111,11 +117,22 @@ export class Worker {
     await this.supervisor.stop();
     await this.#server.close(500);
     this.#peers.close();
+    this.#stores.close();
   }
 
   #addServices(): void {
     const { workerId, role, tracer, leaseMs, admissionWaitMs, requests } = this.#options;
     const shared = { workerId, tracer, leaseMs, admissionWaitMs, requests, current: () => this.current };
+    // Also while it drains: soon nobody else has what is cached here.
+    const lends = () => ({ current: this.supervisor.current, workerId, leaseMs });
+    this.#server.add(
+      LendingService,
+      lendingService((request, metadata) => lendFromPool(request, metadata, lends()), leaseMs),
+    );
+    this.#server.add(
+      CacheFeedService,
+      cacheFeedService(workerId, () => this.supervisor.current),
+    );
     if (role !== "prefill") {
       const onGeneration = (change: number) => {
         this.#generationCount += change;
@@ -139,7 +156,10 @@ export class Worker {
       const onRun = (change: number) => {
         this.#runCount += change;
       };
-      this.#server.add(PrefillService, prefillService({ ...shared, peers: this.#peers, onRun }));
+      this.#server.add(
+        PrefillService,
+        prefillService({ ...shared, peers: { workers: this.#peers, stores: this.#stores }, onRun }),
+      );
     }
   }
 }

@@ -107,6 +107,18 @@ export function registerMetrics(registry: Registry, state: RouterState): RouterM
     },
   });
   new Gauge({
+    name: "kvasir_router_stores",
+    help: "Attached stores, by whether they report.",
+    labelNames: ["state"],
+    registers,
+    collect() {
+      const stores = state.stores();
+      const lostCount = stores.filter(({ isLost }) => isLost).length;
+      this.set({ state: "live" }, stores.length - lostCount);
+      this.set({ state: "lost" }, lostCount);
+    },
+  });
+  new Gauge({
     name: "kvasir_router_reserved_blocks",
     help: "Blocks promised to live requests on the attached workers.",
     registers,
@@ -118,7 +130,7 @@ export function registerMetrics(registry: Registry, state: RouterState): RouterM
   });
   new Gauge({
     name: "kvasir_router_cached_blocks",
-    help: "Blocks that workers have said their prefix caches hold, each counted once",
+    help: "Blocks that workers have said their prefix caches hold, and stores that they do, each counted once",
     registers,
     collect() {
       this.set(state.cachedBlockCount);
@@ -135,9 +147,17 @@ export function registerMetrics(registry: Registry, state: RouterState): RouterM
     labelNames: ["cached"],
     registers,
   });
+  const plannedFetches = new Counter({
+    name: "kvasir_router_planned_fetches_total",
+    help: "Placements that have cached KV fetched before the rest of a prompt is computed, by who has it",
+    labelNames: ["source"],
+    registers,
+  });
+  for (const source of ["worker", "store"]) plannedFetches.inc({ source }, 0);
   return {
     placed(decision) {
-      const [{ uncachedTokenCount }] = decision.candidates;
+      const [{ uncachedTokenCount, fetch }] = decision.candidates;
+      if (fetch !== undefined) plannedFetches.inc({ source: fetch.isStore ? "store" : "worker" });
       promptTokens.inc({ cached: "no" }, uncachedTokenCount);
       promptTokens.inc({ cached: "yes" }, decision.promptTokenCount - uncachedTokenCount);
       placements.inc({ mode: decision.candidates[0].mode });

@@ -9,9 +9,8 @@ import {
   type RequestShape,
   refusedPairs,
   type StreamId,
-  type WorkerFacts,
 } from "@kvasir/core";
-import type { RouterService, WorkerHello } from "@kvasir/proto";
+import type { RouterService, StoreHello, WorkerHello } from "@kvasir/proto";
 import { callerOf, contextFromMetadata, type Implementation, messages } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
 import { PlaceSpan } from "./place-span.ts";
@@ -23,6 +22,7 @@ import {
   outcomeFromFinished,
   requestFromStart,
   safeNumber,
+  storeFactsFromHello,
   wireFromDecision,
   wireFromLoad,
   wrong,
@@ -34,7 +34,7 @@ type AttachCall = Parameters<Service["attach"]>[0];
 
 /** `RouterService` over a `Router`. Each stream's end, however it comes, takes out what it stood for. */
 export function routerService(router: Router, tracer: Tracer): Service {
-  const hellos = new Map<StreamId, WorkerHello>();
+  const hellos = { workers: new Map<StreamId, WorkerHello>(), stores: new Map<StreamId, StoreHello>() };
   return {
     place: (call) => place(router, tracer, call),
     attach: (call) => attach(router, hellos, call),
@@ -43,9 +43,13 @@ export function routerService(router: Router, tracer: Tracer): Service {
       const readiness = placementReadiness(workers);
       return {
         workers: workers.flatMap(({ streamId, epoch, load }) => {
-          const hello = hellos.get(streamId);
+          const hello = hellos.workers.get(streamId);
           if (hello === undefined) return [];
           return [{ hello, epoch: BigInt(epoch), ...(load === undefined ? {} : { load: wireFromLoad(load) }) }];
+        }),
+        stores: router.state.stores().flatMap(({ streamId, epoch }) => {
+          const hello = hellos.stores.get(streamId);
+          return hello === undefined ? [] : [{ hello, epoch: BigInt(epoch) }];
         }),
         queued: router.state.queuedCount,
         placed: router.state.placedCount,
@@ -133,7 +137,12 @@ async function place(router: Router, tracer: Tracer, call: PlaceCall): Promise<v
   }
 }
 
-async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: AttachCall): Promise<void> {
+interface Hellos {
+  readonly workers: Map<StreamId, WorkerHello>;
+  readonly stores: Map<StreamId, StoreHello>;
+}
+
+async function attach(router: Router, hellos: Hellos, call: AttachCall): Promise<void> {
   const end = endOf(call);
   let acknowledged = 0;
   let refused: readonly RefusedPair[] = [];
@@ -166,9 +175,9 @@ async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: 
       switch (kind.case) {
         case "hello": {
           const facts = factsFromHello(kind.value);
-          checkIsItself(facts, callerOf(call));
+          checkIsItself({ role: facts.role, id: facts.workerId }, callerOf(call));
           workerId = facts.workerId;
-          hellos.set(streamId, kind.value);
+          hellos.workers.set(streamId, kind.value);
           refused = refusedPairs(
             facts,
             router.state.workers().map((worker) => worker.facts),
@@ -186,6 +195,21 @@ async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: 
           );
           break;
         }
+        case "storeHello": {
+          const facts = storeFactsFromHello(kind.value);
+          checkIsItself({ role: "store", id: facts.workerId }, callerOf(call));
+          workerId = facts.workerId;
+          hellos.stores.set(streamId, kind.value);
+          router.apply({ kind: "StoreAttached", streamId, epoch, sequence, facts });
+          router.log.info({ workerId, epoch, model: facts.model, address: facts.address }, "a store attached");
+          break;
+        }
+        case "storeLoad":
+          router.apply({
+            ...{ kind: "StoreReported", streamId, epoch, sequence },
+            load: { isDraining: kind.value.draining },
+          });
+          break;
         case "load":
           router.apply({ kind: "WorkerReported", streamId, epoch, sequence, load: loadFromWire(kind.value) });
           break;
@@ -195,7 +219,7 @@ async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: 
           break;
         }
         case undefined:
-          throw wrong("kind", "the message is empty; send hello, load, cache or goodbye");
+          throw wrong("kind", "the message is empty; send hello, store_hello, load, store_load, cache or goodbye");
       }
     }
   };
@@ -206,15 +230,16 @@ async function attach(router: Router, hellos: Map<StreamId, WorkerHello>, call: 
     throw error;
   } finally {
     router.closeWorker(streamId);
-    hellos.delete(streamId);
+    hellos.workers.delete(streamId);
+    hellos.stores.delete(streamId);
     router.log.info({ workerId, farewell }, "a worker left");
   }
 }
 
 /** With mutual TLS nobody attaches under another's name. */
-function checkIsItself(facts: WorkerFacts, caller: Identity | undefined): void {
-  if (caller === undefined || (caller.id === facts.workerId && caller.role === facts.role)) return;
-  const message = `hello is of ${facts.role}/${facts.workerId}, the certificate of ${identityText(caller)}; a worker attaches as itself`;
+function checkIsItself(named: Identity, caller: Identity | undefined): void {
+  if (caller === undefined || (caller.id === named.id && caller.role === named.role)) return;
+  const message = `hello is of ${identityText(named)}, the certificate of ${identityText(caller)}; a worker attaches as itself`;
   throw new KvasirError({ reason: "permission_denied", message });
 }
 

@@ -1,18 +1,20 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import {
-  type AttachedWorker,
   BLOCK_HASH_BYTES,
   type HolderEvent,
   KvasirError,
   type Medium,
   type Objectives,
   type PlacementDecision,
+  type PrefixFetchPlan,
+  type PrefixHolder,
   type PromptHashes,
   type ReportedLoad,
   type RequestOutcome,
   type RequestShape,
   type ServiceClass,
   type StepCost,
+  type StoreFacts,
   type WorkerFacts,
   type WorkerRole,
 } from "@kvasir/core";
@@ -24,6 +26,7 @@ import {
   PlacementMode,
   type PlacementSchema,
   type PlaceStart,
+  type StoreHello,
   ServiceClass as WireClass,
   type PromptHashes as WirePromptHashes,
   WorkerRole as WireRole,
@@ -101,6 +104,20 @@ export function factsFromHello(hello: WorkerHello): WorkerFacts {
     blockCount: hello.blockCount,
     contextLength: hello.contextLength,
   };
+}
+
+/** What a store says of itself, checked. */
+export function storeFactsFromHello({ storeId, address, model, layout }: StoreHello): StoreFacts {
+  requireText("store_hello.store_id", storeId);
+  requireText("store_hello.address", address);
+  requireText("store_hello.model", model);
+  if (layout === undefined) throw wrong("store_hello.layout", "the KV layout is missing");
+  const { blockSize } = layout;
+  if (![16, 32, 64].includes(blockSize)) {
+    throw wrong("store_hello.layout.block_size", `block_size is ${blockSize}; use 16, 32 or 64`);
+  }
+  const exactFingerprint = Buffer.from(layout.exactFingerprint).toString("hex");
+  return { workerId: storeId, address, model, exactFingerprint, blockSize };
 }
 
 /** Numbers that cannot be, such as a speed of NaN, count as not measured. */
@@ -254,13 +271,17 @@ export function wireFromDecision(
     predictedTbtMs: decision.predictedTbtMs,
     reason: decision.reason,
     localPrefill: isLocalPrefill,
-    ...(fetch === undefined ? {} : { fetch: { holder: workerRef(fetch.holder), tokenEnd: fetch.tokenEnd } }),
+    ...(fetch === undefined ? {} : { fetch: wireFromFetch(fetch) }),
     otherPrefills: otherPrefills.slice(0, OTHER_PREFILLS_MAX),
     leaderToken: BigInt(leaderToken),
     serviceClass: WIRE_CLASSES[decision.serviceClass],
     isBestEffort: decision.isBestEffort,
     predictedOutputTokens: decision.predictedOutputTokens,
   };
+}
+
+function wireFromFetch({ holder, tokenEnd, isStore = false }: PrefixFetchPlan) {
+  return { holder: workerRef(holder), tokenEnd, fromStore: isStore };
 }
 
 /** Epochs and sequences are counted one by one or are milliseconds; a number past 2^53 is none of ours. */
@@ -273,7 +294,7 @@ export function wrong(field: string, message: string): KvasirError {
   return new KvasirError({ reason: "invalid_request", message, field });
 }
 
-function workerRef({ facts, epoch }: AttachedWorker) {
+function workerRef({ facts, epoch }: PrefixHolder) {
   return { workerId: facts.workerId, epoch: BigInt(epoch), address: facts.address };
 }
 

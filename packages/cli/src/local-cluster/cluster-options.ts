@@ -1,4 +1,4 @@
-import { join } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { issuedFiles, tlsFlags } from "./certificates.ts";
 
 /** The repository's root. */
@@ -22,6 +22,10 @@ export interface LocalClusterOptions extends KvOptions {
   readonly prefill?: number;
   readonly decode?: number;
   readonly mixed?: number;
+  /** Stores, which keep KV beyond the workers' memory; none when absent. */
+  readonly stores?: number;
+  /** Where each store has a folder of its own for its disk tier; absent: no disk tier. */
+  readonly storeDirectory?: string;
   /** Of the gateway; 0 or absent: a free one. */
   readonly port?: number;
   /** A Redis that runs; absent: one of our own is started. */
@@ -42,7 +46,7 @@ export interface LocalClusterOptions extends KvOptions {
    * Absent: plain.
    */
   readonly tlsDirectory?: string;
-  /** More flags, by kind of process (`router`, `gateway`, `worker`) or by its name, e.g. `prefill-0`. */
+  /** More flags, by kind of process (`router`, `gateway`, `worker`, `store`) or by its name, e.g. `prefill-0`. */
   readonly extraFlags?: Readonly<Record<string, readonly string[]>>;
   /** Where services and sidecars send their spans: OTLP over gRPC. Absent: OTEL_EXPORTER_OTLP_ENDPOINT of this process, if set. */
   readonly otlpEndpoint?: string;
@@ -62,7 +66,7 @@ export type ClusterEvent =
 
 /** Arguments of Node for each kind of service. */
 export function serviceArgs(
-  kind: "router" | "gateway" | "prefill" | "decode" | "mixed",
+  kind: "router" | "gateway" | "prefill" | "decode" | "mixed" | "store",
   id: string,
   options: LocalClusterOptions,
   shared: {
@@ -87,6 +91,15 @@ export function serviceArgs(
     case "gateway": {
       const listen = ["--listen", `127.0.0.1:${shared.gatewayPort}`];
       return [main("gateway"), ...common, ...model, ...listen, ...extra("gateway")];
+    }
+    case "store": {
+      const { storeDirectory } = options;
+      const sizes = [
+        ...flag("--served-model-name", options.servedModelName ?? basename(resolve(options.model))),
+        ...flag("--directory", storeDirectory === undefined ? undefined : join(storeDirectory, id)),
+        ...flag("--lease-ms", options.leaseMs),
+      ];
+      return [main("kv-store"), ...common, "--state-dir", shared.stateDir, ...sizes, ...extra("store")];
     }
     default: {
       const kv: KvOptions = { ...options, ...options.kvByRole?.[kind] };

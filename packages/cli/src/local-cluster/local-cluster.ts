@@ -41,7 +41,7 @@ export interface LocalCluster {
   metrics(name: string): Promise<Map<string, number>>;
   /** All processes' spans of one trace. */
   spans(traceId: string): Promise<readonly SpanRecord[]>;
-  /** Waits until the router has all workers and the gateway says it is ready. */
+  /** Waits until the router has all workers and stores, and the gateway says it is ready. */
   ready(): Promise<void>;
   /** Ends every process: asks first, insists after some seconds. */
   stop(): Promise<void>;
@@ -102,8 +102,17 @@ class RunningCluster implements LocalCluster {
   }
 
   async start(): Promise<void> {
-    const { routers = 1, prefill = 1, decode = 1, mixed = 0, port = 0, logDir, tlsDirectory } = this.#options;
-    const counts = { router: routers, gateway: 1, prefill, decode, mixed } as const;
+    const {
+      routers = 1,
+      prefill = 1,
+      decode = 1,
+      mixed = 0,
+      stores = 0,
+      port = 0,
+      logDir,
+      tlsDirectory,
+    } = this.#options;
+    const counts = { router: routers, gateway: 1, prefill, decode, mixed, store: stores } as const;
     const kinds = Object.keys(counts) as (keyof typeof counts)[];
     const services = kinds.flatMap((kind) =>
       Array.from({ length: counts[kind] }, (_, index) => ({ kind, name: `${kind}-${index}` })),
@@ -131,7 +140,8 @@ class RunningCluster implements LocalCluster {
     const inherited = otlpEndpoint === undefined ? process.env : exportingTo(otlpEndpoint);
     const env = { ...inherited, ...this.#options.env };
     for (const { kind, name } of services) {
-      const readyMaxMs = kind === "router" || kind === "gateway" ? SERVICE_READY_MAX_MS : WORKER_READY_MAX_MS;
+      const loadsModel = kind === "prefill" || kind === "decode" || kind === "mixed";
+      const readyMaxMs = loadsModel ? WORKER_READY_MAX_MS : SERVICE_READY_MAX_MS;
       // A gateway that took any port keeps it over restarts.
       const args = (httpAddress: string | undefined) => {
         const gatewayPort = httpAddress === undefined ? port : Number(httpAddress.split(":").at(-1));
@@ -169,8 +179,11 @@ class RunningCluster implements LocalCluster {
     });
     try {
       for (const { name: router, client } of clients) {
-        const { workers } = await client.describeCluster({}, { deadlineMs: 2_000 });
-        const attached = new Set(workers.map((worker) => worker.hello?.workerId));
+        const { workers, stores } = await client.describeCluster({}, { deadlineMs: 2_000 });
+        const attached = new Set([
+          ...workers.map((worker) => worker.hello?.workerId),
+          ...stores.map((store) => store.hello?.storeId),
+        ]);
         for (const { name, kind } of this.#services) {
           if (kind === "router" || kind === "gateway") continue;
           if (!attached.has(name)) return `${name} is not attached to ${router}`;

@@ -1,7 +1,7 @@
 import { Child, type Exit } from "./child.ts";
 import { childNamed } from "./process-tree.ts";
 
-export type ProcessKind = "redis" | "router" | "gateway" | "prefill" | "decode" | "mixed";
+export type ProcessKind = "redis" | "router" | "gateway" | "prefill" | "decode" | "mixed" | "store";
 
 /** One process of a local cluster. Its addresses stay the same over restarts as far as others were told them. */
 export interface ProcessHandle {
@@ -14,7 +14,7 @@ export interface ProcessHandle {
   readonly adminAddress: string | undefined;
   readonly grpcAddress: string | undefined;
   readonly httpAddress: string | undefined;
-  /** Of a worker, looked up now. */
+  /** Of a worker or a store, looked up now. */
   readonly sidecarPid: number | undefined;
   /** Sends the signal and waits until the process is gone. */
   kill(signal: NodeJS.Signals): Promise<void>;

@@ -18,6 +18,14 @@ export const UP_FLAGS = defineOptions("npm run up --", "a whole cluster on this 
   prefill: { type: "integer", env: "KVASIR_UP_PREFILL", default: 1, min: 0, max: 64, help: "Prefill workers." },
   decode: { type: "integer", env: "KVASIR_UP_DECODE", default: 1, min: 0, max: 64, help: "Decode workers." },
   mixed: { type: "integer", env: "KVASIR_UP_MIXED", default: 0, min: 0, max: 64, help: "Workers that do both." },
+  stores: {
+    type: "integer",
+    env: "KVASIR_UP_STORES",
+    default: 0,
+    min: 0,
+    max: 64,
+    help: "Stores, which keep KV beyond the workers' memory, in theirs and on disk; what is on disk is there again with the next start.",
+  },
   port: {
     type: "integer",
     env: "KVASIR_UP_PORT",

@@ -88,6 +88,8 @@ async function start(
     prefill: values.prefill,
     decode: values.decode,
     mixed: values.mixed,
+    stores: values.stores,
+    storeDirectory: join(RUN_DIR, "stores"),
     port: values.port,
     // A Redis that runs may hold a cluster of the same name already: ours has a name of its own there.
     ...(process.env.REDIS_URL ? { redisUrl: process.env.REDIS_URL, cluster: `${CLUSTER}-${process.pid}` } : {}),

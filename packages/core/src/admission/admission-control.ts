@@ -9,6 +9,7 @@ import type { PrefixOverlap } from "../placement/prefix-overlap.ts";
 import { type RequestKey, type ReservationTable, type Reserved, sharesOf } from "../placement/reservations.ts";
 import type { RefusalCode, RouterEffect } from "../placement/router-events.ts";
 import type { RouterOptions } from "../placement/router-state.ts";
+import type { AttachedStore } from "../placement/store-facts.ts";
 import type { RequestShape } from "../placement/worker-facts.ts";
 import { addNanos, type Instant, msFromNanos, nanosBetween } from "../time.ts";
 import { AdmissionQueue } from "./admission-queue.ts";
@@ -34,6 +35,8 @@ const SERVICE_GUESS_MS = 1_000;
 export interface AdmissionWorld {
   readonly view: ClusterView;
   readonly overlap: PrefixOverlap;
+  /** Stores that lend. */
+  readonly openStores: () => readonly AttachedStore[];
   readonly policy: PlacementPolicy;
   readonly reservations: ReservationTable;
 }
@@ -253,7 +256,7 @@ export class AdmissionControl {
   }
 
   #choose(live: LiveRequest, now: Instant, aheadMs: number): PolicyOutcome {
-    const { view, overlap, policy } = this.#world;
+    const { view, overlap, policy, openStores } = this.#world;
     const { objectives } = live.request;
     // An answer that has begun goes on, however late.
     const mayBeLate = live.isBestEffort || live.wasPlaced;
@@ -270,6 +273,7 @@ export class AdmissionControl {
         ...this.#options.prediction,
         mayPrefillLocally: this.#mayPrefillLocally(live, now),
         cachedTokensOf: overlap.of(request),
+        storedPrefixOf: overlap.storedOf(request, openStores()),
       },
       now,
     });

@@ -1,4 +1,5 @@
 import { type AttachedWorker, isOpen } from "./cluster-view.ts";
+import { bestFetch, type PrefixFetchPlan } from "./fetch-plan.ts";
 import { canDecode, canPrefill } from "./fit.ts";
 import { kvDifference } from "./pair.ts";
 import {
@@ -10,15 +11,9 @@ import {
   splitTtft,
   type TtftParts,
 } from "./predict.ts";
-import type { CachedTokensOf } from "./prefix-overlap.ts";
+import type { CachedTokensOf, StoredPrefixOf } from "./prefix-overlap.ts";
 import type { Reserved } from "./reservations.ts";
 import { decodeBlockCount, prefillBlockCount, type RequestShape, type WorkerFacts } from "./worker-facts.ts";
-
-/** Tokens [0, `tokenEnd`) of a prompt are cached at another prefill worker. */
-export interface PrefixFetchPlan {
-  readonly holder: AttachedWorker;
-  readonly tokenEnd: number;
-}
 
 /** One way to lay out a request that has room now. */
 export interface Candidate {
@@ -32,7 +27,7 @@ export interface Candidate {
   readonly ttft: TtftParts;
   /** Of the prompt, to be computed where it is computed. */
   readonly uncachedTokenCount: number;
-  /** What the prefill worker should fetch from another one first; absent: nothing. */
+  /** What the prefill worker should fetch first, from another one or a store; absent: nothing. */
   readonly fetch?: PrefixFetchPlan | undefined;
   readonly tbtMs: number;
   /** Speed the TTFT was reckoned with. */
@@ -61,10 +56,9 @@ export interface ChoiceOptions extends PredictionOptions {
   readonly mayPrefillLocally: boolean;
   /** How much of the prompt each worker has. */
   readonly cachedTokensOf: CachedTokensOf;
+  /** What a store has of it for a worker's layout. Absent: there are no stores. */
+  readonly storedPrefixOf?: StoredPrefixOf | undefined;
 }
-
-/** The least time that a fetch of cached KV must save before it is worth a call. Larger: more is computed twice; smaller: more calls. */
-const FETCH_SAVES_MIN_MS = 5;
 
 interface Standing {
   readonly worker: AttachedWorker;
@@ -266,17 +260,21 @@ function splitCandidate(
   decode: Standing,
   holder: Standing | undefined,
   request: RequestShape,
-  options: PredictionOptions,
+  options: ChoiceOptions,
 ): Candidate {
   const prefillTokensPerSecond = prefill.worker.load?.prefillTokensPerSecond || options.prefillTokensPerSecond;
   const stepMs = decode.worker.load?.decodeStepMs || options.decodeStepMs;
-  const { kvBytesPerToken } = prefill.worker.facts;
-  const fetchedTokenCount = Math.max(0, (holder?.cachedTokenCount ?? 0) - prefill.cachedTokenCount);
-  const fetchMs = options.handoverMs + ((fetchedTokenCount * kvBytesPerToken) / options.kvBytesPerSecond) * 1_000;
-  const savedMs = (fetchedTokenCount / prefillTokensPerSecond) * 1_000 - fetchMs;
-  const fetched = savedMs >= FETCH_SAVES_MIN_MS ? holder : undefined;
-  const { cachedTokenCount } = fetched ?? prefill;
-  const uncachedTokenCount = request.promptTokenCount - cachedTokenCount;
+  const { facts } = prefill.worker;
+  const { kvBytesPerToken } = facts;
+  const { cachedTokenCount } = prefill;
+  const stored = options.storedPrefixOf?.(facts);
+  const held = [
+    ...(holder === undefined ? [] : [{ holder: holder.worker, tokenEnd: holder.cachedTokenCount, diskTokenCount: 0 }]),
+    ...(stored === undefined ? [] : [stored]),
+  ];
+  const has = { cachedTokenCount, tokensPerSecond: prefillTokensPerSecond, kvBytesPerToken };
+  const fetched = bestFetch(held, has, options);
+  const uncachedTokenCount = request.promptTokenCount - (fetched?.plan.tokenEnd ?? cachedTokenCount);
   const computed = splitTtft(
     prefill.load.queuedPromptTokenCount,
     { uncached: uncachedTokenCount, moved: request.promptTokenCount - decode.cachedTokenCount },
@@ -285,9 +283,8 @@ function splitCandidate(
     options,
   );
   // It is fetched while others are computed.
-  const ttft = fetched ? { ...computed, queueMs: Math.max(computed.queueMs, fetchMs) } : computed;
-  const fetch = fetched && { holder: fetched.worker, tokenEnd: fetched.cachedTokenCount };
-  const costs = { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs, fetch };
+  const ttft = fetched ? { ...computed, queueMs: Math.max(computed.queueMs, fetched.fetchMs) } : computed;
+  const costs = { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs, fetch: fetched?.plan };
   return candidate("split", prefill, decode, costs, options);
 }
 

@@ -5,9 +5,9 @@ import type { ReportedLoad, WorkerFacts } from "./worker-facts.ts";
 /** Names one attach stream; never used twice. */
 export type StreamId = number;
 
-/** A worker as its attach stream told it. */
-export interface AttachedWorker {
-  readonly facts: WorkerFacts;
+/** A worker, or a store, as its attach stream told it. */
+export interface AttachedMember<Facts, Load> {
+  readonly facts: Facts;
   readonly epoch: number;
   /** Names worker and epoch. */
   readonly incarnation: string;
@@ -15,7 +15,7 @@ export interface AttachedWorker {
   /** Of the last event taken. */
   readonly sequence: number;
   /** Absent until the first report; nothing is placed before it. */
-  readonly load: ReportedLoad | undefined;
+  readonly load: Load | undefined;
   /** What this router had reserved there when `load` came in: the part of that load it knew of already. */
   readonly reservedAtReport: Reserved;
   readonly reportedAt: Instant;
@@ -23,8 +23,10 @@ export interface AttachedWorker {
   readonly isLost: boolean;
 }
 
+export type AttachedWorker = AttachedMember<WorkerFacts, ReportedLoad>;
+
 /** Whether new requests may be placed on it: it has reported, is not silent, and does not drain. */
-export function isOpen(worker: AttachedWorker): boolean {
+export function isOpen(worker: AttachedMember<unknown, { readonly isDraining: boolean }>): boolean {
   return worker.load !== undefined && !worker.load.isDraining && !worker.isLost;
 }
 
@@ -52,12 +54,15 @@ const REMEMBERED_EPOCH_MAX = 4_096;
  * Which workers are attached, in which incarnation. The rules, so that no report of a dead incarnation is ever believed:
  * an epoch never goes back, the sequence of a stream goes up by one, and the newest stream of a worker is the one that counts.
  */
-export class ClusterView {
+export class ClusterView<
+  Facts extends { readonly workerId: string } = WorkerFacts,
+  Load extends { readonly isDraining: boolean } = ReportedLoad,
+> {
   readonly #options: ClusterViewOptions;
-  readonly #workers = new Map<string, AttachedWorker>();
+  readonly #workers = new Map<string, AttachedMember<Facts, Load>>();
   readonly #workerIdByStream = new Map<StreamId, string>();
   readonly #lastEpoch = new Map<string, number>();
-  readonly #departed = new Map<string, { readonly facts: WorkerFacts; readonly until: Instant }>();
+  readonly #departed = new Map<string, { readonly facts: Facts; readonly until: Instant }>();
   #version = 0;
 
   constructor(options: ClusterViewOptions) {
@@ -73,20 +78,20 @@ export class ClusterView {
     return this.#workers.size;
   }
 
-  get(workerId: string): AttachedWorker | undefined {
+  get(workerId: string): AttachedMember<Facts, Load> | undefined {
     return this.#workers.get(workerId);
   }
 
-  workers(): IterableIterator<AttachedWorker> {
+  workers(): IterableIterator<AttachedMember<Facts, Load>> {
     return this.#workers.values();
   }
 
   /** Workers that left a moment ago and may be restarting. */
-  departed(): readonly WorkerFacts[] {
+  departed(): readonly Facts[] {
     return [...this.#departed.values()].map((entry) => entry.facts);
   }
 
-  attach(streamId: StreamId, facts: WorkerFacts, epoch: number, sequence: number, now: Instant): ViewOutcome {
+  attach(streamId: StreamId, facts: Facts, epoch: number, sequence: number, now: Instant): ViewOutcome {
     const { workerId } = facts;
     const lastEpoch = this.#lastEpoch.get(workerId) ?? 0;
     if (epoch < lastEpoch) {
@@ -150,7 +155,7 @@ export class ClusterView {
     streamId: StreamId,
     epoch: number,
     sequence: number,
-    load: ReportedLoad,
+    load: Load,
     reservedOf: (incarnation: string) => Reserved,
     now: Instant,
   ): ViewOutcome {
@@ -198,7 +203,7 @@ export class ClusterView {
     return lost;
   }
 
-  #byStream(streamId: StreamId): AttachedWorker | undefined {
+  #byStream(streamId: StreamId): AttachedMember<Facts, Load> | undefined {
     const workerId = this.#workerIdByStream.get(streamId);
     return workerId === undefined ? undefined : this.#workers.get(workerId);
   }

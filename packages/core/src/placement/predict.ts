@@ -9,6 +9,8 @@ export interface PredictionOptions {
   readonly decodeStepMs: number;
   /** KV bandwidth between two sidecars. Larger: split placements look cheaper than they are. */
   readonly kvBytesPerSecond: number;
+  /** At which a store reads from disk. Larger: what lies there looks as near as what is in its memory. */
+  readonly storeDiskBytesPerSecond: number;
   /** Reservation, ticket and first token of a split placement: three short calls. */
   readonly handoverMs: number;
   /** Share of a decode step that grows with its batch. Larger: decodes spread out earlier; smaller: they pack. */
@@ -19,6 +21,7 @@ export const PREDICTION_DEFAULTS: PredictionOptions = {
   prefillTokensPerSecond: 500,
   decodeStepMs: 50,
   kvBytesPerSecond: 500e6,
+  storeDiskBytesPerSecond: 500e6,
   handoverMs: 2,
   batchShare: 0.5,
 };

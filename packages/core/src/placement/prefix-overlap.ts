@@ -5,10 +5,17 @@ import {
   type PrefixIndexOptions,
   PrefixMatches,
 } from "../prefix-index/index.ts";
+import type { HeldPrefix } from "./fetch-plan.ts";
+import type { AttachedStore } from "./store-facts.ts";
 import type { PromptHashes, RequestShape, WorkerFacts } from "./worker-facts.ts";
 
 /** Tokens of one request's prompt that a worker need not compute: whole blocks of its cache, and never the last token. */
 export type CachedTokensOf = (facts: WorkerFacts) => number;
+
+/** What a store has of one request's prompt, for a worker's layout: whole blocks, and never the last token. */
+export type StoredPrefixOf = (
+  facts: Pick<WorkerFacts, "model" | "exactFingerprint" | "blockSize">,
+) => HeldPrefix | undefined;
 
 /** Entries of workers that left which are freed between two other events. */
 const SWEEP_BLOCKS = 4_096;
@@ -41,6 +48,44 @@ export class PrefixOverlap {
     this.#index.removeHolder(workerId);
   }
 
+  /** The same of a store, whose name a worker may have too. */
+  applyOfStore(storeId: string, event: HolderEvent): HolderEventOutcome {
+    return this.#index.apply(holderIdOfStore(storeId), event);
+  }
+
+  storeLeft(storeId: string): void {
+    this.#index.removeHolder(holderIdOfStore(storeId));
+  }
+
+  /** Of the stores that lend, who has most of the prompt that `of` was asked about last; among equals who has most in memory, then by id. */
+  storedOf(
+    { promptHashes = [], promptTokenCount }: RequestShape,
+    stores: readonly AttachedStore[],
+  ): StoredPrefixOf | undefined {
+    if (stores.length === 0) return undefined;
+    return ({ model, exactFingerprint, blockSize }) => {
+      const layout = promptHashes.findIndex(
+        (entry) => entry.fingerprint === exactFingerprint && entry.blockSize === blockSize,
+      );
+      const matches = this.#matches[layout];
+      if (matches === undefined || matches.size === 0) return undefined;
+      const blockMax = Math.floor((promptTokenCount - 1) / blockSize);
+      let best: HeldPrefix | undefined;
+      for (const store of stores) {
+        const { facts } = store;
+        if (facts.model !== model || facts.exactFingerprint !== exactFingerprint || facts.blockSize !== blockSize)
+          continue;
+        const holder = this.#index.holderNumber(holderIdOfStore(facts.workerId));
+        if (holder === undefined) continue;
+        const tokenEnd = Math.min(matches.blockCount(holder), blockMax) * blockSize;
+        const memoryTokenEnd = Math.min(matches.blockCount(holder, "store") * blockSize, tokenEnd);
+        const held = { holder: store, tokenEnd, isStore: true, diskTokenCount: tokenEnd - memoryTokenEnd };
+        if (tokenEnd > 0 && (best === undefined || isBetter(held, best))) best = held;
+      }
+      return best;
+    };
+  }
+
   sweep(): void {
     this.#index.sweep(SWEEP_BLOCKS);
   }
@@ -65,4 +110,13 @@ export class PrefixOverlap {
       return 0;
     };
   }
+}
+
+function holderIdOfStore(storeId: string): string {
+  return `store/${storeId}`;
+}
+
+function isBetter(a: HeldPrefix, b: HeldPrefix): boolean {
+  const more = a.tokenEnd - b.tokenEnd || b.diskTokenCount - a.diskTokenCount;
+  return more > 0 || (more === 0 && a.holder.facts.workerId < b.holder.facts.workerId);
 }

@@ -5,6 +5,7 @@ import type { Candidate } from "./choose-placement.ts";
 import type { StreamId } from "./cluster-view.ts";
 import type { RequestOutcome } from "./placement-policy.ts";
 import type { RequestKey } from "./reservations.ts";
+import type { StoreFacts, StoreLoad } from "./store-facts.ts";
 import type { ReportedLoad, RequestShape, WorkerFacts } from "./worker-facts.ts";
 
 /** What happened to the router. */
@@ -23,7 +24,7 @@ export type RouterEvent =
       readonly sequence: number;
       readonly load: ReportedLoad;
     }
-  /** What its prefix cache holds. */
+  /** What a worker's prefix cache, or a store, holds. */
   | {
       readonly kind: "WorkerCacheChanged";
       readonly streamId: StreamId;
@@ -31,7 +32,21 @@ export type RouterEvent =
       readonly sequence: number;
       readonly change: HolderEvent;
     }
-  /** Its stream ended, or it said goodbye. */
+  | {
+      readonly kind: "StoreAttached";
+      readonly streamId: StreamId;
+      readonly epoch: number;
+      readonly sequence: number;
+      readonly facts: StoreFacts;
+    }
+  | {
+      readonly kind: "StoreReported";
+      readonly streamId: StreamId;
+      readonly epoch: number;
+      readonly sequence: number;
+      readonly load: StoreLoad;
+    }
+  /** Its stream ended, or it said goodbye: a worker's or a store's. */
   | { readonly kind: "WorkerLeft"; readonly streamId: StreamId }
   | {
       readonly kind: "RequestArrived";

@@ -4,19 +4,15 @@ import { assert } from "../assert.ts";
 import { unreachable } from "../kvasir-error.ts";
 import type { PrefixIndexOptions } from "../prefix-index/index.ts";
 import type { Instant, Nanos } from "../time.ts";
-import {
-  type AttachedWorker,
-  ClusterView,
-  type ClusterViewOptions,
-  type StreamId,
-  type ViewOutcome,
-} from "./cluster-view.ts";
+import { Attachments } from "./attachments.ts";
+import type { AttachedWorker, ClusterViewOptions } from "./cluster-view.ts";
 import { GoodputPolicy } from "./goodput-policy.ts";
 import type { PlacementPolicy } from "./placement-policy.ts";
 import type { PredictionOptions } from "./predict.ts";
 import { PrefixOverlap } from "./prefix-overlap.ts";
 import { incarnationOf, ReservationTable, type Reserved } from "./reservations.ts";
 import type { RouterEffect, RouterEvent } from "./router-events.ts";
+import type { AttachedStore } from "./store-facts.ts";
 
 /** When a worker has enough to compute; a prompt waits here when both are exceeded on every worker. */
 export interface WorkerQueueOptions {
@@ -56,7 +52,7 @@ export interface RouterOptions {
  * clock or I/O; the shell feeds it events and carries out the effects in order.
  */
 export class RouterState {
-  readonly #view: ClusterView;
+  readonly #attached: Attachments;
   readonly #overlap: PrefixOverlap;
   readonly #policy: PlacementPolicy;
   readonly #reservations = new ReservationTable();
@@ -64,11 +60,12 @@ export class RouterState {
   readonly #reservedOf = (incarnation: string): Reserved => this.#reservations.of(incarnation);
 
   constructor(options: RouterOptions) {
-    this.#view = new ClusterView(options.view);
     this.#overlap = new PrefixOverlap(options.prefixIndex);
+    this.#attached = new Attachments(options.view, this.#overlap, this.#reservedOf);
     this.#policy = options.policy ?? new GoodputPolicy();
     this.#admission = new AdmissionControl(options, {
-      view: this.#view,
+      view: this.#attached.view,
+      openStores: () => this.#attached.openStores(),
       overlap: this.#overlap,
       policy: this.#policy,
       reservations: this.#reservations,
@@ -96,7 +93,12 @@ export class RouterState {
 
   /** Attached workers, by id. */
   workers(): readonly AttachedWorker[] {
-    return [...this.#view.workers()].sort((a, b) => (a.facts.workerId < b.facts.workerId ? -1 : 1));
+    return this.#attached.workers();
+  }
+
+  /** Attached stores, by id. */
+  stores(): readonly AttachedStore[] {
+    return this.#attached.stores();
   }
 
   reserved(workerId: string, epoch: number): Reserved {
@@ -111,30 +113,18 @@ export class RouterState {
   apply(event: RouterEvent, now: Instant): readonly RouterEffect[] {
     const effects: RouterEffect[] = [];
     switch (event.kind) {
-      case "WorkerAttached": {
-        const outcome = this.#view.attach(event.streamId, event.facts, event.epoch, event.sequence, now);
-        this.#answerWorker(event.streamId, event.sequence, outcome, effects);
+      case "WorkerAttached":
+      case "WorkerCacheChanged":
+      case "StoreAttached":
+      case "StoreReported":
+        this.#attached.apply(event, now, effects);
         break;
-      }
-      case "WorkerReported": {
-        const { streamId, epoch, sequence } = event;
-        const outcome = this.#view.report(streamId, epoch, sequence, event.load, this.#reservedOf, now);
-        this.#answerWorker(streamId, sequence, outcome, effects);
+      case "WorkerReported":
+        this.#attached.apply(event, now, effects);
         this.#admission.placeWaiting(now, effects, true);
         break;
-      }
-      case "WorkerCacheChanged": {
-        const { streamId, epoch, sequence, change } = event;
-        const workerId = this.#view.workerIdOf(streamId);
-        const outcome = this.#view.follow(streamId, epoch, sequence, now);
-        this.#answerWorker(streamId, sequence, outcome, effects);
-        if (outcome.kind === "refused" || workerId === undefined) break;
-        const taken = this.#overlap.apply(workerId, change);
-        if (taken.kind === "needs_snapshot" && taken.isNew) effects.push({ kind: "WantCacheSnapshot", streamId });
-        break;
-      }
       case "WorkerLeft":
-        this.#leave(event.streamId, now);
+        this.#attached.apply(event, now, effects);
         this.#admission.placeWaiting(now, effects);
         break;
       case "RequestArrived":
@@ -153,7 +143,7 @@ export class RouterState {
         break;
       case "Ticked":
         this.#overlap.sweep();
-        for (const workerId of this.#view.advance(now)) effects.push({ kind: "ReportLostWorker", workerId });
+        for (const workerId of this.#attached.advance(now)) effects.push({ kind: "ReportLostWorker", workerId });
         this.#admission.tick(now, effects);
         break;
       default:
@@ -162,28 +152,10 @@ export class RouterState {
     return effects;
   }
 
-  #leave(streamId: StreamId, now: Instant): void {
-    const workerId = this.#view.leave(streamId, now);
-    if (workerId !== undefined) this.#overlap.workerLeft(workerId);
-  }
-
-  #answerWorker(streamId: number, sequence: number, outcome: ViewOutcome, effects: RouterEffect[]): void {
-    if (outcome.kind === "refused") {
-      if (outcome.lostWorkerId !== undefined) this.#overlap.workerLeft(outcome.lostWorkerId);
-      effects.push({ kind: "RefuseWorker", streamId, message: outcome.message });
-      return;
-    }
-    if (outcome.supersededStreamId !== undefined) {
-      const message = "a newer stream of this worker has taken over";
-      effects.push({ kind: "RefuseWorker", streamId: outcome.supersededStreamId, message });
-    }
-    effects.push({ kind: "AcknowledgeWorker", streamId, sequence });
-  }
-
   checkInvariants(): void {
     this.#reservations.checkInvariants();
     this.#admission.checkInvariants();
-    for (const { facts, incarnation } of this.#view.workers()) {
+    for (const { facts, incarnation } of this.#attached.workers()) {
       const { blockCount } = this.#reservedOf(incarnation);
       assert(
         blockCount <= facts.blockCount,

@@ -23,6 +23,8 @@ export interface SequenceSpec {
   readonly stopTokenIds: readonly number[];
   /** Root of its blocks' hashes (`prefixRoot`); absent: KV of others is not reused, and its own not kept for others. */
   readonly prefixRoot?: Uint8Array;
+  /** Whose it is, for stores that are told which blocks it used; absent: nobody is told. */
+  readonly scope?: RequestScope;
   /** The chain of the prompt under that root, where it is known already; else it is computed. */
   readonly promptChain?: BlockHashChain;
   /**
@@ -42,6 +44,14 @@ export interface SequenceSpec {
    * copy of its last one. They are admitted, refused and, until the prompt is there, closed together with this one.
    */
   readonly branches?: readonly BranchSpec[];
+}
+
+/** A request, and whose its text is. */
+export interface RequestScope {
+  /** 16 bytes. */
+  readonly tenantScope: Uint8Array;
+  /** The same on every worker that serves it. */
+  readonly requestId: string;
 }
 
 export interface BranchSpec {
@@ -146,6 +156,13 @@ export type SchedulerEffect =
       /** 0 for the first token after the prompt. */
       readonly tokenIndex: number;
       readonly end: SequenceEnd | undefined;
+    }
+  /** It ends, and its first blocks stay cached for now: their hashes, 16 bytes each. */
+  | {
+      readonly kind: "TellUsedBlocks";
+      readonly sequenceId: SequenceId;
+      readonly scope: RequestScope;
+      readonly hashes: Uint8Array;
     }
   /** Its blocks are free again and its id means nothing any more. */
   | { readonly kind: "ForgetSequence"; readonly sequenceId: SequenceId };

@@ -1,6 +1,6 @@
 import type { BlockId, BlockPool } from "../block/block-pool.ts";
 import { BLOCK_HASH_BYTES } from "../prefix/block-hash.ts";
-import type { PlannedCopy } from "./events.ts";
+import type { PlannedCopy, SchedulerEffect } from "./events.ts";
 import type { Sequence } from "./sequence.ts";
 
 /**
@@ -85,6 +85,13 @@ export class PrefixReuse {
     const tokenCount = Math.min(verifiedTokenCount, spec.promptTokenIds.length - 1);
     sequence.inputPlannedCount = Math.max(inputPlannedCount, tokenCount - (tokenCount % this.#blockSize));
     this.keep(sequence, sequence.inputPlannedCount);
+  }
+
+  /** What stores are told of a sequence that ends; a loan to another worker is no use. */
+  used({ spec, chain, keptBlockCount }: Sequence): readonly SchedulerEffect[] {
+    const { scope, sequenceId, lends } = spec;
+    if (scope === undefined || chain === undefined || keptBlockCount === 0 || lends === true) return [];
+    return [{ kind: "TellUsedBlocks", sequenceId, scope, hashes: chain.bytes(keptBlockCount).slice() }];
   }
 
   #skip(sequence: Sequence, beginBlock: number, endBlock: number): void {

@@ -221,11 +221,8 @@ export class StepScheduler {
 
   /** When `TimePassed` will next refuse somebody. */
   nextRefusal(): Instant | undefined {
-    let earliest: Instant | undefined;
-    for (const sequence of this.#waiting) {
-      if (earliest === undefined || sequence.waitUntil < earliest) earliest = sequence.waitUntil;
-    }
-    return earliest;
+    if (this.#waiting.length === 0) return undefined;
+    return Math.min(...this.#waiting.map(({ waitUntil }) => waitUntil)) as Instant;
   }
 
   get waitingCount(): number {
@@ -496,6 +493,6 @@ export class StepScheduler {
     this.#freeCopySources(sequence);
     this.pool.free(sequence.blockIds);
     sequence.blockIds = [];
-    effects.push({ kind: "ForgetSequence", sequenceId });
+    effects.push(...this.#reuse.used(sequence), { kind: "ForgetSequence", sequenceId });
   }
 }

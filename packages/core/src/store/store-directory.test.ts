@@ -107,6 +107,21 @@ test("a tenant above its share loses its own blocks, nobody else's", () => {
   expect(world.directory.lookUp(keysOf(0), "a", at(3)), "another tenant's").toBe(0);
 });
 
+test("what was read from disk is in memory, as far as it has room beside what is pinned there", () => {
+  const world = new World({ memoryBytes: 200 });
+  world.offer([block(0), block(1)], 0);
+  world.offer([block(2), block(3)], 1);
+  expect([...world.memory]).toEqual([2, 3]);
+  world.log.length = 0;
+  world.memory.add(0);
+  world.tell({ kind: "BlockLoaded", key: keyOf(0) }, at(2));
+  expect(world.log).toEqual(["drop 3"]);
+  for (const number of [0, 2]) world.directory.pin(keyOf(number));
+  world.tell({ kind: "BlockLoaded", key: keyOf(1) }, at(3));
+  expect(world.log).toEqual(["drop 3", "drop 1"]);
+  expect(world.directory.lookUp(keysOf(0, 1, 2, 3), "a", at(4)), "all are on disk").toBe(4);
+});
+
 test("a pinned block neither leaves nor expires", () => {
   const world = new World({ diskBytes: 0 });
   world.offer([block(0, { expiresAt: at(10) })], 0);

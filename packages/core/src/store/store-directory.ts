@@ -4,6 +4,7 @@ import { SlotList } from "../eviction/slot-list.ts";
 import { UseSketch } from "../eviction/use-sketch.ts";
 import type { Instant } from "../time.ts";
 import { BEING_PERSISTED, BEING_PULLED, BlockTable, IN_MEMORY, ON_DISK } from "./block-table.ts";
+import { keyBits } from "./key-bits.ts";
 import type { StoredBlock, StoreEffect, StoreEvent, StoreLimits, StoreMedium } from "./store-event.ts";
 
 /** Blocks among which a tenant above its share loses one. Larger: beginnings of texts are spared longer; smaller: nearer to LRU. */
@@ -57,6 +58,11 @@ export class StoreDirectory {
   /** Bytes of blocks on disk, those on their way among them. */
   get diskBytes(): number {
     return this.#diskBytes;
+  }
+
+  /** Whether a block is here, or on its way. */
+  has(key: Uint8Array): boolean {
+    return this.#table.find(key) !== undefined;
   }
 
   tenantBytes(tenant: string): number {
@@ -117,8 +123,12 @@ export class StoreDirectory {
       case "BlockRecovered":
         this.#recovered(event.block, now);
         break;
+      case "BlockLoaded":
+        this.#loaded(this.#slotOf(event.key), now);
+        break;
       case "BlockMissing":
-        this.#forget(this.#table.find(event.key), true);
+        // Who has it pinned reads it; it is missed again.
+        this.#forgetUnlessPinned(this.#slotOf(event.key));
         break;
       case "TimePassed":
         this.#expire(now);
@@ -266,6 +276,25 @@ export class StoreDirectory {
     this.#effects.push({ kind: "TellStored", medium: "disk", key: block.key });
   }
 
+  /** Where memory has no room the block is dropped from it again: it can be read once more from disk. */
+  #loaded(slot: number | undefined, now: Instant): void {
+    if (slot === undefined || (this.#stateOf(slot) & IN_MEMORY) !== 0) return;
+    const key = this.#table.keyOf(slot);
+    // It must not be what makes room for itself.
+    const isIdle = this.#isIdle(slot);
+    this.#hold(slot);
+    while (this.#memoryBytes + this.#bytesOf(slot) > this.#limits.memoryBytes) {
+      if (this.#evictFromMemory()) continue;
+      this.#effects.push({ kind: "DropFromMemory", key });
+      if (isIdle) this.#restore(slot, now);
+      return;
+    }
+    this.#memoryBytes += this.#bytesOf(slot);
+    this.#table.states[slot] = this.#stateOf(slot) | IN_MEMORY;
+    if (isIdle) this.#restore(slot, now);
+    this.#effects.push({ kind: "TellStored", medium: "memory", key });
+  }
+
   #expire(now: Instant): void {
     for (const slot of this.#table.slots())
       if (this.#table.isExpired(slot, now) && this.#isIdle(slot)) this.#forget(slot, true);
@@ -371,10 +400,4 @@ export class StoreDirectory {
     if (sum === 0) this.#tenantBytes.delete(tenant);
     else this.#tenantBytes.set(tenant, sum);
   }
-}
-
-/** The second word of a key: the table goes by the first. */
-function keyBits(keys: Uint8Array, offset = 0): number {
-  const [b0 = 0, b1 = 0, b2 = 0, b3 = 0] = keys.subarray(offset + 4, offset + 8);
-  return b0 | (b1 << 8) | (b2 << 16) | (b3 << 24);
 }

@@ -43,6 +43,8 @@ export type StoreEvent =
   | { readonly kind: "PersistFailed"; readonly key: Uint8Array }
   /** It was found at opening. */
   | { readonly kind: "BlockRecovered"; readonly block: StoredBlock }
+  /** It was read from disk, and is in memory now too. */
+  | { readonly kind: "BlockLoaded"; readonly key: Uint8Array }
   /** The sidecar does not have what was thought to be there: damaged, or lost with memory. */
   | { readonly kind: "BlockMissing"; readonly key: Uint8Array }
   | { readonly kind: "TimePassed" };

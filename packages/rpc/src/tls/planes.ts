@@ -16,14 +16,22 @@ export const PLANES: Readonly<Record<string, Plane>> = {
     servers: ["router"],
     callers: {
       Place: ["gateway"],
-      Attach: ["prefill", "decode", "mixed"],
+      Attach: ["prefill", "decode", "mixed", "store"],
       DescribeCluster: ["gateway", "operator"],
     },
   },
   "kvasir.worker.v1.DecodeService": { servers: ["decode", "mixed"], callers: { Generate: ["gateway"] } },
   "kvasir.transfer.v1.KvTransferService": {
-    servers: ["prefill", "mixed", "store"],
+    servers: ["prefill", "decode", "mixed", "store"],
     callers: { Pull: ["prefill", "decode", "mixed", "store"] },
+  },
+  "kvasir.kvstore.v1.LendingService": {
+    servers: ["prefill", "decode", "mixed", "store"],
+    callers: { Lend: ["prefill", "mixed", "store"] },
+  },
+  "kvasir.kvstore.v1.CacheFeedService": {
+    servers: ["prefill", "decode", "mixed"],
+    callers: { Follow: ["store"] },
   },
   "kvasir.worker.v1.PrefillService": {
     servers: ["prefill", "mixed"],

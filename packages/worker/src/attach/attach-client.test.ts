@@ -6,6 +6,7 @@ import { SILENT } from "../log.ts";
 import { eventually } from "../testing/quiet.ts";
 import { AttachClient } from "./attach-client.ts";
 import type { AttachState } from "./attach-stream.ts";
+import { cacheOfPool } from "./cache-teller.ts";
 
 async function router(listen = "127.0.0.1:0") {
   const streams: AttachRequest[][] = [];
@@ -29,13 +30,15 @@ async function router(listen = "127.0.0.1:0") {
   return { address, streams, close: () => server.close(0), wantSnapshot };
 }
 
-function state(epoch: bigint): AttachState & { freeBlocks: number } {
+function state(epoch: bigint): AttachState & { freeBlocks: number; pool: BlockPool } {
+  const pool = new BlockPool(4);
   const current = { freeBlocks: 5 };
   return Object.assign(current, {
     epoch,
-    hello: { workerId: "w" },
-    load: () => ({ freeBlocks: current.freeBlocks }),
-    pool: new BlockPool(4),
+    hello: { case: "hello" as const, value: { workerId: "w" } },
+    load: () => ({ case: "load" as const, value: { freeBlocks: current.freeBlocks } }),
+    pool,
+    caches: cacheOfPool(pool),
   });
 }
 

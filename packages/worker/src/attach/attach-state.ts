@@ -2,6 +2,7 @@ import { WorkerRole } from "@kvasir/proto";
 import type { Incarnation } from "../incarnation.ts";
 import type { Role } from "../worker.ts";
 import type { AttachState } from "./attach-stream.ts";
+import { cacheOfPool } from "./cache-teller.ts";
 
 const WIRE_ROLE: Readonly<Record<Role, WorkerRole>> = {
   prefill: WorkerRole.PREFILL,
@@ -24,21 +25,24 @@ export function attachState(
   const { engine, description, layout, epoch } = incarnation;
   return {
     epoch,
-    pool: engine.scheduler.pool,
+    caches: cacheOfPool(engine.scheduler.pool),
     hello: {
-      workerId: worker.workerId,
-      role: WIRE_ROLE[worker.role],
-      address: worker.address,
-      adminAddress: worker.adminAddress,
-      model: worker.model,
-      layout,
-      blockCount: description.blockCount,
-      contextLength: description.contextLength,
+      case: "hello",
+      value: {
+        workerId: worker.workerId,
+        role: WIRE_ROLE[worker.role],
+        address: worker.address,
+        adminAddress: worker.adminAddress,
+        model: worker.model,
+        layout,
+        blockCount: description.blockCount,
+        contextLength: description.contextLength,
+      },
     },
     load: () => {
       const load = engine.scheduler.load();
       const stepCost = engine.meter.stepCost();
-      return {
+      const value = {
         freeBlocks: load.availableBlockCount,
         running: load.runningCount,
         waiting: load.waitingCount,
@@ -49,6 +53,7 @@ export function attachState(
         ...(stepCost === undefined ? {} : { stepCost }),
         draining: isDraining(),
       };
+      return { case: "load", value };
     },
   };
 }

@@ -1,10 +1,9 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import type { BlockPool } from "@kvasir/core";
-import { type AttachRequestSchema, RouterService, type WorkerHelloSchema, type WorkerLoadSchema } from "@kvasir/proto";
+import { type AttachRequestSchema, RouterService } from "@kvasir/proto";
 import { createClient, errorFromService, type RpcClient, type Transport } from "@kvasir/rpc";
 import type { Log } from "../log.ts";
-import { CacheTeller } from "./cache-teller.ts";
+import { CacheTeller, type ToldCache } from "./cache-teller.ts";
 
 /** Load and cache go out at changes, but not more often than this. Larger: placement knows less; smaller: more messages. */
 const LOAD_INTERVAL_MIN_MS = 20;
@@ -14,12 +13,15 @@ const GOODBYE_MAX_MS = 500;
 const RECONNECT_FIRST_MS = 100;
 const RECONNECT_MAX_MS = 1_000;
 
+type AttachKind = NonNullable<MessageInitShape<typeof AttachRequestSchema>["kind"]>;
+
+/** What a router is told of one incarnation of a worker or a store. */
 export interface AttachState {
   readonly epoch: bigint;
-  readonly hello: MessageInitShape<typeof WorkerHelloSchema>;
-  readonly load: () => MessageInitShape<typeof WorkerLoadSchema>;
-  /** What the incarnation's prefix cache is kept in. */
-  readonly pool: BlockPool;
+  readonly hello: AttachKind;
+  readonly load: () => AttachKind;
+  /** What it has cached. */
+  readonly caches: readonly ToldCache[];
 }
 
 /**
@@ -96,7 +98,7 @@ export class AttachStream {
     if (this.#closed || !state) return;
     this.#epoch = state.epoch;
     if (this.#cache?.epoch !== state.epoch) {
-      this.#cache = { epoch: state.epoch, teller: new CacheTeller(state.pool) };
+      this.#cache = { epoch: state.epoch, teller: new CacheTeller(state.caches) };
     }
     this.#sequence = 0n;
     const stream = this.#client.attach();
@@ -114,7 +116,7 @@ export class AttachStream {
     });
     stream.on("error", (error) => this.#lost(stream, errorFromService(error).message));
     stream.on("end", () => this.#lost(stream, "the router ended the stream"));
-    this.#send({ case: "hello", value: state.hello });
+    this.#send(state.hello);
     this.#sendCache(this.#cache.teller.snapshot());
     this.#sendLoad();
   }
@@ -141,7 +143,7 @@ export class AttachStream {
     this.#loadTimer = undefined;
     const load = this.#state()?.load();
     this.#sendCache(this.#cache?.teller.changes() ?? []);
-    if (load) this.#send({ case: "load", value: load });
+    if (load) this.#send(load);
     this.#sendWithin(LOAD_INTERVAL_MAX_MS);
   }
 
@@ -158,10 +160,10 @@ export class AttachStream {
     this.#loadTimer = setTimeout(() => this.#sendLoad(), Math.max(0, atMs - performance.now()));
   }
 
-  #send(kind: MessageInitShape<typeof AttachRequestSchema>["kind"]): void {
+  #send(kind: AttachKind): void {
     if (!this.#stream) return;
     this.#sequence += 1n;
     this.#sentAtMs = performance.now();
-    this.#stream.write({ epoch: this.#epoch, sequence: this.#sequence, ...(kind ? { kind } : {}) });
+    this.#stream.write({ epoch: this.#epoch, sequence: this.#sequence, kind });
   }
 }

@@ -2,7 +2,7 @@ import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { type BlockId, BlockPool, hashBlocks, PrefixIndex, PrefixMatches, prefixRoot } from "@kvasir/core";
 import { type CacheEvent, CacheEventSchema } from "@kvasir/proto";
 import { expect, test } from "vitest";
-import { CacheTeller } from "./cache-teller.ts";
+import { CacheTeller, cacheOfPool } from "./cache-teller.ts";
 
 const ROOT = prefixRoot({ tenantScope: new Uint8Array(16), fingerprint: new Uint8Array(16) }, 1);
 
@@ -21,7 +21,7 @@ const text = (first: number, count: number) => Array.from({ length: count }, (_,
 
 test("an index that is told everything knows of each prompt what the pool would find, over gaps and connections", () => {
   const pool = new BlockPool(64);
-  const teller = new CacheTeller(pool);
+  const teller = new CacheTeller(cacheOfPool(pool));
   const index = new PrefixIndex({ blockCapacity: 4_096, holderCapacity: 32 });
   const matches = new PrefixMatches(32);
   const tell = (events: ReturnType<CacheTeller["changes"]>) => {

@@ -1,60 +1,27 @@
 import { PrefillService, type RenewResponse } from "@kvasir/proto";
-import { createClient, type RpcClient, type Transport } from "@kvasir/rpc";
+import type { RpcClient, Transport } from "@kvasir/rpc";
+import { PeerClients } from "../peer-clients.ts";
 
-const IDLE_CLOSE_MS = 60_000;
-
-interface Peer {
-  readonly client: RpcClient<typeof PrefillService>;
-  calls: number;
-  timer?: NodeJS.Timeout;
-}
-
-/** Channels to prefill workers, one for each address, closed when unused for a minute. */
+/** Prefill workers, as decode workers, and those who fetch, talk to them. */
 export class PrefillPeers {
-  readonly #transport: Transport;
-  readonly #peers = new Map<string, Peer>();
+  readonly #clients: PeerClients<typeof PrefillService>;
 
   constructor(transport: Transport) {
-    this.#transport = transport;
+    this.#clients = new PeerClients(PrefillService, transport);
   }
 
-  /** Opens a hand-over call. The channel lives at least as long as the call. */
+  /** Opens a hand-over call. */
   run(address: string, settings: Parameters<RpcClient<typeof PrefillService>["run"]>[0]) {
-    const used = this.#at(address);
-    clearTimeout(used.timer);
-    used.calls++;
-    const call = used.client.run(settings);
-    call.once("status", () => {
-      if (--used.calls > 0) return;
-      used.timer = setTimeout(() => {
-        this.#peers.delete(address);
-        used.client.channel.close();
-      }, IDLE_CLOSE_MS);
-      used.timer.unref();
-    });
-    return call;
+    return this.#clients.open(address, (client) => client.run(settings));
   }
 
   renew(address: string, transferIds: readonly Uint8Array[], deadlineMs: number): Promise<RenewResponse> {
-    const client = this.#peers.get(address)?.client;
+    const client = this.#clients.get(address);
     if (client === undefined) return Promise.reject(new Error(`no transfer comes from ${address}`));
     return client.renew({ transferIds: [...transferIds] }, { deadlineMs });
   }
 
-  #at(address: string): Peer {
-    let peer = this.#peers.get(address);
-    if (!peer) {
-      peer = { client: createClient(PrefillService, address, this.#transport), calls: 0 };
-      this.#peers.set(address, peer);
-    }
-    return peer;
-  }
-
   close(): void {
-    for (const peer of this.#peers.values()) {
-      clearTimeout(peer.timer);
-      peer.client.channel.close();
-    }
-    this.#peers.clear();
+    this.#clients.close();
   }
 }

@@ -2,6 +2,7 @@ import {
   type BlockId,
   type Instant,
   type KvasirError,
+  type RequestScope,
   type SchedulerEffect,
   type SchedulerEvent,
   type SequenceEnd,
@@ -30,7 +31,7 @@ export interface SequenceRequest extends Pick<StartFacts, "sampling" | "tracepar
   readonly outputTokenIds?: readonly number[];
   /** Further answers to the same prompt. */
   readonly branches?: readonly BranchRequest[];
-  readonly reuse: Pick<SequenceSpec, "prefixRoot" | "computesWholePrompt" | "lends">;
+  readonly reuse: Pick<SequenceSpec, "prefixRoot" | "scope" | "computesWholePrompt" | "lends">;
 }
 
 export interface BranchRequest {
@@ -188,6 +189,9 @@ export class Engine {
       case "DeliverToken":
         listener.sampled(effect.token, effect.tokenIndex, effect.end);
         break;
+      case "TellUsedBlocks":
+        this.#hooks.blocksUsed(effect.scope, effect.hashes);
+        break;
       case "ForgetSequence":
         this.#entries.delete(effect.sequenceId);
         break;
@@ -264,6 +268,8 @@ export interface EngineHooks {
   /** The load changed. Called often; must be cheap. */
   changed(): void;
   stepAnswered(times: StepTimes): void;
+  /** A request ended; its first blocks stay cached for now. */
+  blocksUsed(scope: RequestScope, hashes: Uint8Array): void;
   /** The stream broke or its peer did. Ends the incarnation. */
   lost(error: KvasirError): void;
 }

@@ -22,14 +22,13 @@ import type { PrefixFetch as FetchPlan, RunRequest, RunResponseSchema, RunTicket
 import { errorFromService } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
-import type { PrefillPeers } from "../decode/peers.ts";
 import type { Incarnation } from "../incarnation.ts";
 import type { CheckedRequest } from "../request-check.ts";
 import type { RequestMeter } from "../request-meter.ts";
 import { signTicket } from "../ticket.ts";
 import { endSpan, metadataOf, startQueueSpan, type Traced, traceparentOf } from "../tracing.ts";
 import { wireToken } from "../wire-token.ts";
-import { fetchRange, PrefixFetch } from "./prefix-fetch.ts";
+import { type FetchPeers, fetchRange, PrefixFetch } from "./prefix-fetch.ts";
 
 /** Shortest time for KV of another worker, and the time where it is not known how long computing takes. Larger: slow holders hold prompts up. */
 const FETCH_WAIT_MIN_MS = 100;
@@ -54,7 +53,7 @@ export interface PrefillRunFacts {
   readonly tracer: Tracer;
   readonly requests: RequestMeter;
   readonly requestId: string;
-  readonly peers: PrefillPeers;
+  readonly peers: FetchPeers;
   /** What another prefill worker has cached, by the router's plan. */
   readonly fetch: FetchPlan | undefined;
   /** What is cached here is wanted, and no more than a block of it may be computed. */
@@ -80,7 +79,8 @@ export class PrefillRun {
   #publishing: Promise<unknown> | undefined;
   #plannedAt: Instant | undefined;
   #cachedTokenCount = 0;
-  #fetchedTokenCount = 0;
+  /** Tokens that came from elsewhere, by where they were. */
+  #fetched = { remoteWorker: 0, storeDram: 0, storeDisk: 0 };
   #fetch: PrefixFetch | undefined;
   #timer: NodeJS.Timeout | undefined;
   #blockIds: readonly BlockId[] = [];
@@ -260,20 +260,24 @@ export class PrefillRun {
       blockSize: layout.blockSize,
     });
     if (range !== undefined && request.reuse.prefixRoot !== undefined && !request.reuse.computesWholePrompt) {
-      const { tokenBegin, tokenEnd, holder } = range;
+      const { tokenBegin, tokenEnd, holder, fromStore } = range;
       const computeMs = ((tokenEnd - tokenBegin) / engine.meter.prefillTokensPerSecond) * 1_000;
       const withinMs = Number.isFinite(computeMs) ? Math.max(FETCH_WAIT_MIN_MS, computeMs) : FETCH_WAIT_UNKNOWN_MS;
       const metadata = metadataOf(traced);
       const blockIds = this.#blockIds;
       const common = { peers, incarnation, request, requestId, blockIds, metadata, withinMs };
       this.#fetch = new PrefixFetch({ ...common, ...range });
-      const { verifiedTokenCount, bytes, failure } = await this.#fetch.ended;
-      this.#fetchedTokenCount = verifiedTokenCount - (verifiedTokenCount % layout.blockSize) - tokenBegin;
-      requests.prefixFetched(failure ?? "complete", { tokenCount: this.#fetchedTokenCount, bytes });
+      const { verifiedTokenCount, bytes, fromDisk, failure } = await this.#fetch.ended;
+      const tokenCount = verifiedTokenCount - (verifiedTokenCount % layout.blockSize) - tokenBegin;
+      const storeDisk = fromDisk.filter(Boolean).length * layout.blockSize;
+      if (fromStore) this.#fetched = { remoteWorker: 0, storeDram: tokenCount - storeDisk, storeDisk };
+      else this.#fetched = { remoteWorker: tokenCount, storeDram: 0, storeDisk: 0 };
+      requests.prefixFetched(fromStore ? "store" : "worker", failure ?? "complete", { tokenCount, bytes });
       traced.span.setAttributes({
         "kvasir.fetch_holder": holder.workerId,
         "kvasir.fetch_wanted_tokens": tokenEnd - tokenBegin,
-        "kvasir.fetched_tokens": this.#fetchedTokenCount,
+        "kvasir.fetch_source": fromStore ? "store" : "worker",
+        "kvasir.fetched_tokens": tokenCount,
         "kvasir.fetched_bytes": bytes,
         ...(failure === undefined ? {} : { "kvasir.fetch_failure": failure }),
       });
@@ -290,7 +294,7 @@ export class PrefillRun {
     this.#facts.requests.queued(queueMs / 1_000);
     this.#facts.requests.prefilled(computeMs / 1_000);
     this.#facts.traced.span.setAttributes({ "kvasir.queue_ms": queueMs, "kvasir.compute_ms": computeMs });
-    const cached = { resident: this.#cachedTokenCount, remoteWorker: this.#fetchedTokenCount };
+    const cached = { resident: this.#cachedTokenCount, ...this.#fetched };
     const value = { token: wireToken(token), stopped, queueMs, computeMs, cached };
     this.#say({ kind: { case: "firstToken", value } });
   }

@@ -42,31 +42,39 @@ export interface SidecarCommand {
   readonly tls?: { readonly [K in "ca" | "cert" | "key"]: string | undefined };
 }
 
-/**
- * Launches the binary. The ticket key goes through stdin, which then stays open for the life of this process: when we die, however
- * suddenly, the sidecar reads its end and dies too.
- */
+/** Launches the binary as a worker's sidecar. */
 export function sidecarLauncher(command: SidecarCommand, log: Log): LaunchSidecar {
-  return async ({ epoch, ticketKey }) => {
-    const socketPath = command.socketPath(epoch);
-    const child = spawn(command.binary, args(command, epoch, socketPath), { stdio: ["pipe", "pipe", "pipe"] });
-    const exited = exitOf(child);
-    child.stdin.on("error", () => undefined);
-    child.stdin.write(`${Buffer.from(ticketKey).toString("hex")}\n`);
-    const lastErrorLine = forwardStderr(child, log);
-    const ready = await Promise.race([readyLine(child, log), exited]);
-    if (typeof ready === "string") throw new Error(`the sidecar did not start: ${lastErrorLine() || ready}`);
-    return {
-      ...ready,
-      pid: child.pid,
-      exited: exited.then((line) => [line, lastErrorLine()].filter(Boolean).join(": ")),
-      async stop(graceMs) {
-        child.stdin.end();
-        const timer = setTimeout(() => child.kill("SIGKILL"), graceMs);
-        await exited;
-        clearTimeout(timer);
-      },
-    };
+  return ({ epoch, ticketKey }) =>
+    startSidecar(command.binary, args(command, epoch, command.socketPath(epoch)), ticketKey, log);
+}
+
+/**
+ * Starts the binary and waits until it is ready. The ticket key goes through stdin, which then stays open for the life of this process: when we
+ * die, however suddenly, the sidecar reads its end and dies too.
+ */
+export async function startSidecar(
+  binary: string,
+  flags: readonly string[],
+  ticketKey: Uint8Array,
+  log: Log,
+): Promise<Sidecar> {
+  const child = spawn(binary, flags, { stdio: ["pipe", "pipe", "pipe"] });
+  const exited = exitOf(child);
+  child.stdin.on("error", () => undefined);
+  child.stdin.write(`${Buffer.from(ticketKey).toString("hex")}\n`);
+  const lastErrorLine = forwardStderr(child, log);
+  const ready = await Promise.race([readyLine(child, log), exited]);
+  if (typeof ready === "string") throw new Error(`the sidecar did not start: ${lastErrorLine() || ready}`);
+  return {
+    ...ready,
+    pid: child.pid,
+    exited: exited.then((line) => [line, lastErrorLine()].filter(Boolean).join(": ")),
+    async stop(graceMs) {
+      child.stdin.end();
+      const timer = setTimeout(() => child.kill("SIGKILL"), graceMs);
+      await exited;
+      clearTimeout(timer);
+    },
   };
 }
 
@@ -91,8 +99,13 @@ function args(command: SidecarCommand, epoch: bigint, socketPath: string): strin
     "tls-cert": command.tls?.cert,
     "tls-key": command.tls?.key,
   };
+  return ["serve", ...flagsFrom(flags)];
+}
+
+/** Flags of a command line; those without a value are left out. */
+export function flagsFrom(flags: Readonly<Record<string, string | number | bigint | undefined>>): string[] {
   const given = Object.entries(flags).filter(([, value]) => value !== undefined);
-  return ["serve", ...given.flatMap(([flag, value]) => [`--${flag}`, String(value)])];
+  return given.flatMap(([flag, value]) => [`--${flag}`, String(value)]);
 }
 
 function exitOf(child: ChildProcess): Promise<string> {

@@ -143,16 +143,12 @@ struct State {
     computed: HashMap<u64, u32>,
 }
 
-impl Exports {
-    /// Opens a lease. The same terms again are fine; other terms under the same id are not.
-    ///
-    /// # Errors
-    /// [`CallError::InvalidRequest`].
-    pub fn publish(&self, terms: ExportTerms) -> Result<(), CallError> {
-        let mut state = lock(&self.state);
-        if let Some(existing) = state.by_lease.get(&terms.lease_id) {
+impl State {
+    /// The export that this opens; None where it is open already.
+    fn open(&mut self, terms: ExportTerms, computed_tokens: u32) -> Result<Option<Arc<Export>>, CallError> {
+        if let Some(existing) = self.by_lease.get(&terms.lease_id) {
             if existing.terms == terms && !existing.is_closed() {
-                return Ok(());
+                return Ok(None);
             }
             let message = "is published already with other terms, or was closed; use a new lease".into();
             return Err(CallError::InvalidRequest {
@@ -160,17 +156,41 @@ impl Exports {
                 message,
             });
         }
-        let computed_tokens = state.computed.get(&terms.sequence_id).copied().unwrap_or(0);
         let (progress, _) = watch::channel(Progress::of(computed_tokens));
-        let (lease_id, sequence_id) = (terms.lease_id, terms.sequence_id);
+        let lease_id = terms.lease_id;
         let export = Arc::new(Export {
             terms,
             progress,
             readers: Mutex::default(),
             quiet: Notify::new(),
         });
-        state.by_lease.insert(lease_id, Arc::clone(&export));
-        state.by_sequence.entry(sequence_id).or_default().push(export);
+        self.by_lease.insert(lease_id, Arc::clone(&export));
+        Ok(Some(export))
+    }
+}
+
+impl Exports {
+    /// Opens a lease. The same terms again are fine; other terms under the same id are not.
+    ///
+    /// # Errors
+    /// [`CallError::InvalidRequest`].
+    pub fn publish(&self, terms: ExportTerms) -> Result<(), CallError> {
+        let mut state = lock(&self.state);
+        let computed_tokens = state.computed.get(&terms.sequence_id).copied().unwrap_or(0);
+        let sequence_id = terms.sequence_id;
+        if let Some(export) = state.open(terms, computed_tokens)? {
+            state.by_sequence.entry(sequence_id).or_default().push(export);
+        }
+        Ok(())
+    }
+
+    /// The same for KV that is in place already, all of it: of no sequence that the engine knows.
+    ///
+    /// # Errors
+    /// [`CallError::InvalidRequest`].
+    pub fn publish_computed(&self, terms: ExportTerms) -> Result<(), CallError> {
+        let token_count = terms.token_count;
+        lock(&self.state).open(terms, token_count)?;
         Ok(())
     }
 
@@ -377,6 +397,15 @@ mod tests {
         assert_eq!(layers([32, 33, 40, 41]), [u32::MAX, 1, 1, 0]);
         exports.advance(5, 40);
         assert_eq!(layers([32, 33, 40, 41]), [u32::MAX, u32::MAX, u32::MAX, 0]);
+    }
+
+    #[test]
+    fn what_is_computed_already_is_open_whole_and_follows_no_sequence() {
+        let exports = Exports::default();
+        exports.publish_computed(terms(1)).unwrap();
+        exports.advance(5, 7);
+        let export = exports.find(&[1; 16]).unwrap();
+        assert_eq!(export.follow().borrow().layers_of(40), u32::MAX);
     }
 
     #[test]

@@ -157,14 +157,19 @@ impl KernelService for WorkerFacing {
             }
             .into());
         }
-        self.sidecar.exports.publish(ExportTerms {
+        let terms = ExportTerms {
             lease_id: ticket::id("lease_id", &request.lease_id)?,
             sequence_id: request.sequence_id,
             token_count: request.token_count,
             block_ids: request.block_ids,
             tenant_scope: ticket::id("tenant_scope", &request.tenant_scope)?,
             expires_at_unix_ms: request.expires_at_unix_ms,
-        })?;
+        };
+        if request.computed {
+            self.sidecar.exports.publish_computed(terms)?;
+        } else {
+            self.sidecar.exports.publish(terms)?;
+        }
         Ok(Response::new(kernel::PublishResponse {}))
     }
 

@@ -106,7 +106,7 @@ pub struct Tls {
 }
 
 /// Who may serve KV.
-const SOURCE_ROLES: &[PeerRole] = &[PeerRole::Prefill, PeerRole::Mixed, PeerRole::Store];
+const SOURCE_ROLES: &[PeerRole] = &[PeerRole::Prefill, PeerRole::Decode, PeerRole::Mixed, PeerRole::Store];
 
 impl Tls {
     /// Loads the files of a process that is `own`.

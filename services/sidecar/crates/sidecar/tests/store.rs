@@ -211,9 +211,10 @@ async fn blocks_outlive_the_worker_that_computed_them_and_a_killed_store() {
     assert_eq!(store.listed().await, expected_keys);
     // The worker has one block itself and wants the others; the last key is nobody's.
     let exposed = store.expose(7, 1, keys((1..WHOLE).chain([77])), SCOPE).await;
-    assert_eq!((exposed.exposed_count, exposed.from_disk_count), (5, 5));
+    assert_eq!((exposed.exposed_count, exposed.from_disk), (5, vec![true; 5]));
     let again = store.expose(8, 0, keys(0..WHOLE), SCOPE).await;
-    assert_eq!((again.exposed_count, again.from_disk_count), (6, 1));
+    assert_eq!(again.exposed_count, 6);
+    assert_eq!(again.from_disk, [true, false, false, false, false, false]);
     let ticket = store.ticket(&sink, 8, 0..WHOLE);
     let request = fetch_request(store.source(&sink), ticket, 2, WHOLE * BLOCK, &SINK_BLOCKS);
     let last = outcome(sink.fetch(request).await.expect("it begins"))

@@ -1,7 +1,6 @@
 //! `kvasir-sidecar store`: open, listen, share the store's fate.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use kvasir_engine::{Isa, KvLayout, KvShards};
@@ -129,7 +128,6 @@ async fn run(flags: StoreFlags, key: TicketKey, stdin_ended: Arc<Notify>) -> Res
         staging: Staging::new(pool.block_count()),
         recovered: Mutex::new(recovered),
         exposed: Mutex::new(HashMap::new()),
-        next_export: AtomicU64::new(1),
     });
     let socket = bind_socket(&flags.socket)?;
     let facing = StoreSidecarServiceServer::new(StoreFacing(Arc::clone(&shared)))

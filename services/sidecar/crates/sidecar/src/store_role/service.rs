@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use kvasir_store::{Accuracy, Found, Key, Metadata, Object, Recovered, Store, StoreError};
@@ -42,21 +42,22 @@ pub(crate) struct Shared {
     pub recovered: Mutex<Vec<Recovered>>,
     pub description: kernel::DescribeStoreResponse,
     /// Blocks behind open exports.
-    pub exposed: Mutex<HashMap<LeaseId, (u64, StagedBlocks)>>,
-    pub next_export: AtomicU64,
+    pub exposed: Mutex<HashMap<LeaseId, StagedBlocks>>,
+}
+
+/// How a block's way into the pool ended.
+enum Staged {
+    Done,
+    /// It is not there, or is of another tenant or layout.
+    Missing,
+    /// There was no memory to read it into.
+    NoRoom,
 }
 
 impl Shared {
     /// Frees the blocks of leases that are over.
     pub fn sweep(&self) {
-        let mut exposed = lock(&self.exposed);
-        exposed.retain(|lease_id, (export, _)| {
-            let open = self.sidecar.exports.find(lease_id).is_some();
-            if !open {
-                self.sidecar.exports.forget(*export);
-            }
-            open
-        });
+        lock(&self.exposed).retain(|lease_id, _| self.sidecar.exports.find(lease_id).is_some());
     }
 
     fn block_size(&self) -> u32 {
@@ -101,13 +102,12 @@ impl Shared {
         Ok(())
     }
 
-    /// Copies a block of the store into the pool; false when it is not there, or is of another tenant or layout.
-    fn stage(&self, key: Key, tenant_scope: &[u8; 16], staged: u32) -> Result<bool, CallError> {
+    /// Copies a block of the store into the pool.
+    fn stage(&self, key: Key, tenant_scope: &[u8; 16], staged: u32) -> Result<Staged, CallError> {
         let found = self.store.get(key, Accuracy::Exact, unix_ms(), true);
         let object = match found {
             Ok(object) => object,
-            // No memory to read it into: a miss, as of a block that is gone.
-            Err(StoreError::MemoryFull { .. }) => None,
+            Err(StoreError::MemoryFull { .. }) => return Ok(Staged::NoRoom),
             Err(error) => return Err(from_store(&error)),
         };
         let matches = |object: &Arc<Object>| {
@@ -115,14 +115,14 @@ impl Shared {
                 && object.metadata.layout_fingerprint == self.sidecar.layout.exact_fingerprint
         };
         let Some(object) = object.filter(matches) else {
-            return Ok(false);
+            return Ok(Staged::Missing);
         };
         let mut bytes = Vec::with_capacity(object.value.len());
         object.value.append_range(0..object.value.len(), &mut bytes);
         let (tokens, layers, heads) = self.whole();
         let placed = self.sidecar.pool.shards()[0].scatter(staged, tokens, layers, heads, &bytes);
         placed.map_err(|error| CallError::Internal(error.to_string()))?;
-        Ok(true)
+        Ok(Staged::Done)
     }
 
     async fn ingest(
@@ -196,48 +196,53 @@ impl Shared {
         kept.await.map_err(|error| CallError::Internal(error.to_string()))?
     }
 
-    async fn expose(self: &Arc<Self>, request: kernel::ExposeBlocksRequest) -> Result<(u32, u32), CallError> {
+    async fn expose(
+        self: &Arc<Self>,
+        request: kernel::ExposeBlocksRequest,
+    ) -> Result<kernel::ExposeBlocksResponse, CallError> {
         let keys = keys_of(&request.keys)?;
         let tenant_scope = ticket::id("tenant_scope", &request.tenant_scope)?;
         let lease_id = ticket::id("lease_id", &request.lease_id)?;
         let mut staged = self.staging.take(keys.len());
         let shared = Arc::clone(self);
         let staging = tokio::task::spawn_blocking(move || {
-            let (mut count, mut from_disk) = (0, 0);
+            let mut from_disk = Vec::new();
+            let mut next_is_missing = false;
             for (key, block) in keys.iter().zip(&staged.ids) {
                 let Found { memory, .. } = shared.store.find(*key, Accuracy::Exact);
-                if !shared.stage(*key, &tenant_scope, *block)? {
+                let outcome = shared.stage(*key, &tenant_scope, *block)?;
+                next_is_missing = matches!(outcome, Staged::Missing);
+                if !matches!(outcome, Staged::Done) {
                     break;
                 }
-                count += 1;
-                from_disk += u32::from(!memory);
+                from_disk.push(!memory);
             }
-            staged.shrink(count);
-            Ok::<_, CallError>((staged, from_disk))
+            staged.shrink(from_disk.len());
+            Ok::<_, CallError>((staged, from_disk, next_is_missing))
         });
-        let (staged, from_disk) = staging
+        let (staged, from_disk, next_is_missing) = staging
             .await
             .map_err(|error| CallError::Internal(error.to_string()))??;
-        let count = staged.ids.len() as u32;
-        if count == 0 {
-            return Ok((0, 0));
+        let count = from_disk.len() as u32;
+        if count > 0 {
+            // The ticket begins at the first block, so nothing reads those before it.
+            let mut block_ids = vec![0; request.first_block as usize];
+            block_ids.extend(&staged.ids);
+            self.sidecar.exports.publish_computed(ExportTerms {
+                lease_id,
+                sequence_id: 0,
+                token_count: (request.first_block + count) * self.block_size(),
+                block_ids,
+                tenant_scope,
+                expires_at_unix_ms: request.expires_at_unix_ms,
+            })?;
+            lock(&self.exposed).insert(lease_id, staged);
         }
-        let export = self.next_export.fetch_add(1, Ordering::Relaxed);
-        let token_count = (request.first_block + count) * self.block_size();
-        // The ticket begins at the first block, so nothing reads those before it.
-        let mut block_ids = vec![0; request.first_block as usize];
-        block_ids.extend(&staged.ids);
-        self.sidecar.exports.publish(ExportTerms {
-            lease_id,
-            sequence_id: export,
-            token_count,
-            block_ids,
-            tenant_scope,
-            expires_at_unix_ms: request.expires_at_unix_ms,
-        })?;
-        self.sidecar.exports.advance(export, token_count);
-        lock(&self.exposed).insert(lease_id, (export, staged));
-        Ok((count, from_disk))
+        Ok(kernel::ExposeBlocksResponse {
+            exposed_count: count,
+            from_disk,
+            next_is_missing,
+        })
     }
 
     async fn persist(&self, keys: &[Key]) -> Vec<bool> {
@@ -299,11 +304,7 @@ impl StoreSidecarService for StoreFacing {
         &self,
         request: Request<kernel::ExposeBlocksRequest>,
     ) -> Result<Response<kernel::ExposeBlocksResponse>, Status> {
-        let (exposed_count, from_disk_count) = self.0.expose(request.into_inner()).await?;
-        Ok(Response::new(kernel::ExposeBlocksResponse {
-            exposed_count,
-            from_disk_count,
-        }))
+        Ok(Response::new(self.0.expose(request.into_inner()).await?))
     }
 
     async fn withdraw_blocks(

@@ -206,6 +206,7 @@ impl Sidecar {
             block_ids: blocks.to_vec(),
             tenant_scope: SCOPE.to_vec(),
             expires_at_unix_ms,
+            computed: false,
         };
         soon(self.kernel.clone().publish(request)).await.expect("published");
         self.sign(&TicketClaims {

@@ -686,8 +686,8 @@ export declare type Placement = Message<"kvasir.common.v1.Placement"> & {
 export declare const PlacementSchema: GenMessage<Placement>;
 
 /**
- * A prompt's first tokens, whose KV another prefill worker has cached. A hint: the holder looks again, and who fetches computes what does not
- * come, or not in the time that computing would take.
+ * A prompt's first tokens, whose KV another prefill worker or a store has cached. A hint: the holder looks again, and who fetches computes what
+ * does not come, or not in the time that computing would take.
  *
  * @generated from message kvasir.common.v1.PrefixFetch
  */
@@ -705,6 +705,13 @@ export declare type PrefixFetch = Message<"kvasir.common.v1.PrefixFetch"> & {
    * @generated from field: uint32 token_end = 2;
    */
   tokenEnd: number;
+
+  /**
+   * The holder is a store, which lends by LendingService; else a worker, which lends by PrefillService.
+   *
+   * @generated from field: bool from_store = 3;
+   */
+  fromStore: boolean;
 };
 
 /**

@@ -476,6 +476,13 @@ export declare type PublishRequest = Message<"kvasir.kernel.v1.PublishRequest"> 
    * @generated from field: fixed64 expires_at_unix_ms = 6;
    */
   expiresAtUnixMs: bigint;
+
+  /**
+   * All of it is computed already, for whatever sequence; sequence_id is not read.
+   *
+   * @generated from field: bool computed = 7;
+   */
+  computed: boolean;
 };
 
 /**

@@ -295,11 +295,18 @@ export declare type ExposeBlocksResponse = Message<"kvasir.kernel.v1.ExposeBlock
   exposedCount: number;
 
   /**
-   * Of them, those that came from disk.
+   * For each of them, whether it came from disk.
    *
-   * @generated from field: uint32 from_disk_count = 2;
+   * @generated from field: repeated bool from_disk = 2;
    */
-  fromDiskCount: number;
+  fromDisk: boolean[];
+
+  /**
+   * The next one is not there, as opposed to: there was no room to bring it to memory.
+   *
+   * @generated from field: bool next_is_missing = 3;
+   */
+  nextIsMissing: boolean;
 };
 
 /**

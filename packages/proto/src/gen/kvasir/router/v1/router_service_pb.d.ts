@@ -406,12 +406,28 @@ export declare type AttachRequest = Message<"kvasir.router.v1.AttachRequest"> & 
     case: "goodbye";
   } | {
     /**
-     * What its prefix cache holds.
+     * What its prefix cache, or the store, holds.
      *
      * @generated from field: kvasir.router.v1.CacheEvent cache = 6;
      */
     value: CacheEvent;
     case: "cache";
+  } | {
+    /**
+     * First, of a store.
+     *
+     * @generated from field: kvasir.router.v1.StoreHello store_hello = 7;
+     */
+    value: StoreHello;
+    case: "storeHello";
+  } | {
+    /**
+     * State of a store.
+     *
+     * @generated from field: kvasir.router.v1.StoreLoad store_load = 8;
+     */
+    value: StoreLoad;
+    case: "storeLoad";
   } | { case: undefined; value?: undefined };
 };
 
@@ -582,6 +598,88 @@ export declare type WorkerHello = Message<"kvasir.router.v1.WorkerHello"> & {
  * Use `create(WorkerHelloSchema)` to create a new message.
  */
 export declare const WorkerHelloSchema: GenMessage<WorkerHello>;
+
+/**
+ * Who a store is.
+ *
+ * @generated from message kvasir.router.v1.StoreHello
+ */
+export declare type StoreHello = Message<"kvasir.router.v1.StoreHello"> & {
+  /**
+   * Stable name.
+   *
+   * @generated from field: string store_id = 1;
+   */
+  storeId: string;
+
+  /**
+   * host:port of its LendingService.
+   *
+   * @generated from field: string address = 2;
+   */
+  address: string;
+
+  /**
+   * host:port of its HTTP endpoint (/metrics, /ready, /debug/traces).
+   *
+   * @generated from field: string admin_address = 3;
+   */
+  adminAddress: string;
+
+  /**
+   * Served model name.
+   *
+   * @generated from field: string model = 4;
+   */
+  model: string;
+
+  /**
+   * KV layout of its blocks.
+   *
+   * @generated from field: kvasir.common.v1.KvLayout layout = 5;
+   */
+  layout?: KvLayout | undefined;
+
+  /**
+   * Bytes of blocks that its memory holds.
+   *
+   * @generated from field: uint64 memory_bytes = 6;
+   */
+  memoryBytes: bigint;
+
+  /**
+   * Bytes of blocks that its disk holds; 0 without a disk.
+   *
+   * @generated from field: uint64 disk_bytes = 7;
+   */
+  diskBytes: bigint;
+};
+
+/**
+ * Describes the message kvasir.router.v1.StoreHello.
+ * Use `create(StoreHelloSchema)` to create a new message.
+ */
+export declare const StoreHelloSchema: GenMessage<StoreHello>;
+
+/**
+ * How a store is.
+ *
+ * @generated from message kvasir.router.v1.StoreLoad
+ */
+export declare type StoreLoad = Message<"kvasir.router.v1.StoreLoad"> & {
+  /**
+   * Lends to those who have a loan, and to nobody else.
+   *
+   * @generated from field: bool draining = 1;
+   */
+  draining: boolean;
+};
+
+/**
+ * Describes the message kvasir.router.v1.StoreLoad.
+ * Use `create(StoreLoadSchema)` to create a new message.
+ */
+export declare const StoreLoadSchema: GenMessage<StoreLoad>;
 
 /**
  * How busy a worker is.
@@ -850,6 +948,13 @@ export declare type DescribeClusterResponse = Message<"kvasir.router.v1.Describe
    * @generated from field: uint64 leader_token = 6;
    */
   leaderToken: bigint;
+
+  /**
+   * Attached stores, by id.
+   *
+   * @generated from field: repeated kvasir.router.v1.AttachedStore stores = 7;
+   */
+  stores: AttachedStore[];
 };
 
 /**
@@ -857,6 +962,33 @@ export declare type DescribeClusterResponse = Message<"kvasir.router.v1.Describe
  * Use `create(DescribeClusterResponseSchema)` to create a new message.
  */
 export declare const DescribeClusterResponseSchema: GenMessage<DescribeClusterResponse>;
+
+/**
+ * One attached store.
+ *
+ * @generated from message kvasir.router.v1.AttachedStore
+ */
+export declare type AttachedStore = Message<"kvasir.router.v1.AttachedStore"> & {
+  /**
+   * Who.
+   *
+   * @generated from field: kvasir.router.v1.StoreHello hello = 1;
+   */
+  hello?: StoreHello | undefined;
+
+  /**
+   * Incarnation.
+   *
+   * @generated from field: uint64 epoch = 2;
+   */
+  epoch: bigint;
+};
+
+/**
+ * Describes the message kvasir.router.v1.AttachedStore.
+ * Use `create(AttachedStoreSchema)` to create a new message.
+ */
+export declare const AttachedStoreSchema: GenMessage<AttachedStore>;
 
 /**
  * One attached worker.
@@ -959,7 +1091,7 @@ export declare const RouterService: GenService<{
     output: typeof PlaceResponseSchema;
   },
   /**
-   * A worker's line to the router. `hello` first, again after each reconnect; then `load` at each change, at most every 20 ms,
+   * A worker's or a store's line to the router. `hello` or `store_hello` first, again after each reconnect; then `load` at each change, at most every 20 ms,
    * and at least every second. `sequence` grows by one within an epoch; a gap or a lower epoch ends the stream with STALE_EPOCH
    * and the worker starts again with `hello`. The stream's end takes the worker out of placement at once. What the worker's prefix cache
    * holds comes as `cache`: a snapshot after each hello and whenever the router wants one, then the changes, batched.

@@ -1,0 +1,135 @@
+import { mkdtempSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { LocalCluster } from "@kvasir/cli";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import {
+  answerOf,
+  blocks,
+  chatBody,
+  expectNothingLeft,
+  metric,
+  post,
+  processOf,
+  startTiny,
+  workersOf,
+} from "./support.ts";
+
+const BLOCK_SIZE = 32;
+const TEXT = "The old mill stood beside the river, and nobody had opened its door for years. ".repeat(20);
+
+let cluster: LocalCluster;
+beforeAll(async () => {
+  const extraFlags = { store: ["--admission", "all"] };
+  const storeDirectory = mkdtempSync(join(tmpdir(), "kvasir-e2e-store-"));
+  cluster = await startTiny({
+    stores: 1,
+    storeDirectory,
+    restart: true,
+    blockSize: BLOCK_SIZE,
+    leaseMs: 3_000,
+    extraFlags,
+  });
+}, 60_000);
+afterAll(() => cluster?.stop());
+
+async function ask(content: string, salt: string, key = "one") {
+  const body = { ...chatBody(content, { max_tokens: 8 }), cache_salt: salt };
+  const headers = { "content-type": "application/json", authorization: `Bearer ${key}` };
+  const response = await post(cluster, body, { headers });
+  expect(response.status, await response.clone().text()).toBe(200);
+  const { usage, kvasir, choices } = await answerOf(response);
+  const { cached_tokens: sum } = usage.prompt_tokens_details;
+  return { text: choices[0].message.content, promptTokens: usage.prompt_tokens, sum, cached: kvasir.cached_tokens };
+}
+
+const cachedOf = (promptTokens: number) => Math.floor((promptTokens - 1) / BLOCK_SIZE) * BLOCK_SIZE;
+const stored = (medium: string) => metric(processOf(cluster, "store"), `kvasir_store_blocks{medium="${medium}"}`);
+const known = () => metric(processOf(cluster, "router"), "kvasir_router_cached_blocks");
+
+/** Every worker dies and comes back: what they had cached is gone. */
+async function restartWorkers(): Promise<void> {
+  const workers = workersOf(cluster);
+  const pids = workers.map(({ pid }) => pid);
+  await Promise.all(workers.map((worker) => worker.kill("SIGKILL")));
+  await expect
+    .poll(() => workers.every(({ pid, isRunning }, index) => isRunning && pid !== pids[index]), { timeout: 20_000 })
+    .toBe(true);
+  await cluster.ready();
+}
+
+test("after every worker was killed a repeated prompt comes from the store: from memory, and after the store's own end from disk", async () => {
+  const first = await ask(TEXT, "restart");
+  expect(first.sum).toBe(0);
+  const blockCount = Math.floor(first.promptTokens / BLOCK_SIZE);
+  await expect.poll(() => stored("disk"), { timeout: 10_000 }).toBeGreaterThanOrEqual(blockCount);
+  await restartWorkers();
+  await expect.poll(known, { timeout: 10_000 }).toBeGreaterThanOrEqual(blockCount);
+  const again = await ask(TEXT, "restart");
+  expect(again.text).toBe(first.text);
+  expect([again.sum, again.cached.store_dram]).toEqual([cachedOf(first.promptTokens), cachedOf(first.promptTokens)]);
+
+  const store = processOf(cluster, "store");
+  await store.kill("SIGKILL");
+  await expect.poll(() => store.isRunning, { timeout: 20_000 }).toBe(true);
+  await restartWorkers();
+  await expect.poll(known, { timeout: 10_000 }).toBeGreaterThanOrEqual(blockCount);
+  const last = await ask(TEXT, "restart");
+  expect(last.text).toBe(first.text);
+  expect([last.sum, last.cached.store_disk]).toEqual([cachedOf(first.promptTokens), cachedOf(first.promptTokens)]);
+  // Another key, the same salt and text: nothing of it.
+  expect((await ask(TEXT, "restart", "two")).sum).toBe(0);
+  await expectNothingLeft(cluster);
+}, 60_000);
+
+const storeFetches = async (outcome: string) => {
+  const prefill = processOf(cluster, "prefill");
+  return metric(prefill, `kvasir_prefix_fetches_total{source="store",outcome="${outcome}"}`);
+};
+
+/** The store dies while its sidecar, which is stopped, has something to do; it comes back by itself. */
+async function killStoreDuring(work: () => Promise<void>): Promise<void> {
+  const store = processOf(cluster, "store");
+  const { sidecarPid = 0 } = store;
+  process.kill(sidecarPid, "SIGSTOP");
+  try {
+    await work();
+    await store.kill("SIGKILL");
+  } finally {
+    // Its end of stdin does not wake it.
+    process.kill(sidecarPid, "SIGKILL");
+  }
+  await expect.poll(() => store.isRunning, { timeout: 20_000 }).toBe(true);
+}
+
+test("a store that dies in the midst of a pull leaves nothing pinned at the worker", async () => {
+  await killStoreDuring(async () => {
+    await ask(TEXT, "publication");
+    const pinned = async () => {
+      const counts = await Promise.all(workersOf(cluster).map((worker) => blocks(worker, "pinned")));
+      return counts.reduce((sum, count) => sum + count, 0);
+    };
+    await expect.poll(pinned, { interval: 20 }).toBeGreaterThan(0);
+  });
+  await expectNothingLeft(cluster);
+  await cluster.ready();
+}, 60_000);
+
+test("a store that dies in the midst of a fetch costs time and no token", async () => {
+  const before = await stored("disk");
+  const first = await ask(TEXT, "fetch");
+  const blockCount = Math.floor(first.promptTokens / BLOCK_SIZE);
+  await expect.poll(() => stored("disk"), { timeout: 10_000 }).toBeGreaterThanOrEqual(before + blockCount);
+  await restartWorkers();
+  await expect.poll(known, { timeout: 10_000 }).toBeGreaterThanOrEqual(before + blockCount);
+  let again: ReturnType<typeof ask> | undefined;
+  await killStoreDuring(async () => {
+    again = ask(TEXT, "fetch");
+    // Until the prompt's blocks are taken, and so the loan is asked for.
+    await expect.poll(() => blocks(processOf(cluster, "prefill"), "used"), { interval: 10 }).toBeGreaterThan(0);
+  });
+  const { text, sum } = (await again) ?? {};
+  expect([text, sum]).toEqual([first.text, 0]);
+  expect((await storeFetches("late")) + (await storeFetches("unavailable"))).toBe(1);
+  await expectNothingLeft(cluster);
+}, 60_000);
