@@ -5,6 +5,7 @@ import { attached } from "./testing/world.ts";
 const reserved = (blockCount: number, promptTokenCount = 0, sequenceCount = 0) => ({
   blockCount,
   promptTokenCount,
+  promptCount: promptTokenCount > 0 ? 1 : 0,
   sequenceCount,
 });
 
