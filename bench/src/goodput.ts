@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { GoodputPolicy, type PlacementPolicy, type StepCost } from "@kvasir/core";
+import { GoodputPolicy, type PlacementPolicy, type StepCost, WORKER_QUEUE_DEFAULTS } from "@kvasir/core";
 import {
   DEVICE_PROFILES,
   type DeviceProfile,
@@ -49,7 +49,7 @@ const SETTINGS: readonly Setting[] = [
     file: option("azure", ""),
     profile: profile("a100-opt-13b"),
     blockSize: 64,
-    factors: [3, 8],
+    factors: [3, 14],
     targets: { strict: { ttftMs: 1_000, tbtMs: 40 }, relaxed: { ttftMs: 2_000, tbtMs: 60 } },
   },
   {
@@ -57,7 +57,7 @@ const SETTINGS: readonly Setting[] = [
     file: option("mooncake", ""),
     profile: profile("h100-8b"),
     blockSize: 512,
-    factors: [2, 9],
+    factors: [2, 14],
     targets: { strict: { ttftMs: 5_000, tbtMs: 20 }, relaxed: { ttftMs: 15_000, tbtMs: 40 } },
   },
 ];
@@ -89,13 +89,18 @@ const CONTENDERS: readonly Contender[] = [
 ];
 
 const only = option("only", "");
+const strictnessOnly = option("strictness", "");
+/** `--few`: the best known rule of each kind beside ours, for fleets that take minutes a run. */
+const FEW = /least load, agg|Dynamo|conductor|pools|Kvasir/;
+const contenders = CONTENDERS.filter(({ name }) => !process.argv.includes("--few") || FEW.test(name));
 const sections: string[] = [];
 for (const setting of SETTINGS.filter(({ file, name }) => file !== "" && name.includes(only))) {
   const whole = parseTrace(setting.name, readFileSync(setting.file, "utf8"));
   const trace = sliceTrace(whole, 0, REQUESTS);
   for (const [strictness, objective] of Object.entries(setting.targets)) {
+    if (!strictness.includes(strictnessOnly)) continue;
     const curves: Curve[] = [];
-    const rows = CONTENDERS.map((contender) => {
+    const rows = contenders.map((contender) => {
       const workers = workersOf(contender);
       const points = searchGoodput(setting, trace, contender, objective);
       curves.push({
@@ -192,6 +197,8 @@ function runAt(setting: Setting, trace: Trace, contender: Contender, objective: 
       roles: rolesOf(counts),
       objectives: objective,
       policy: contender.policy(setting.profile.believed),
+      // As in production; the others place whatever has room, as theirs do.
+      ...(contender.name.startsWith("Kvasir") ? { workerQueue: WORKER_QUEUE_DEFAULTS } : {}),
     },
     trace,
   );

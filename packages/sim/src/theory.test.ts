@@ -1,9 +1,11 @@
+import type { PlacementPolicy } from "@kvasir/core";
 import { expect, test } from "vitest";
 import { rolesOf, SIMULATION_DEFAULTS } from "./cluster-spec.ts";
 import type { DeviceProfile } from "./device-profile.ts";
+import { leastLoadPolicy, mooncakePolicy, randomPolicy } from "./policies/baselines.ts";
 import { simulate } from "./simulation.ts";
 import { goodputFactor, summarize } from "./summary.ts";
-import { a100, poissonTrace } from "./testing/worlds.ts";
+import { a100, conversationTrace, poissonTrace } from "./testing/worlds.ts";
 import { scaleRate } from "./trace.ts";
 
 const PROMPT = 512;
@@ -81,3 +83,15 @@ test("at a strict TBT three devices serve more requests split than each doing bo
   expect(goodput(split, 50) / goodput(both, 50)).toBeGreaterThan(1.2);
   expect(goodput(split, 200) / goodput(both, 200)).toBeLessThan(0.9);
 }, 120_000);
+
+test("mean TTFT in the order of Mooncake's evaluation: random, then least load, then least load and cache together", () => {
+  // Mooncake (FAST 2025): 19.65, 5.27 and 3.58 s on its cluster.
+  const trace = conversationTrace(9, 500, 12);
+  const ttftMs = (policy: PlacementPolicy) =>
+    summarize(simulate(a100({ prefill: 4, decode: 6 }, { policy }), trace), { ttftMs: 1, tbtMs: 1 }).meanTtftMs;
+  const random = ttftMs(randomPolicy());
+  const leastLoad = ttftMs(leastLoadPolicy());
+  const conductor = ttftMs(mooncakePolicy(a100({ mixed: 1 }).profile.believed, 512));
+  expect(leastLoad).toBeLessThan(0.8 * random);
+  expect(conductor).toBeLessThan(0.9 * leastLoad);
+}, 60_000);
