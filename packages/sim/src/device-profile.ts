@@ -53,6 +53,7 @@ function distServe(coefficients: DistServeCoefficients): (work: StepWork) => num
 function linear(cost: StepCost): (work: StepWork) => number {
   return (work) =>
     cost.fixedMs +
+    (work.promptTokenCount > 0 ? (cost.promptStepMs ?? 0) : 0) +
     cost.promptTokenMs * work.promptTokenCount +
     cost.attentionMs * work.attentionArea +
     cost.decodeMs * work.decodeCount +
@@ -176,7 +177,8 @@ export const DEVICE_PROFILES: Readonly<Record<string, DeviceProfile>> = {
     name: "NVIDIA Dynamo's mocker (its default timing)",
     stepMs: mocker,
     believed: {
-      fixedMs: 10,
+      fixedMs: 5.74,
+      promptStepMs: 10.8,
       promptTokenMs: 0.0186,
       attentionMs: 0,
       decodeMs: 0,

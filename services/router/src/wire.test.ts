@@ -19,7 +19,14 @@ test("targets become objectives; what is 0 or no time is none", () => {
 });
 
 test("a step cost is taken whole, or not at all when a number in it cannot be", () => {
-  const cost = { fixedMs: 6, promptTokenMs: 0.03, attentionMs: 0, decodeMs: 0.02, contextTokenMs: 0.0001 };
+  const cost = {
+    fixedMs: 6,
+    promptStepMs: 3,
+    promptTokenMs: 0.03,
+    attentionMs: 0,
+    decodeMs: 0.02,
+    contextTokenMs: 0.0001,
+  };
   expect(loadFromWire(create(WorkerLoadSchema, { stepCost: cost })).stepCost).toEqual(cost);
   for (const wrong of [-1, Number.NaN, Number.POSITIVE_INFINITY]) {
     expect(loadFromWire(create(WorkerLoadSchema, { stepCost: { ...cost, decodeMs: wrong } })).stepCost).toBeUndefined();

@@ -138,8 +138,8 @@ export function loadFromWire(load: WorkerLoad): ReportedLoad {
 /** A cost with a number that cannot be counts as not measured. */
 function costFromWire({ stepCost }: WorkerLoad): { stepCost?: StepCost } {
   if (stepCost === undefined) return {};
-  const { fixedMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs } = stepCost;
-  const cost = { fixedMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs };
+  const { fixedMs, promptStepMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs } = stepCost;
+  const cost = { fixedMs, promptStepMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs };
   return Object.values(cost).every((value) => Number.isFinite(value) && value >= 0) ? { stepCost: cost } : {};
 }
 

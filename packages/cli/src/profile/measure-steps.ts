@@ -98,7 +98,11 @@ function profileFrom(
   }
   const perHead = layout.layerCount * layout.kvHeadCount * layout.headSize;
   const decodeMs = decode.fixedMs + decode.decodeMs + 1.5 * PROBE_TOKENS * decode.contextTokenMs;
-  const promptMs = prefill.fixedMs + PROBE_TOKENS * prefill.promptTokenMs + PROBE_TOKENS ** 2 * prefill.attentionMs;
+  const promptMs =
+    prefill.fixedMs +
+    (prefill.promptStepMs ?? 0) +
+    PROBE_TOKENS * prefill.promptTokenMs +
+    PROBE_TOKENS ** 2 * prefill.attentionMs;
   return {
     name: `${model}, measured`,
     prefill,
@@ -117,6 +121,7 @@ function meanCost(costs: readonly StepCost[]): StepCost | undefined {
   const mean = (of: (cost: StepCost) => number) => costs.reduce((sum, cost) => sum + of(cost), 0) / costs.length;
   return {
     fixedMs: mean(({ fixedMs }) => fixedMs),
+    promptStepMs: mean(({ promptStepMs = 0 }) => promptStepMs),
     promptTokenMs: mean(({ promptTokenMs }) => promptTokenMs),
     attentionMs: mean(({ attentionMs }) => attentionMs),
     decodeMs: mean(({ decodeMs }) => decodeMs),

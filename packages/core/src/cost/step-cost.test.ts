@@ -55,6 +55,20 @@ test("the cost of steps is learnt from noisy ones, from a belief that is several
   expect(errorOf(model, A100, random)).toBeLessThan(0.03);
 });
 
+test("a step with a prompt may cost more whatever its length, and prompts' tokens are not blamed for it", () => {
+  const random = randomOf(4);
+  const truth = { ...A100, fixedMs: 6, promptStepMs: 16 };
+  const model = new StepCostModel(GUESS);
+  for (let i = 0; i < 600; i++) {
+    const work = anyWork(random);
+    model.observe(work, stepMs(truth, work) * (0.98 + 0.04 * random()));
+  }
+  const { promptStepMs = 0, promptTokenMs = 0 } = model.cost() ?? {};
+  expect(promptStepMs).toBeGreaterThan(13);
+  expect(promptStepMs).toBeLessThan(19);
+  expect(Math.abs(promptTokenMs / truth.promptTokenMs - 1)).toBeLessThan(0.1);
+});
+
 test("one step in twenty that takes ten times as long hardly moves it", () => {
   const random = randomOf(2);
   const model = new StepCostModel(A100);

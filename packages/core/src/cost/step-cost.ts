@@ -15,6 +15,8 @@ export interface StepWork {
 /** Milliseconds for each unit of a step's work; `fixedMs` for any step. */
 export interface StepCost {
   readonly fixedMs: number;
+  /** Of any step that computes prompt tokens, on top. Default 0. */
+  readonly promptStepMs?: number;
   readonly promptTokenMs: number;
   readonly attentionMs: number;
   readonly decodeMs: number;
@@ -24,6 +26,7 @@ export interface StepCost {
 export function stepMs(cost: StepCost, work: StepWork): number {
   return (
     cost.fixedMs +
+    (work.promptTokenCount > 0 ? (cost.promptStepMs ?? 0) : 0) +
     cost.promptTokenMs * work.promptTokenCount +
     cost.attentionMs * work.attentionArea +
     cost.decodeMs * work.decodeCount +
@@ -33,13 +36,15 @@ export function stepMs(cost: StepCost, work: StepWork): number {
 
 /**
  * Time to compute a prompt of `tokenCount` tokens of which the KV of the first `cachedTokenCount` is there, alone, in steps of `tokenBudget`
- * tokens: `c0 + c1·new + c2·(L² − p²)`, with c0 for each step.
+ * tokens: `c0 + c1·new + c2·(L² − p²)`, with c0, both fixed parts, for each step.
  */
 export function prefillMs(cost: StepCost, tokenCount: number, cachedTokenCount: number, tokenBudget: number): number {
   const newTokenCount = Math.max(1, tokenCount - cachedTokenCount);
   const area = tokenCount ** 2 - (tokenCount - newTokenCount) ** 2;
   const steps = prefillStepCount(tokenCount, cachedTokenCount, tokenBudget);
-  return steps * cost.fixedMs + cost.promptTokenMs * newTokenCount + cost.attentionMs * area;
+  return (
+    steps * (cost.fixedMs + (cost.promptStepMs ?? 0)) + cost.promptTokenMs * newTokenCount + cost.attentionMs * area
+  );
 }
 
 /** Steps that such a prompt takes. */
@@ -56,7 +61,7 @@ export function decodeStepMs(cost: StepCost, decodeCount: number, contextTokenCo
 const SAMPLES_MIN = 16;
 
 /** Sizes at which each term is about as large as the others, on anything from a CPU to an H100. */
-const SCALES = [1, 256, 512 * 512, 16, 16 * 1_024];
+const SCALES = [1, 1, 256, 512 * 512, 16, 16 * 1_024];
 
 export const STEP_COST_FIT: Omit<LeastSquaresOptions, "prior" | "scales"> = {
   priorDoubt: 3,
@@ -72,8 +77,8 @@ export class StepCostModel {
   readonly #fit: RecursiveLeastSquares;
 
   constructor(prior: StepCost, options: Omit<LeastSquaresOptions, "prior" | "scales"> = STEP_COST_FIT) {
-    const { fixedMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs } = prior;
-    const coefficients = [fixedMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs];
+    const { fixedMs, promptStepMs = 0, promptTokenMs, attentionMs, decodeMs, contextTokenMs } = prior;
+    const coefficients = [fixedMs, promptStepMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs];
     this.#fit = new RecursiveLeastSquares({ ...options, scales: SCALES, prior: coefficients });
   }
 
@@ -84,10 +89,9 @@ export class StepCostModel {
   /** Undefined until enough steps were seen. */
   cost(): StepCost | undefined {
     if (this.#fit.sampleCount < SAMPLES_MIN) return undefined;
-    const [fixedMs = 0, promptTokenMs = 0, attentionMs = 0, decodeMs = 0, contextTokenMs = 0] = this.#fit
-      .coefficients()
-      .map((value) => Math.max(0, value));
-    return { fixedMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs };
+    const [fixedMs = 0, promptStepMs = 0, promptTokenMs = 0, attentionMs = 0, decodeMs = 0, contextTokenMs = 0] =
+      this.#fit.coefficients().map((value) => Math.max(0, value));
+    return { fixedMs, promptStepMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs };
   }
 
   /** Usual relative error of a predicted step. */
@@ -97,5 +101,12 @@ export class StepCostModel {
 }
 
 function features(work: StepWork): readonly number[] {
-  return [1, work.promptTokenCount, work.attentionArea, work.decodeCount, work.contextTokenCount];
+  return [
+    1,
+    work.promptTokenCount > 0 ? 1 : 0,
+    work.promptTokenCount,
+    work.attentionArea,
+    work.decodeCount,
+    work.contextTokenCount,
+  ];
 }

@@ -55,6 +55,8 @@ interface WorkerWork {
   /** Prompt work placed here, decayed: milliseconds within the window. */
   recentPrefillMs: number;
   recentAt: Instant;
+  /** When work was first placed here. */
+  readonly since: Instant;
   sequenceCount: number;
   contextTokenCount: number;
   /** Decodes with a target, by it, to know the strictest. */
@@ -63,6 +65,8 @@ interface WorkerWork {
 
 /** Time over which prompt work is averaged to tell what share of a worker it takes. Larger: steadier; smaller: sees bursts. */
 const WINDOW_MS = 10_000;
+/** Of a worker that is new, so much at least: a single prompt tells no share. */
+const WINDOW_MIN_MS = 3_000;
 const SLOWNESS_GAIN = 0.15;
 const SLOWNESS_MIN = 0.5;
 const SLOWNESS_MAX = 20;
@@ -128,7 +132,7 @@ export class WorkLedger {
     for (const target of worker.tbtTargets.keys()) strictestTbtMs = Math.min(strictestTbtMs, target);
     return {
       queueMs: queueMsOf(worker, now),
-      prefillShare: decayed(worker, now) / WINDOW_MS,
+      prefillShare: decayed(worker, now) / windowMs(worker, now),
       slowness: worker.slowness,
       sequenceCount: worker.sequenceCount,
       contextTokenCount: worker.contextTokenCount,
@@ -163,6 +167,7 @@ export class WorkLedger {
       slowness: 1,
       recentPrefillMs: 0,
       recentAt: now,
+      since: now,
       sequenceCount: 0,
       contextTokenCount: 0,
       tbtTargets: new Map(),
@@ -175,6 +180,12 @@ export class WorkLedger {
 /** Share of a worker's time that one more prompt adds. */
 export function shareOf(besideMs: number): number {
   return besideMs / WINDOW_MS;
+}
+
+/** The part of the window since work was first placed there, weighted as the work in it is. */
+function windowMs({ since }: WorkerWork, now: Instant): number {
+  const sinceMs = Math.max(WINDOW_MIN_MS, (now - since) / 1e6);
+  return WINDOW_MS * (1 - Math.exp(-sinceMs / WINDOW_MS));
 }
 
 function queueMsOf({ pending, pendingMs, headSince }: WorkerWork, now: Instant): number {

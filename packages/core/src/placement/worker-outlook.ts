@@ -107,7 +107,7 @@ function guessedCost({ load }: AttachedWorker, options: PredictionOptions): Step
   };
 }
 
-const TERMS = ["fixedMs", "promptTokenMs", "attentionMs", "decodeMs", "contextTokenMs"] as const;
+const TERMS = ["fixedMs", "promptStepMs", "promptTokenMs", "attentionMs", "decodeMs", "contextTokenMs"] as const;
 /** How much cheaper than the others a worker may say that it is. What is learnt from its first tokens corrects the rest. */
 const CHEAPER_MAX = 4;
 
@@ -116,16 +116,18 @@ export function leastCostOf(workers: readonly AttachedWorker[]): StepCost | unde
   const told = workers.flatMap(({ load }) => (load?.stepCost === undefined ? [] : [load.stepCost]));
   if (told.length < 3) return undefined;
   const median = (term: (typeof TERMS)[number]): number => {
-    const values = told.map((cost) => cost[term]).sort((a, b) => a - b);
+    const values = told.map((cost) => cost[term] ?? 0).sort((a, b) => a - b);
     return (values[values.length >>> 1] ?? 0) / CHEAPER_MAX;
   };
-  const [fixedMs = 0, promptTokenMs = 0, attentionMs = 0, decodeMs = 0, contextTokenMs = 0] = TERMS.map(median);
-  return { fixedMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs };
+  const [fixedMs = 0, promptStepMs = 0, promptTokenMs = 0, attentionMs = 0, decodeMs = 0, contextTokenMs = 0] =
+    TERMS.map(median);
+  return { fixedMs, promptStepMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs };
 }
 
 function atLeast(cost: StepCost, least: StepCost): StepCost {
   return {
     fixedMs: Math.max(cost.fixedMs, least.fixedMs),
+    promptStepMs: Math.max(cost.promptStepMs ?? 0, least.promptStepMs ?? 0),
     promptTokenMs: Math.max(cost.promptTokenMs, least.promptTokenMs),
     attentionMs: Math.max(cost.attentionMs, least.attentionMs),
     decodeMs: Math.max(cost.decodeMs, least.decodeMs),

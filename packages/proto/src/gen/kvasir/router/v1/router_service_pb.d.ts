@@ -797,6 +797,13 @@ export declare type StepCost = Message<"kvasir.router.v1.StepCost"> & {
    * @generated from field: double context_token_ms = 5;
    */
   contextTokenMs: number;
+
+  /**
+   * Of any step that computes prompt tokens, on top of fixed_ms.
+   *
+   * @generated from field: double prompt_step_ms = 6;
+   */
+  promptStepMs: number;
 };
 
 /**
