@@ -21,13 +21,13 @@ class World {
   readonly placed: number[] = [];
   nowMs = 0;
 
-  constructor(workerCount: number, extra: Partial<RouterOptions> = {}, blockCount = 1_000) {
+  constructor(workerCount: number, extra: Partial<RouterOptions> = {}, blockCount = 1_000, stepCost = COST) {
     const workerQueue = { promptCount: 1, queueMaxMs: 0 };
     this.state = new RouterState(routerOptions({ queueMax: 100, workerQueue, ...extra }));
     for (let streamId = 1; streamId <= workerCount; streamId++) {
       const worker = facts(`m${streamId}`, { blockCount });
       this.apply({ kind: "WorkerAttached", streamId, epoch: 1, sequence: 1, facts: worker });
-      const report = load({ freeBlockCount: blockCount, stepCost: COST });
+      const report = load({ freeBlockCount: blockCount, stepCost });
       this.apply({ kind: "WorkerReported", streamId, epoch: 1, sequence: 2, load: report });
     }
   }
@@ -200,4 +200,32 @@ test("a request that lost its worker goes before those that wait, is not held ba
   world.apply({ kind: "RequestRetried", key: 1 as RequestKey, excludedWorkerIds: ["m1"] });
   expect(world.placed.slice(2)).toContain(1);
   expect(world.state.sharesOf("tiny").counter("a") - charged).toBeLessThan(2 * 100 + 40);
+});
+
+test("a tenant whose answers were always short and are long now is not let in beyond what the others' targets bear", () => {
+  const stepCost = { fixedMs: 5, promptTokenMs: 0.05, attentionMs: 0, decodeMs: 1, contextTokenMs: 0 };
+  const inTime = { maxTokens: 200, objectives: { tbtMs: 30, ttftMs: 60_000, mayBeLate: false } };
+  const admitted = (isLiar: boolean): number => {
+    const world = new World(1, {}, 1_000, stepCost);
+    let key = 0;
+    for (let i = 0; i < (isLiar ? 100 : 0); i++) {
+      world.arrive(++key, "a", inTime);
+      world.compute(key);
+      world.nowMs += 10;
+      world.end(key, 2);
+    }
+    expect(world.decisions.get(key)?.predictedOutputTokens ?? 2).toBeCloseTo(2, 0);
+    // From here on nothing ends.
+    const before = key;
+    for (let i = 0; i < 200; i++) {
+      world.arrive(++key, "a", inTime);
+      world.nowMs += 20;
+      if (world.decisions.has(key)) world.compute(key);
+    }
+    return [...world.decisions.keys()].filter((id) => id > before).length;
+  };
+  const honest = admitted(false);
+  expect(honest).toBeGreaterThan(15);
+  expect(honest).toBeLessThan(30);
+  expect(admitted(true)).toBeLessThanOrEqual(honest + 3);
 });

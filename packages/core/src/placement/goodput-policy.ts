@@ -3,7 +3,7 @@ import type { Instant } from "../time.ts";
 import { type Candidate, choosePlacement } from "./choose-placement.ts";
 import { type AttachedWorker, isOpen } from "./cluster-view.ts";
 import { canDecode, canPrefill } from "./fit.ts";
-import type { PlacementPolicy, PlacementQuestion, PolicyOutcome } from "./placement-policy.ts";
+import type { PlacementPolicy, PlacementQuestion, PolicyOutcome, RequestOutcome } from "./placement-policy.ts";
 import type { RequestKey } from "./reservations.ts";
 import { WorkLedger } from "./work-ledger.ts";
 import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
@@ -138,6 +138,8 @@ export class GoodputPolicy implements PlacementPolicy {
         decodeOn: candidate.decode.incarnation,
         contextTokenCount: entry.contextTokenCount,
         ttftMs: candidate.ttftMs,
+        tbtMs: candidate.tbtMs,
+        answerMs: this.#answerTokens * candidate.tbtMs,
         tbtTargetMs: request.objectives?.tbtMs ?? Number.POSITIVE_INFINITY,
       },
       now,
@@ -149,8 +151,8 @@ export class GoodputPolicy implements PlacementPolicy {
     this.#ledger.firstToken(key, now);
   }
 
-  ended(key: RequestKey, now: Instant): void {
-    this.#ledger.ended(key, now);
+  ended(key: RequestKey, now: Instant, outcome?: RequestOutcome): void {
+    this.#ledger.ended(key, now, outcome);
   }
 
   #chanceMinAt(deviceMs: number): number {
@@ -198,15 +200,16 @@ export class GoodputPolicy implements PlacementPolicy {
     const { request } = question;
     const computeMs = decode.computeBesideDecodesMs(request.promptTokenCount);
     const besideMs = decode.besideMs(request.promptTokenCount);
-    const tbtMs = decode.tbtMs(contextTokenCount, besideMs);
+    const queueMs = decode.queueMs();
+    const tbtMs = decode.tbtMs(contextTokenCount, besideMs, 0);
     const isMixed = decode.worker.facts.role === "mixed";
     const strictest = decode.strictestTbtMs;
     if (!isMixed && tbtMs > this.#options.localShareMax * Math.min(strictest, request.objectives?.tbtMs ?? strictest)) {
       return [];
     }
-    const ttft = { queueMs: decode.queueMs(), computeMs, tailMs: 0 };
+    const ttft = { queueMs, computeMs, tailMs: 0 };
     const work = { prefillMs: computeMs, besideMs, contextTokenCount };
-    return [this.#scored(undefined, decode, ttft, tbtMs, work, question)];
+    return [this.#scored(undefined, decode, ttft, { tbtMs, tbtNowMs: tbtMs }, work, question)];
   }
 
   #split(
@@ -225,16 +228,19 @@ export class GoodputPolicy implements PlacementPolicy {
       transferMs / Math.ceil(request.promptTokenCount / this.#options.stepTokenCount),
       transferMs - computeMs,
     );
-    const tbtMs = decode.tbtMs(contextTokenCount, 0) + lateMs / Math.max(1, request.maxTokens - 1);
+    const restMs = lateMs / Math.max(1, request.maxTokens - 1);
+    const tbtMs = decode.tbtMs(contextTokenCount, 0, ttft.queueMs + computeMs) + restMs;
+    // A price that fell with the wait would make waiting look cheap.
+    const tbtNowMs = decode.tbtMs(contextTokenCount, 0, 0) + restMs;
     const work = { prefillMs: computeMs, besideMs: prefill.besideMs(request.promptTokenCount), contextTokenCount };
-    return this.#scored(prefill, decode, ttft, tbtMs, work, question);
+    return this.#scored(prefill, decode, ttft, { tbtMs, tbtNowMs }, work, question);
   }
 
   #scored(
     prefill: WorkerOutlook | undefined,
     decode: WorkerOutlook,
     ttft: Candidate["ttft"],
-    tbtMs: number,
+    { tbtMs, tbtNowMs }: { readonly tbtMs: number; readonly tbtNowMs: number },
     work: Pick<Scored, "prefillMs" | "besideMs" | "contextTokenCount">,
     question: PlacementQuestion,
   ): Scored {
@@ -261,10 +267,10 @@ export class GoodputPolicy implements PlacementPolicy {
       prefillFreeBlockCount: prefill?.load.freeBlockCount ?? 0,
       sequenceCount: decode.load.sequenceCount,
     };
-    const tbtUrgency = Math.min(1, tbtMs / strictest);
+    const tbtUrgency = Math.min(1, tbtNowMs / strictest);
     // Where decodes are near their target, a prompt takes time that nothing else can give.
     const scarcity = prefill === undefined ? 1 / (1 + SCARCITY_MARGIN - tbtUrgency) : 1;
-    const priceMs = scarcity * work.besideMs + 2 * urgency * ttftMs + TBT_PRICE * tbtUrgency * tbtMs;
+    const priceMs = scarcity * work.besideMs + 2 * urgency * ttftMs + TBT_PRICE * tbtUrgency * tbtNowMs;
     const { prefillMs, besideMs, contextTokenCount } = work;
     const deviceMs =
       besideMs +
@@ -346,7 +352,7 @@ function bestReceivers(decodes: readonly WorkerOutlook[], contextTokenCount: num
   for (const outlook of decodes) {
     const { role, fingerprint, kvDtype } = outlook.worker.facts;
     if (role === "mixed") continue;
-    const tbtMs = outlook.tbtMs(contextTokenCount, 0);
+    const tbtMs = outlook.tbtMs(contextTokenCount, 0, 0);
     const index = best.findIndex(({ outlook: { worker } }) => {
       return worker.facts.fingerprint === fingerprint && worker.facts.kvDtype === kvDtype;
     });

@@ -11,6 +11,8 @@ const work = (prefillMs: number, extra: Partial<PlacedWork> = {}): PlacedWork =>
   decodeOn: "d",
   contextTokenCount: 100,
   ttftMs: prefillMs,
+  tbtMs: 10,
+  answerMs: 1_000,
   tbtTargetMs: 50,
   ...extra,
 });
@@ -38,6 +40,27 @@ test("a worker whose first tokens take three times as long as predicted is soon 
   }
   expect(ledger.standing("p", at(0)).slowness).toBeGreaterThan(2.7);
   expect(ledger.standing("p", at(0)).slowness).toBeLessThan(3.1);
+});
+
+test("gaps longer than predicted are a worker's own where others' are not; what all have in common moves nothing", () => {
+  const slownessOf = (measured: Readonly<Record<string, number>>): Record<string, number> => {
+    const ledger = new WorkLedger();
+    for (let number = 0; number < 400; number++) {
+      const decodeOn = Object.keys(measured)[number % 4] ?? "";
+      const { gapSlowness } = ledger.standing(decodeOn, at(number));
+      ledger.placed(key(number), work(1, { decodeOn, tbtMs: 10 * gapSlowness }), at(number));
+      ledger.firstToken(key(number), at(number));
+      const tbtMs = (measured[decodeOn] ?? 0) * (0.8 + 0.1 * (number % 5));
+      ledger.ended(key(number), at(number), { outputTokenCount: 100, tbtMs });
+    }
+    return Object.fromEntries(Object.keys(measured).map((name) => [name, ledger.standing(name, at(400)).gapSlowness]));
+  };
+  expect(slownessOf({ a: 20, b: 20, c: 20, d: 20 })).toEqual({ a: 1, b: 1, c: 1, d: 1 });
+  const { slow, ...others } = slownessOf({ a: 10, b: 10, c: 10, slow: 40 });
+  expect(others).toEqual({ a: 1, b: 1, c: 1 });
+  expect(slow).toBeGreaterThan(2.5);
+  // One that promises a quarter of what it keeps is the same.
+  expect(slownessOf({ a: 10, b: 10, c: 10, fast: 5 }).fast).toBe(1);
 });
 
 test("the strictest target counts as long as somebody has it", () => {

@@ -1,4 +1,6 @@
 import type { Instant } from "../time.ts";
+import { DecodeLife } from "./decode-life.ts";
+import type { RequestOutcome } from "./placement-policy.ts";
 import type { RequestKey } from "./reservations.ts";
 
 /** What one placement makes of its workers' work, as predicted. */
@@ -12,11 +14,16 @@ export interface PlacedWork {
   readonly decodeOn: string;
   readonly contextTokenCount: number;
   readonly ttftMs: number;
+  readonly tbtMs: number;
   readonly tbtTargetMs: number;
+  /** Time that its answer takes to generate. */
+  readonly answerMs: number;
 }
 
 interface Entry extends PlacedWork {
   readonly placedAt: Instant;
+  /** Correction that its predicted gap has in it. */
+  readonly gapSlowness: number;
   isPrefilled: boolean;
 }
 
@@ -33,6 +40,12 @@ export interface WorkStanding {
   readonly contextTokenCount: number;
   /** Of those that decode there; infinity when nobody has a target. */
   readonly strictestTbtMs: number;
+  /** Measured over predicted gaps between tokens, beside what is usual in the fleet; at least 1. */
+  readonly gapSlowness: number;
+  /** Answers that are being generated, of those placed there. */
+  readonly decodingCount: number;
+  /** How long they take, by how many ended of late. */
+  readonly decodeLifeMs: number;
 }
 
 const IDLE: WorkStanding = {
@@ -42,6 +55,9 @@ const IDLE: WorkStanding = {
   sequenceCount: 0,
   contextTokenCount: 0,
   strictestTbtMs: Number.POSITIVE_INFINITY,
+  gapSlowness: 1,
+  decodingCount: 0,
+  decodeLifeMs: Number.POSITIVE_INFINITY,
 };
 
 interface WorkerWork {
@@ -61,6 +77,9 @@ interface WorkerWork {
   contextTokenCount: number;
   /** Decodes with a target, by it, to know the strictest. */
   readonly tbtTargets: Map<number, number>;
+  /** Measured over predicted gaps between tokens, before any correction; undefined before the first. */
+  gapRatio: number | undefined;
+  readonly life: DecodeLife;
 }
 
 /** Time over which prompt work is averaged to tell what share of a worker it takes. Larger: steadier; smaller: sees bursts. */
@@ -70,6 +89,11 @@ const WINDOW_MIN_MS = 3_000;
 const SLOWNESS_GAIN = 0.15;
 const SLOWNESS_MIN = 0.5;
 const SLOWNESS_MAX = 20;
+const GAP_GAIN = 0.1;
+/** Gaps as many times as long as usual are a worker's own. Smaller: what differs by chance moves requests about; larger: stragglers are found later. */
+const GAP_ODD_MIN = 2;
+/** Tokens of an answer whose mean gap tells of the worker; that of a shorter one tells more of its hand-over. */
+const TELLING_TOKENS = 64;
 /** TTFTs below tell of messages, not of the device. */
 const TTFT_TOLD_MIN_MS = 5;
 
@@ -82,16 +106,19 @@ const TTFT_TOLD_MIN_MS = 5;
 export class WorkLedger {
   readonly #entries = new Map<RequestKey, Entry>();
   readonly #workers = new Map<string, WorkerWork>();
+  /** Measured over predicted gaps between tokens, over all workers. */
+  #usualGapRatio = 1;
 
   placed(key: RequestKey, work: PlacedWork, now: Instant): void {
-    this.#entries.set(key, { ...work, placedAt: now, isPrefilled: false });
+    const decode = this.#worker(work.decodeOn, now);
+    const gapSlowness = this.#gapSlowness(decode);
+    this.#entries.set(key, { ...work, placedAt: now, isPrefilled: false, gapSlowness });
     const prefill = this.#worker(work.prefillOn, now);
     if (prefill.pending.size === 0) prefill.headSince = now;
     prefill.pending.set(key, work.prefillMs);
     prefill.pendingMs += work.prefillMs;
     prefill.recentPrefillMs = decayed(prefill, now) + work.besideMs;
     prefill.recentAt = now;
-    const decode = this.#worker(work.decodeOn, now);
     decode.sequenceCount++;
     decode.contextTokenCount += work.contextTokenCount;
     decode.tbtTargets.set(work.tbtTargetMs, (decode.tbtTargets.get(work.tbtTargetMs) ?? 0) + 1);
@@ -106,17 +133,23 @@ export class WorkLedger {
       const slowness = worker.slowness * (measuredMs / entry.ttftMs) ** SLOWNESS_GAIN;
       worker.slowness = Math.max(SLOWNESS_MIN, Math.min(SLOWNESS_MAX, slowness));
     }
+    this.#workers.get(entry.decodeOn)?.life.began(entry.answerMs, now);
     this.#endPrefill(key, entry, now);
   }
 
-  /** It ended, or is placed anew. */
-  ended(key: RequestKey, now: Instant): void {
+  /** It ended, or is placed anew. `outcome`: of one that ran to its end. */
+  ended(key: RequestKey, now: Instant, outcome?: RequestOutcome): void {
     const entry = this.#entries.get(key);
     if (entry === undefined) return;
     this.#entries.delete(key);
-    if (!entry.isPrefilled) this.#endPrefill(key, entry, now);
     const decode = this.#workers.get(entry.decodeOn);
+    if (entry.isPrefilled) decode?.life.ended(now);
+    else this.#endPrefill(key, entry, now);
     if (decode === undefined) return;
+    if (outcome !== undefined && outcome.tbtMs > 0 && entry.tbtMs > 0) {
+      const ratio = (outcome.tbtMs / entry.tbtMs) * entry.gapSlowness;
+      this.#learnGap(decode, ratio, GAP_GAIN * Math.min(1, outcome.outputTokenCount / TELLING_TOKENS));
+    }
     decode.sequenceCount--;
     decode.contextTokenCount -= entry.contextTokenCount;
     const left = (decode.tbtTargets.get(entry.tbtTargetMs) ?? 1) - 1;
@@ -137,7 +170,25 @@ export class WorkLedger {
       sequenceCount: worker.sequenceCount,
       contextTokenCount: worker.contextTokenCount,
       strictestTbtMs,
+      gapSlowness: this.#gapSlowness(worker),
+      decodingCount: worker.life.count,
+      decodeLifeMs: worker.life.meanMs(now),
     };
+  }
+
+  /**
+   * What all workers have in common is the model's error, such as load that came later; what one has beyond it is its own. Only what is worse
+   * than usual counts, so that nobody gains by promising much.
+   */
+  #learnGap(worker: WorkerWork, ratio: number, gain: number): void {
+    const bounded = Math.max(1 / SLOWNESS_MAX, Math.min(SLOWNESS_MAX, ratio));
+    this.#usualGapRatio *= (bounded / this.#usualGapRatio) ** gain;
+    worker.gapRatio = (worker.gapRatio ?? this.#usualGapRatio) * (bounded / (worker.gapRatio ?? bounded)) ** gain;
+  }
+
+  #gapSlowness({ gapRatio }: WorkerWork): number {
+    const slowness = (gapRatio ?? 0) / this.#usualGapRatio;
+    return slowness > GAP_ODD_MIN ? Math.min(SLOWNESS_MAX, slowness) : 1;
   }
 
   #endPrefill(key: RequestKey, entry: Entry, now: Instant): void {
@@ -171,6 +222,8 @@ export class WorkLedger {
       sequenceCount: 0,
       contextTokenCount: 0,
       tbtTargets: new Map(),
+      gapRatio: undefined,
+      life: new DecodeLife(now),
     };
     this.#workers.set(incarnation, worker);
     return worker;

@@ -74,12 +74,18 @@ export class WorkerOutlook {
   }
 
   /**
-   * Mean gap between tokens with one more answer, of so much context, while prompts of `addedMs` come on top of those of late: where
-   * they take a share ρ of the time, a decode step takes d / (1 − ρ).
+   * Mean gap between tokens with one more answer, of so much context, that joins after `joinsAfterMs`, while prompts of `addedMs` come on top of
+   * those of late: where they take a share ρ of the time, a decode step takes d / (1 − ρ). Of the answers that run a share e^(−Δ/life) is still
+   * there when it joins; all that were placed and have not begun are (Mooncake, FAST 2025, §6.2, with lives that are exponential).
    */
-  tbtMs(contextTokenCount: number, addedMs: number): number {
-    const step = decodeStepMs(this.#cost, this.load.sequenceCount + 1, this.#contextTokenCount + contextTokenCount);
-    return step / (1 - Math.min(SHARE_MAX, this.#work.prefillShare + shareOf(addedMs)));
+  tbtMs(contextTokenCount: number, addedMs: number, joinsAfterMs: number): number {
+    const { decodingCount, decodeLifeMs, prefillShare, gapSlowness } = this.#work;
+    const { sequenceCount } = this.load;
+    const left = Math.min(decodingCount, sequenceCount) * (1 - Math.exp(-joinsAfterMs / decodeLifeMs));
+    const stay = sequenceCount === 0 ? 1 : 1 - left / sequenceCount;
+    const beside = stay * sequenceCount;
+    const step = decodeStepMs(this.#cost, beside + 1, stay * this.#contextTokenCount + contextTokenCount);
+    return (gapSlowness * step) / (1 - Math.min(SHARE_MAX, prefillShare + shareOf(addedMs)));
   }
 
   /** What one token of an answer with so much context adds to a step. */
