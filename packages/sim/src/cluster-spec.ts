@@ -1,6 +1,7 @@
 import type { PlacementPolicy, ReportedLoad, WorkerQueueOptions, WorkerRole } from "@kvasir/core";
 import type { DeviceProfile } from "./device-profile.ts";
 import type { LinkOptions } from "./link.ts";
+import type { StoreSpec } from "./simulated-store.ts";
 
 /** A worker that is not like the others. */
 export interface WorkerQuirk {
@@ -54,6 +55,8 @@ export interface SimulationSpec {
   readonly queueMax: number;
   /** What may wait on workers before requests wait at the router; absent: all that has room. */
   readonly workerQueue?: WorkerQueueOptions | undefined;
+  /** Where cached blocks outlive their worker's cache. Default none. */
+  readonly stores?: readonly StoreSpec[];
   readonly quirks?: readonly WorkerQuirk[];
   readonly faults?: readonly Fault[];
   /** Each needs a router that stands by, and there is one for each. */

@@ -13,6 +13,7 @@ export * from "./policies/baselines.ts";
 export { DynamoRouter } from "./policies/dynamo-router.ts";
 export { type ProvisionedCluster, type ProvisionQuestion, provision } from "./provision.ts";
 export { exponential, randomOf } from "./random.ts";
+export type { StoreSpec } from "./simulated-store.ts";
 export { Simulation, type SimulationResult, simulate } from "./simulation.ts";
 export { goodputFactor, type Objective, type RunSummary, recordsOf, summarize } from "./summary.ts";
 export {

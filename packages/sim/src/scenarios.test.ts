@@ -1,4 +1,5 @@
 import { expect, test } from "vitest";
+import { DEVICE_PROFILES, type DeviceProfile } from "./device-profile.ts";
 import { simulate } from "./simulation.ts";
 import { summarize } from "./summary.ts";
 import { a100, chat, conversationTrace, poissonTrace } from "./testing/worlds.ts";
@@ -85,4 +86,29 @@ test("a stale holder says nothing of what it evicted: it is asked for what it ha
   expect(honest.found).toBeGreaterThan(0.9 * honest.believed);
   expect(stale.summary.failedCount).toBe(0);
   expect(stale.summary.attainment).toBeGreaterThan(honest.summary.attainment - 0.03);
+});
+
+test("a store keeps what workers evict: prompts are fetched from it, and first tokens come sooner", () => {
+  const trace = conversationTrace(4, 300, 7);
+  const spec = a100({ prefill: 2, decode: 2 });
+  // Grouped queries: a block's KV comes quicker than it is computed.
+  const profile = { ...(DEVICE_PROFILES["h100-8b"] as DeviceProfile), kvTokenCapacity: 6_400 };
+  const store = {
+    memoryBytes: 8e9,
+    diskBytes: 40e9,
+    diskBytesPerSecond: 3e9,
+    link: { bytesPerSecond: 12.5e9, latencyMs: 0.2 },
+  };
+  const run = (stores: (typeof store)[]) => {
+    const result = simulate({ ...spec, profile, stores }, trace);
+    for (const { scheduler } of result.workers) scheduler.checkInvariants();
+    const fetched = result.requests.reduce((sum, { fetchedTokenCount }) => sum + fetchedTokenCount, 0);
+    return { ...summarize(result, OBJECTIVE), fetched };
+  };
+  const without = run([]);
+  const stored = run([store]);
+  expect(stored.finishedCount).toBe(300);
+  expect(stored.fetched).toBeGreaterThan(50_000);
+  expect(stored.reuse).toBeGreaterThan(1.5 * without.reuse);
+  expect(stored.meanTtftMs).toBeLessThan(0.9 * without.meanTtftMs);
 });

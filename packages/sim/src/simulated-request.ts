@@ -13,13 +13,15 @@ import {
   type PlacementDecision,
   type PrefillHandover,
   type PrefillHandoverEvent,
+  type PrefixFetchPlan,
+  prefillMs,
   type SequenceId,
   type SequenceSpec,
   type Token,
 } from "@kvasir/core";
 import type { EventQueue } from "./event-queue.ts";
 import { PREFIX_ROOT, type SimulatedPrompt } from "./prompts.ts";
-import type { SimulatedWorker } from "./simulated-worker.ts";
+import { type SimulatedWorker, TENANT_SCOPE } from "./simulated-worker.ts";
 import type { TraceRequest } from "./trace.ts";
 
 /** What a request needs of its surroundings. */
@@ -28,6 +30,8 @@ export interface RequestWorld {
   /** One way, between any two processes. */
   readonly rpcNanos: number;
   worker(workerId: string): SimulatedWorker;
+  /** When blocks of a prompt that somebody else holds are at a worker, and how many, from its first on; undefined: nobody has more. */
+  borrow(plan: PrefixFetchPlan, hashes: Uint8Array, fromBlock: number): { blockCount: number; at: Instant } | undefined;
   firstToken(request: SimulatedRequest): void;
   /** Asks for another placement. */
   placeAgain(request: SimulatedRequest, failedWorkerIds: readonly string[]): void;
@@ -42,6 +46,9 @@ const FENCE = nanosFromMs(1_000);
 const TAIL_TOKEN_MAX = 512;
 /** As long a rest as it computes itself after a hit of the others. */
 const HIT_TAIL_TOKEN_MAX = 128;
+const HASH_BYTES = 16;
+/** Steps in which the time of computing what is fetched is reckoned. */
+const FETCH_STEP_TOKENS = 512;
 const ATTEMPT_OPTIONS = { fruitlessMax: 3, placeWithin: nanosFromMs(10_000) };
 const LOST: ErrorFacts = { reason: "unavailable", message: "the worker is gone" };
 
@@ -69,6 +76,8 @@ export class SimulatedRequest {
   attemptCount = 0;
   /** Tokens of the prompt whose KV was reused where it was computed. */
   cachedTokenCount = 0;
+  /** Of them, those that came from another worker or a store. */
+  fetchedTokenCount = 0;
   readonly #world: RequestWorld;
   /** Gone with the request's end: a trace has more prompts than memory should hold. */
   #prompt: SimulatedPrompt | undefined;
@@ -262,7 +271,7 @@ export class SimulatedRequest {
     for (const effect of effects) {
       switch (effect.kind) {
         case "OpenExport":
-          this.#applyPrefill({ kind: "ExportOpened" }, worker);
+          this.#fetchPrefix(worker, sequenceId, () => this.#applyPrefill({ kind: "ExportOpened" }, worker));
           break;
         case "SendTicket":
           worker.apply({ kind: "ExportOpened", sequenceId });
@@ -284,6 +293,41 @@ export class SimulatedRequest {
         }
       }
     }
+  }
+
+  /** What the placement says is fetched first comes while others compute, as far as it is there; what is late is computed. */
+  #fetchPrefix(worker: SimulatedWorker, sequenceId: SequenceId, done: () => void): void {
+    const { events } = this.#world;
+    const { blockSize } = worker.facts;
+    const fromBlock = Math.floor(this.cachedTokenCount / blockSize);
+    const loan = this.#borrow(fromBlock, blockSize);
+    if (loan === undefined) {
+      done();
+      return;
+    }
+    const attempt = this.#attempt;
+    const { believed } = worker.options.profile;
+    const computeMs = prefillMs(believed, loan.blockCount * blockSize, this.cachedTokenCount, FETCH_STEP_TOKENS);
+    const latest = addNanos(events.now, nanosFromMs(computeMs));
+    events.at(Math.min(loan.at, latest) as Instant, () => {
+      if (attempt !== this.#attempt) return;
+      if (loan.at <= latest) {
+        const verifiedTokenCount = loan.blockCount * blockSize;
+        this.cachedTokenCount = verifiedTokenCount;
+        this.fetchedTokenCount = verifiedTokenCount - fromBlock * blockSize;
+        worker.apply({ kind: "KvFetched", sequenceId, verifiedTokenCount });
+      }
+      done();
+    });
+  }
+
+  #borrow(fromBlock: number, blockSize: number): { blockCount: number; at: Instant } | undefined {
+    const plan = this.decision?.candidates[0].fetch;
+    const hashes = this.#prompt?.chain.bytes();
+    const wanted = Math.floor(Math.min(plan?.tokenEnd ?? 0, this.trace.promptTokenCount - 1) / blockSize);
+    if (plan === undefined || hashes === undefined || wanted <= fromBlock) return undefined;
+    const loan = this.#world.borrow(plan, hashes.slice(0, wanted * HASH_BYTES), fromBlock);
+    return loan !== undefined && loan.blockCount > fromBlock ? loan : undefined;
   }
 
   #applyDecode(event: DecodeHandoverEvent): void {
@@ -389,9 +433,10 @@ export class SimulatedRequest {
     this.#prefillSequence = undefined;
   }
 
-  #promptSpec(): Pick<SequenceSpec, "promptTokenIds" | "prefixRoot" | "promptChain"> {
+  #promptSpec(): Pick<SequenceSpec, "promptTokenIds" | "prefixRoot" | "promptChain" | "scope"> {
     const { tokenIds, chain } = this.#prompt as SimulatedPrompt;
-    return { promptTokenIds: tokenIds, prefixRoot: PREFIX_ROOT, promptChain: chain };
+    const scope = { tenantScope: TENANT_SCOPE, requestId: `${this.key}` };
+    return { promptTokenIds: tokenIds, prefixRoot: PREFIX_ROOT, promptChain: chain, scope };
   }
 
   #leaseEnd(): Instant {

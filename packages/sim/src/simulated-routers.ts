@@ -1,8 +1,8 @@
 import type { Instant, RouterEffect, RouterEvent, RouterState } from "@kvasir/core";
 
-/** Whether an event comes from a worker's attach stream, and so reaches every router. */
+/** Whether an event comes from a worker's or a store's attach stream, and so reaches every router. */
 function isOfWorkers({ kind }: RouterEvent): boolean {
-  return kind.startsWith("Worker") || kind === "Ticked";
+  return kind.startsWith("Worker") || kind.startsWith("Store") || kind === "Ticked";
 }
 
 /**

@@ -19,6 +19,7 @@ import {
 import { type DeviceProfile, workOfPlan } from "./device-profile.ts";
 import type { EventQueue } from "./event-queue.ts";
 import { Link, type LinkOptions } from "./link.ts";
+import type { UsedBlocks } from "./simulated-store.ts";
 
 /** What somebody on this worker wants to hear of a sequence. */
 export interface SequenceListener {
@@ -43,6 +44,8 @@ export interface SimulatedWorkerOptions {
   readonly slowdown: number;
   /** What it makes of its load before it tells. */
   readonly distort: ((load: ReportedLoad) => ReportedLoad) | undefined;
+  /** Told which cached blocks a request used. */
+  readonly usedBlocks: ((used: UsedBlocks, worker: SimulatedWorker) => void) | undefined;
 }
 
 /** Device times of a worker that was busy, for timelines. */
@@ -55,6 +58,9 @@ export interface WorkerUse {
 
 const TOKEN: Token = { tokenId: 1, topLogprobs: [] };
 const CHANGES_MAX = 1 << 20;
+/** Of all requests of a trace: they may share KV. */
+export const TENANT = "01".repeat(16);
+export const TENANT_SCOPE = new Uint8Array(16).fill(1);
 
 /** A worker with its production scheduler on a device whose steps take what its profile says; two steps are in flight, as in the real one. */
 export class SimulatedWorker {
@@ -171,8 +177,12 @@ export class SimulatedWorker {
       case "DeliverToken":
         listener?.sampled(effect.end !== undefined);
         break;
-      case "TellUsedBlocks":
+      case "TellUsedBlocks": {
+        const { requestId } = effect.scope;
+        const prefillTokensPerSecond = this.#prefillTokensPerSecond;
+        this.options.usedBlocks?.({ requestId, tenant: TENANT, hashes: effect.hashes, prefillTokensPerSecond }, this);
         break;
+      }
       case "ForgetSequence":
         this.#listeners.delete(effect.sequenceId);
         break;

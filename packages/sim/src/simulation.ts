@@ -2,6 +2,7 @@ import {
   type Instant,
   nanosFromMs,
   PREDICTION_DEFAULTS,
+  type PrefixFetchPlan,
   type PrefixIndexOptions,
   type RequestKey,
   type RequestShape,
@@ -17,7 +18,8 @@ import { Prompts } from "./prompts.ts";
 import { randomOf } from "./random.ts";
 import { type RequestWorld, SimulatedRequest } from "./simulated-request.ts";
 import { SimulatedRouters } from "./simulated-routers.ts";
-import { SimulatedWorker } from "./simulated-worker.ts";
+import { SimulatedStore, type UsedBlocks } from "./simulated-store.ts";
+import { SimulatedWorker, TENANT } from "./simulated-worker.ts";
 import type { Trace, TraceRequest } from "./trace.ts";
 
 /** A worker that has nothing to say says so once in this time. */
@@ -51,6 +53,7 @@ export class Simulation implements RequestWorld {
   /** Under which leader each was asked for last. */
   readonly #askedIn = new Map<SimulatedRequest, number>();
   readonly #workers: SimulatedWorker[] = [];
+  readonly #stores: SimulatedStore[] = [];
   readonly #workerById = new Map<string, SimulatedWorker>();
   readonly #streams = new Map<SimulatedWorker, { streamId: number; sequence: number; sentAt: number }>();
   readonly #running = new Set<SimulatedRequest>();
@@ -118,18 +121,52 @@ export class Simulation implements RequestWorld {
           link: spec.link,
           slowdown: quirk?.slowdown ?? 1,
           distort: quirk?.distort,
+          usedBlocks: (spec.stores ?? []).length > 0 ? (used, worker) => this.#blocksUsed(used, worker) : undefined,
         },
         this.events,
       );
       this.#workers.push(worker);
       this.#workerById.set(workerId, worker);
     });
+    this.#addStores(spec);
+  }
+
+  #addStores({ stores = [], blockSize, profile }: SimulationSpec): void {
+    for (const [index, store] of stores.entries()) {
+      const workerId = `store-${index}`;
+      const facts = { workerId, address: `${workerId}:1`, model: MODEL, exactFingerprint: FINGERPRINT, blockSize };
+      this.#stores.push(new SimulatedStore(facts, store, blockSize * profile.kvBytesPerToken, this.events));
+    }
+  }
+
+  /** A text is kept by one store, which its first block names. */
+  #blocksUsed(used: UsedBlocks, worker: SimulatedWorker): void {
+    const store = this.#stores[(used.hashes[0] ?? 0) % this.#stores.length];
+    this.events.after(this.rpcNanos, () => store?.used(used, worker.link));
+  }
+
+  borrow(
+    { holder, isStore }: PrefixFetchPlan,
+    hashes: Uint8Array,
+    fromBlock: number,
+  ): { blockCount: number; at: Instant } | undefined {
+    const { workerId } = holder.facts;
+    if (isStore === true) {
+      return this.#stores.find(({ facts }) => facts.workerId === workerId)?.lend(hashes, fromBlock, TENANT);
+    }
+    const worker = this.#workerById.get(workerId);
+    if (worker?.isAlive !== true) return undefined;
+    const blockCount = worker.scheduler.pool.find(hashes).length;
+    const { blockSize, kvBytesPerToken } = worker.facts;
+    const bytes = Math.max(0, blockCount - fromBlock) * blockSize * kvBytesPerToken;
+    return { blockCount, at: worker.link.arrival(bytes, this.events.now) };
   }
 
   /** Runs until every request has ended. */
   run(trace: Trace): SimulationResult {
     this.#prompts = new Prompts(this.#spec.blockSize, trace.prefixBlockSize);
     for (const worker of this.#workers) this.#attach(worker);
+    for (const store of this.#stores) this.#attachStore(store);
     this.#arrivalsLeft = trace.requests.length;
     for (const [key, request] of trace.requests.entries()) {
       this.events.at(nanosFromMs(request.arrivalMs) as number as Instant, () => this.#arrive(key, request));
@@ -250,6 +287,22 @@ export class Simulation implements RequestWorld {
     this.#report(worker);
   }
 
+  #attachStore(store: SimulatedStore): void {
+    const { facts, epoch } = store;
+    const stream = { streamId: this.#nextStreamId++, sequence: 1 };
+    this.#tell({ kind: "StoreAttached", streamId: stream.streamId, epoch, sequence: 1, facts });
+    const report = (): void => {
+      const { streamId } = stream;
+      for (const change of store.changes()) {
+        this.#tell({ kind: "WorkerCacheChanged", streamId, epoch, sequence: ++stream.sequence, change });
+      }
+      const load = { isDraining: false };
+      this.#tell({ kind: "StoreReported", streamId, epoch, sequence: ++stream.sequence, load });
+      this.events.after(nanosFromMs(this.#spec.reportMs), report);
+    };
+    report();
+  }
+
   #report(worker: SimulatedWorker): void {
     const stream = this.#streams.get(worker);
     if (stream === undefined) return;
@@ -305,9 +358,11 @@ export class Simulation implements RequestWorld {
 }
 
 /** Room for every block that the workers could hold, twice over. */
-function prefixRoom({ roles, profile, blockSize }: SimulationSpec): PrefixIndexOptions {
-  const blockCapacity = Math.max(1_024, 2 * roles.length * Math.ceil(profile.kvTokenCapacity / blockSize));
-  return { blockCapacity, holderCapacity: 32 * Math.ceil((2 * roles.length + 32) / 32) };
+function prefixRoom({ roles, profile, blockSize, stores = [] }: SimulationSpec): PrefixIndexOptions {
+  const stored = stores.reduce((sum, store) => sum + store.memoryBytes + store.diskBytes, 0) / profile.kvBytesPerToken;
+  const tokens = 2 * (roles.length * profile.kvTokenCapacity + stored);
+  const blockCapacity = Math.max(1_024, Math.ceil(tokens / blockSize));
+  return { blockCapacity, holderCapacity: 32 * Math.ceil((2 * roles.length + stores.length + 32) / 32) };
 }
 
 export function simulate(spec: SimulationSpec, trace: Trace): SimulationResult {
