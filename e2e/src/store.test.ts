@@ -1,7 +1,7 @@
 import { mkdtempSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { LocalCluster } from "@kvasir/cli";
+import type { LocalCluster, ProcessHandle } from "@kvasir/cli";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import {
   answerOf,
@@ -23,7 +23,7 @@ beforeAll(async () => {
   const extraFlags = { store: ["--admission", "all"] };
   const storeDirectory = mkdtempSync(join(tmpdir(), "kvasir-e2e-store-"));
   cluster = await startTiny({
-    stores: 1,
+    stores: 2,
     storeDirectory,
     restart: true,
     blockSize: BLOCK_SIZE,
@@ -44,7 +44,10 @@ async function ask(content: string, salt: string, key = "one") {
 }
 
 const cachedOf = (promptTokens: number) => Math.floor((promptTokens - 1) / BLOCK_SIZE) * BLOCK_SIZE;
-const stored = (medium: string) => metric(processOf(cluster, "store"), `kvasir_store_blocks{medium="${medium}"}`);
+const stores = () => cluster.processes.filter(({ kind }) => kind === "store");
+const storedOn = (store: ProcessHandle, medium: string) => metric(store, `kvasir_store_blocks{medium="${medium}"}`);
+const stored = async (medium: string) => sum(await Promise.all(stores().map((store) => storedOn(store, medium))));
+const sum = (counts: readonly number[]) => counts.reduce((total, count) => total + count, 0);
 const known = () => metric(processOf(cluster, "router"), "kvasir_router_cached_blocks");
 
 /** Every worker dies and comes back: what they had cached is gone. */
@@ -69,9 +72,8 @@ test("after every worker was killed a repeated prompt comes from the store: from
   expect(again.text).toBe(first.text);
   expect([again.sum, again.cached.store_dram]).toEqual([cachedOf(first.promptTokens), cachedOf(first.promptTokens)]);
 
-  const store = processOf(cluster, "store");
-  await store.kill("SIGKILL");
-  await expect.poll(() => store.isRunning, { timeout: 20_000 }).toBe(true);
+  await Promise.all(stores().map((store) => store.kill("SIGKILL")));
+  await expect.poll(() => stores().every(({ isRunning }) => isRunning), { timeout: 20_000 }).toBe(true);
   await restartWorkers();
   await expect.poll(known, { timeout: 10_000 }).toBeGreaterThanOrEqual(blockCount);
   const last = await ask(TEXT, "restart");
@@ -87,23 +89,22 @@ const storeFetches = async (outcome: string) => {
   return metric(prefill, `kvasir_prefix_fetches_total{source="store",outcome="${outcome}"}`);
 };
 
-/** The store dies while its sidecar, which is stopped, has something to do; it comes back by itself. */
-async function killStoreDuring(work: () => Promise<void>): Promise<void> {
-  const store = processOf(cluster, "store");
-  const { sidecarPid = 0 } = store;
-  process.kill(sidecarPid, "SIGSTOP");
+/** The stores die while their sidecars, which are stopped, have something to do; they come back by themselves. */
+async function killStoresDuring(work: () => Promise<void>): Promise<void> {
+  const sidecarPids = stores().map(({ sidecarPid = 0 }) => sidecarPid);
+  for (const pid of sidecarPids) process.kill(pid, "SIGSTOP");
   try {
     await work();
-    await store.kill("SIGKILL");
+    await Promise.all(stores().map((store) => store.kill("SIGKILL")));
   } finally {
-    // Its end of stdin does not wake it.
-    process.kill(sidecarPid, "SIGKILL");
+    // The end of stdin does not wake them.
+    for (const pid of sidecarPids) process.kill(pid, "SIGKILL");
   }
-  await expect.poll(() => store.isRunning, { timeout: 20_000 }).toBe(true);
+  await expect.poll(() => stores().every(({ isRunning }) => isRunning), { timeout: 20_000 }).toBe(true);
 }
 
 test("a store that dies in the midst of a pull leaves nothing pinned at the worker", async () => {
-  await killStoreDuring(async () => {
+  await killStoresDuring(async () => {
     await ask(TEXT, "publication");
     const pinned = async () => {
       const counts = await Promise.all(workersOf(cluster).map((worker) => blocks(worker, "pinned")));
@@ -123,7 +124,7 @@ test("a store that dies in the midst of a fetch costs time and no token", async 
   await restartWorkers();
   await expect.poll(known, { timeout: 10_000 }).toBeGreaterThanOrEqual(before + blockCount);
   let again: ReturnType<typeof ask> | undefined;
-  await killStoreDuring(async () => {
+  await killStoresDuring(async () => {
     again = ask(TEXT, "fetch");
     // Until the prompt's blocks are taken, and so the loan is asked for.
     await expect.poll(() => blocks(processOf(cluster, "prefill"), "used"), { interval: 10 }).toBeGreaterThan(0);
@@ -132,4 +133,24 @@ test("a store that dies in the midst of a fetch costs time and no token", async 
   expect([text, sum]).toEqual([first.text, 0]);
   expect((await storeFetches("late")) + (await storeFetches("unavailable"))).toBe(1);
   await expectNothingLeft(cluster);
+}, 60_000);
+
+test("stores divide texts: each lies on one of them, whole", async () => {
+  await cluster.ready();
+  for (const store of stores()) await expect.poll(() => metric(store, "kvasir_store_followed_workers")).toBe(2);
+  const before = await Promise.all(stores().map((store) => storedOn(store, "disk")));
+  const grown = async () => {
+    const counts = await Promise.all(stores().map((store) => storedOn(store, "disk")));
+    return counts.map((count, index) => count - (before[index] ?? 0));
+  };
+  // All of eight lie on one store in one of 128 runs of names: these do not.
+  const blockCounts = [];
+  for (let number = 0; number < 8; number++) {
+    blockCounts.push(Math.floor((await ask(TEXT, `text ${number}`)).promptTokens / BLOCK_SIZE));
+  }
+  await expect.poll(async () => sum(await grown()), { timeout: 10_000 }).toBe(sum(blockCounts));
+  for (const count of await grown()) {
+    expect(count).toBeGreaterThan(0);
+    expect(count % (blockCounts[0] ?? 1)).toBe(0);
+  }
 }, 60_000);

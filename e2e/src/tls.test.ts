@@ -23,7 +23,7 @@ import {
   transportFrom,
 } from "@kvasir/rpc";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import { answerOf, chatBody, expectNothingLeft, openStream, post, processOf, startTiny } from "./support.ts";
+import { answerOf, chatBody, expectNothingLeft, metric, openStream, post, processOf, startTiny } from "./support.ts";
 
 const SILENT = { info: () => undefined, warn: () => undefined };
 let directory: string;
@@ -32,7 +32,11 @@ const channels: { close(): void }[] = [];
 
 beforeAll(async () => {
   directory = mkdtempSync(join(tmpdir(), "kvasir-tls-"));
-  cluster = await startTiny({ tlsDirectory: directory });
+  cluster = await startTiny({
+    tlsDirectory: directory,
+    stores: 1,
+    extraFlags: { store: ["--admission", "all"] },
+  });
 }, 90_000);
 afterEach(() => {
   for (const channel of channels.splice(0)) channel.close();
@@ -111,7 +115,7 @@ const CALLS: Readonly<Record<string, (transport: Transport) => Promise<KvasirErr
 
 const LET_IN: Readonly<Record<string, readonly ProcessRole[]>> = {
   place: ["gateway"],
-  attach: ["prefill", "decode", "mixed"],
+  attach: ["prefill", "decode", "mixed", "store"],
   generate: ["gateway"],
   run: ["prefill", "decode", "mixed"],
   renew: ["decode", "mixed"],
@@ -121,6 +125,13 @@ const ROLES: readonly ProcessRole[] = ["gateway", "router", "prefill", "decode",
 
 /** KV that lies ready at the prefill worker as long as its `Run` is open. */
 let exported: { readonly ticket: RunTicket; readonly layoutFingerprint: Uint8Array };
+
+test("a store attaches, follows workers and borrows their blocks as itself", async () => {
+  const response = await post(cluster, chatBody("Everything that is said here goes to the store. ".repeat(10)));
+  expect(response.status).toBe(200);
+  const pulls = () => metric(processOf(cluster, "store"), 'kvasir_store_pulls_total{outcome="complete"}');
+  await expect.poll(pulls, { timeout: 10_000 }).toBeGreaterThan(0);
+});
 
 test("a whole request goes through a cluster in which everything speaks mutual TLS", async () => {
   expect(cluster.redisUrl).toMatch(/^rediss:/);
@@ -218,7 +229,7 @@ test("certificates are renewed under a running stream", async () => {
     chatBody("Tell me of the mill. ".repeat(10), { max_tokens: 200, ignore_eos: true }),
   );
   expect(await stream.next()).toBeDefined();
-  const names = ["gateway", "router", "prefill", "decode"] as const;
+  const names = ["gateway", "router", "prefill", "decode", "store"] as const;
   const before = await Promise.all(["router", "prefill", "decode"].map(serialAt));
   const identities = names.map((role): Identity => ({ role, id: `${role}-0` }));
   await issueCertificates({ directory, identities });

@@ -21,6 +21,7 @@ export function registerMetrics(
   registry: Registry,
   current: () => BlockStore | undefined,
   restartCount: () => number,
+  followedCount: () => number,
 ): StoreMeter {
   const registers = [registry];
   const gauge = (
@@ -69,6 +70,9 @@ export function registerMetrics(
     },
     ["state"],
   );
+  gauge("kvasir_store_followed_workers", "Workers that tell what requests use", function () {
+    this.set(followedCount());
+  });
   gauge("kvasir_store_sidecar_restarts", "Times that the sidecar was started again", function () {
     this.set(restartCount());
   });

@@ -38,6 +38,7 @@ export async function runStore(values: StoreValues): Promise<void> {
     telemetry.registry,
     () => supervisor.current,
     () => supervisor.restartCount,
+    () => followers.followedCount,
   );
   const supervisor: StoreSupervisor = new StoreSupervisor({
     command: { ...values, binary: values.sidecarBinary, storeId, tls: tlsFilesFrom(values) },
@@ -105,7 +106,7 @@ export async function runStore(values: StoreValues): Promise<void> {
     transport,
   );
   const registration = await state.register("store", storeId, record());
-  const followers = new WorkerFollowers(transport, log, {
+  const followers: WorkerFollowers = new WorkerFollowers(transport, log, {
     followed: (worker) => learnLayout(worker, supervisor),
     used: (worker, used) => supervisor.current?.used(worker, used),
     lost: (workerId) => supervisor.current?.workerLost(workerId),

@@ -53,6 +53,11 @@ export class WorkerFollowers {
     }
   }
 
+  /** Workers that tell now. */
+  get followedCount(): number {
+    return [...this.#followers.values()].filter(({ follower }) => follower.isFollowing).length;
+  }
+
   close(): void {
     this.setWorkers([]);
   }
@@ -76,6 +81,10 @@ class Follower {
     this.#log = log;
     this.#listener = listener;
     this.#follow();
+  }
+
+  get isFollowing(): boolean {
+    return this.#worker !== undefined;
   }
 
   close(): void {
