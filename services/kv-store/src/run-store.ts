@@ -111,14 +111,18 @@ export async function runStore(values: StoreValues): Promise<void> {
     used: (worker, used) => supervisor.current?.used(worker, used),
     lost: (workerId) => supervisor.current?.workerLost(workerId),
   });
+  const knowsMembers = Promise.withResolvers<void>();
   const unwatch = [
     state.watch("router", (routers) => attach.setRouters(routers)),
     state.watch("store", (stores) => {
       members = stores;
+      knowsMembers.resolve();
     }),
-    state.watch("worker", (workers) =>
-      followers.setWorkers(workers.filter(({ model }) => model === values.servedModelName)),
-    ),
+    // Only then: who thinks that it is alone takes everything.
+    state.watch("worker", (workers) => {
+      const serving = workers.filter(({ model }) => model === values.servedModelName);
+      void knowsMembers.promise.then(() => followers.setWorkers(serving));
+    }),
   ];
   announceReady({ service: "kv-store", id: storeId, grpc: address, admin: admin.address });
   log.info({ model: values.servedModelName, address }, "ready");
@@ -162,7 +166,9 @@ function lender(current: BlockStore | undefined, isDraining: boolean): BlockStor
 
 /** Those that share the blocks of one layout; oneself also while Redis is away. */
 function nodesOf(members: readonly StoreRecord[], own: StoreRecord): readonly RendezvousNode[] {
-  const alike = members.filter(({ model, fingerprint }) => model === own.model && fingerprint === own.fingerprint);
+  // Who has not told a layout yet will have the same one, most likely.
+  const fits = (fingerprint: string) => ["", own.fingerprint].includes(fingerprint) || own.fingerprint === "";
+  const alike = members.filter(({ model, fingerprint }) => model === own.model && fits(fingerprint));
   const all = new Map([...alike, own].map((member) => [member.storeId, member]));
   return [...all.values()].map(({ storeId, capacityBytes }) => ({ id: storeId, weight: capacityBytes }));
 }
