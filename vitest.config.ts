@@ -12,6 +12,8 @@ export default defineConfig({
     ],
     testTimeout: 20_000,
     hookTimeout: 60_000,
+    // What is waited for comes when the processors get to it; a second is not enough where others share them.
+    expect: { poll: { timeout: 10_000 } },
     // Tests of real processes mostly wait for a lease or a restart: two files at a time even on two processors.
     maxWorkers: Math.max(2, availableParallelism() - 1),
   },
