@@ -250,7 +250,8 @@ export class GoodputPolicy implements PlacementPolicy {
     const ttftMs = ttft.queueMs + ttft.computeMs + ttft.tailMs;
     const strictest = Math.min(tbtTarget, decode.strictestTbtMs);
     const tbtChance = this.#within(tbtMs, strictest);
-    const chance = this.#within(waitedMs + ttftMs, ttftTarget) * tbtChance;
+    const ttftChance = this.#within(waitedMs + ttftMs, ttftTarget);
+    const chance = ttftChance * tbtChance;
     const urgency = Math.min(1, (waitedMs + ttftMs) / ttftTarget);
     const source = prefill ?? decode;
     const candidate: Candidate = {
@@ -275,7 +276,9 @@ export class GoodputPolicy implements PlacementPolicy {
     const deviceMs =
       besideMs +
       2 * Math.max(0, contextTokenCount - question.request.promptTokenCount) * decode.tokenMs(contextTokenCount);
-    const [chanceStep, priceUs] = [Math.round(chance / CHANCE_STEP), Math.round(priceMs * 1_000)];
+    // In order as things are now: decodes that end meanwhile make waiting possible, not good.
+    const chanceNow = ttftChance * this.#within(tbtNowMs, strictest);
+    const [chanceStep, priceUs] = [Math.round(chanceNow / CHANCE_STEP), Math.round(priceMs * 1_000)];
     return { candidate, chance, tbtChance, chanceStep, priceUs, prefillMs, besideMs, contextTokenCount, deviceMs };
   }
 
