@@ -5,14 +5,7 @@ import { connect } from "node:tls";
 import { issueCertificates, issuedFiles, type LocalCluster, OPERATOR } from "@kvasir/cli";
 import { contentsOf } from "@kvasir/cli/certificates";
 import type { Identity, KvasirError, ProcessRole } from "@kvasir/core";
-import {
-  CodecLevel,
-  DecodeService,
-  KvTransferService,
-  PrefillService,
-  RouterService,
-  type RunTicket,
-} from "@kvasir/proto";
+import { DecodeService, KvTransferService, PrefillService, RouterService, type RunTicket } from "@kvasir/proto";
 import {
   createClient,
   errorFromService,
@@ -106,7 +99,6 @@ const CALLS: Readonly<Record<string, (transport: Transport) => Promise<KvasirErr
       ...{ blockSize: layout?.blockSize ?? 0, dtype: layout?.dtype ?? 0, headCount: layout?.kvHeadCount ?? 0 },
       ...(ticket.ticket ? { ticket: ticket.ticket } : {}),
       tokenEnd: 8,
-      level: CodecLevel.RAW,
       layoutFingerprint,
     };
     return endOf(clientOf(KvTransferService, shardAddresses[0] ?? "", transport).pull(request, DEADLINE));

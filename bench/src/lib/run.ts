@@ -34,19 +34,23 @@ export function output(
   });
 }
 
-/** Starts a program and answers with its first line of stdout; it ends with our stdin pipe. */
+/** Starts a program, tells it `input`, and answers with its first line of stdout that holds `until`; it ends with our stdin pipe. */
 export function startUntilLine(
   command: string,
   args: readonly string[],
-  { env = process.env, showErrors = true }: { env?: NodeJS.ProcessEnv; showErrors?: boolean } = {},
+  options: { env?: NodeJS.ProcessEnv; showErrors?: boolean; input?: string; until?: string } = {},
 ): Promise<{ line: string; child: ChildProcess }> {
+  const { env = process.env, showErrors = true, input = "", until = "" } = options;
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, { stdio: ["pipe", "pipe", showErrors ? "inherit" : "ignore"], env });
     let text = "";
+    child.stdin.write(input);
     child.stdout.setEncoding("utf8").on("data", (chunk: string) => {
       text += chunk;
-      const end = text.indexOf("\n");
-      if (end >= 0) resolve({ line: text.slice(0, end), child });
+      const lines = text.split("\n");
+      text = lines.pop() ?? "";
+      const line = lines.find((line) => line.includes(until));
+      if (line !== undefined) resolve({ line, child });
     });
     child.on("error", reject);
     child.on("exit", (code) => reject(new Error(`${command} ended with ${code} before it said anything`)));

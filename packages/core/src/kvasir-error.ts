@@ -5,6 +5,7 @@ export type ErrorReason =
   | "lease_expired"
   | "stale_epoch"
   | "layout_mismatch"
+  | "codec_mismatch"
   | "digest_mismatch"
   | "invalid_request"
   | "permission_denied"
@@ -54,6 +55,7 @@ export function isRetryable(reason: ErrorReason): boolean {
     case "lease_expired":
     case "stale_epoch":
     case "layout_mismatch":
+    case "codec_mismatch":
     case "digest_mismatch":
       return true;
     case "invalid_request":

@@ -12,6 +12,7 @@ const TABLE: Readonly<Record<ErrorReason, { readonly code: status; readonly wire
   lease_expired: { code: status.FAILED_PRECONDITION, wire: WireReason.LEASE_EXPIRED },
   stale_epoch: { code: status.FAILED_PRECONDITION, wire: WireReason.STALE_EPOCH },
   layout_mismatch: { code: status.FAILED_PRECONDITION, wire: WireReason.LAYOUT_MISMATCH },
+  codec_mismatch: { code: status.FAILED_PRECONDITION, wire: WireReason.CODEC_MISMATCH },
   digest_mismatch: { code: status.DATA_LOSS, wire: WireReason.DIGEST_MISMATCH },
   invalid_request: { code: status.INVALID_ARGUMENT, wire: WireReason.INVALID_REQUEST },
   permission_denied: { code: status.PERMISSION_DENIED, wire: WireReason.PERMISSION_DENIED },

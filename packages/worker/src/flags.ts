@@ -76,6 +76,12 @@ export function workerFlags(service: string, summary: string, roles: readonly [R
       min: 1,
       help: "Tensor-parallel shards, a divisor of the model's KV heads. Each has its part of the heads, and an address for transfers.",
     },
+    codecProfile: {
+      type: "string",
+      env: "KVASIR_CODEC_PROFILE",
+      default: "auto",
+      help: "The model's codec profile for lossy KV levels, which peers must have too: a file, none, or auto for codec.kvcp beside the model.",
+    },
     weights: {
       type: "string",
       env: "KVASIR_WEIGHTS",

@@ -7,6 +7,7 @@ import {
   prefixRoot,
   type SequenceId,
   type StepSchedulerOptions,
+  TransferBook,
 } from "@kvasir/core";
 import type { DescribeResponse, KvLayout } from "@kvasir/proto";
 import { type AuditedBlocks, auditBlocks, LEASE_SLACK } from "./audit.ts";
@@ -14,6 +15,7 @@ import { now } from "./clock.ts";
 import { Engine, type EngineHooks } from "./engine/engine.ts";
 import type { Kernel } from "./kernel/kernel.ts";
 import { CacheFeed } from "./lending/cache-feed.ts";
+import { profilesOf } from "./transfer/traffic.ts";
 
 /** Share of the pool that may be on loan to stores. Larger: more is stored in time; smaller: more room for requests. */
 const LENT_SHARE_MAX = 1 / 8;
@@ -30,6 +32,8 @@ export class Incarnation {
   readonly loans: LoanTable;
   readonly feed = new CacheFeed();
   readonly #over = Promise.withResolvers<void>();
+  /** What is known of the links to other sidecars, and of the codec's levels. */
+  readonly transfers: TransferBook;
   readonly #waitingCountMax: number;
   readonly #cachesPrefixes: boolean;
 
@@ -48,6 +52,7 @@ export class Incarnation {
     this.kernel = parts.kernel;
     this.description = description;
     this.layout = description.layout;
+    this.transfers = new TransferBook(profilesOf(description));
     const options: StepSchedulerOptions = {
       blockCount: description.blockCount,
       blockSize: description.layout.blockSize,

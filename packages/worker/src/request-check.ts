@@ -1,6 +1,11 @@
 import { create } from "@bufbuild/protobuf";
-import { clipMaxTokens, KvasirError, type SequenceSpec } from "@kvasir/core";
-import { type GenerateRequest, type SamplingParams, SamplingParamsSchema } from "@kvasir/proto";
+import { clipMaxTokens, type KvAccuracy, KvasirError, type SequenceSpec, unreachable } from "@kvasir/core";
+import {
+  type GenerateRequest,
+  type SamplingParams,
+  SamplingParamsSchema,
+  KvAccuracy as WireAccuracy,
+} from "@kvasir/proto";
 import type { Incarnation } from "./incarnation.ts";
 import { invalid } from "./invalid.ts";
 import { checkSampling } from "./sampling-check.ts";
@@ -117,4 +122,19 @@ export function checkEpoch(current: Incarnation | undefined, expectedEpoch: bigi
     throw new KvasirError({ reason: "stale_epoch", message });
   }
   return current;
+}
+
+/** What KV that travels for a request may lose. */
+export function accuracyFromWire(wire: WireAccuracy): KvAccuracy {
+  switch (wire) {
+    case WireAccuracy.UNSPECIFIED:
+    case WireAccuracy.EXACT:
+      return "exact";
+    case WireAccuracy.NEAR:
+      return "near";
+    case WireAccuracy.FAST:
+      return "fast";
+    default:
+      return unreachable(wire);
+  }
 }

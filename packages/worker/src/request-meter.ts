@@ -1,5 +1,6 @@
 import type { ErrorReason } from "@kvasir/core";
 import { Counter, Histogram, type Registry } from "prom-client";
+import type { LevelTotals } from "./transfer/traffic.ts";
 
 /** How a generation ended on this worker. */
 export type GenerationOutcome = "stop" | "length" | "abort" | "error";
@@ -29,6 +30,10 @@ export interface RequestMeter {
   handoverEnded(side: "prefill" | "decode", outcome: HandoverOutcome): void;
   /** A pull of KV into this worker ended; `seconds` without waiting for the source to compute. */
   transferEnded(outcome: HandoverOutcome, facts: { readonly bytes: number; readonly seconds: number }): void;
+  /** What a pull that was complete brought at each level. */
+  kvTravelled(levels: LevelTotals): void;
+  /** A level could not be had between two sidecars, and raw KV was asked for instead. */
+  codecFellBack(): void;
   /** Tokens whose KV is computed again, because the worker that had it is lost to the request. */
   recomputed(tokenCount: number): void;
   /** A prompt is about to be computed here: how much of it was cached. */
@@ -72,6 +77,18 @@ export function requestMeter(registry: Registry, vllm: VllmMeter): RequestMeter 
   const transferBytes = new Counter({
     name: "kvasir_transfer_bytes_total",
     help: "KV bytes of pulls that ended, whatever their outcome",
+    registers,
+  });
+  const levelBytes = new Counter({
+    name: "kvasir_transfer_level_bytes_total",
+    help: "KV bytes of complete pulls by codec level: as they travelled (wire), and of the elements that they stand for (raw)",
+    labelNames: ["level", "bytes"],
+    registers,
+  });
+  for (const bytes of ["wire", "raw"]) levelBytes.inc({ level: "raw", bytes }, 0);
+  const fallbacks = new Counter({
+    name: "kvasir_codec_fallbacks_total",
+    help: "Pulls that asked for raw KV because the source could not have the level that was chosen",
     registers,
   });
   const transfer = new Histogram({
@@ -142,6 +159,13 @@ export function requestMeter(registry: Registry, vllm: VllmMeter): RequestMeter 
       transferBytes.inc(bytes);
       if (outcome === "joined") transfer.observe(seconds);
     },
+    kvTravelled(levels) {
+      for (const [level, { wireBytes, rawBytes }] of levels) {
+        levelBytes.inc({ level, bytes: "wire" }, wireBytes);
+        levelBytes.inc({ level, bytes: "raw" }, rawBytes);
+      }
+    },
+    codecFellBack: () => fallbacks.inc(),
     recomputed(tokenCount) {
       reprefills.inc();
       reprefilledTokens.inc(tokenCount);
@@ -165,6 +189,8 @@ export const DEAF_METER: RequestMeter = {
   handedOver: () => undefined,
   handoverEnded: () => undefined,
   transferEnded: () => undefined,
+  kvTravelled: () => undefined,
+  codecFellBack: () => undefined,
   recomputed: () => undefined,
   lookedUp: () => undefined,
   prefixFetched: () => undefined,

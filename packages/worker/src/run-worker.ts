@@ -110,6 +110,7 @@ async function start(
       blockSize: Number(values.blockSize),
       kvDtype: values.kvDtype,
       shards: values.shards,
+      codecProfile: values.codecProfile,
       weights: values.weights,
       threads: values.threads,
       cpus: values.cpus,

@@ -1,3 +1,4 @@
+import type { KvAccuracy } from "@kvasir/core";
 import type { ChatMessage, ChatTokenizer, ModelFacts } from "@kvasir/tokenizer";
 import { RequestError } from "./http/openai-error.ts";
 import type { ChatRequest, CompletionRequest } from "./http/schema.ts";
@@ -37,6 +38,8 @@ export interface PreparedRequest {
   readonly cacheSalt: string | undefined;
   /** What the body says of how urgent it is, and of what it goes with. */
   readonly wishes: WishFields;
+  /** What KV that travels for it may lose. */
+  readonly kvAccuracy: KvAccuracy;
 }
 
 /** Renders and tokenizes a chat, off the event loop. */
@@ -115,7 +118,10 @@ export async function prepareCompletion(model: ServedModel, request: CompletionR
 
 function commonOutput(
   request: ChatRequest | CompletionRequest,
-): Pick<PreparedRequest, "choiceCount" | "stops" | "keepStop" | "stream" | "includeUsage" | "cacheSalt" | "wishes"> {
+): Pick<
+  PreparedRequest,
+  "choiceCount" | "stops" | "keepStop" | "stream" | "includeUsage" | "cacheSalt" | "wishes" | "kvAccuracy"
+> {
   if (request.stream_options != null && request.stream !== true) {
     throw new RequestError("stream_options needs stream: true", { param: "stream_options", code: "invalid_value" });
   }
@@ -138,6 +144,7 @@ function commonOutput(
       sessionId: request.session_id ?? undefined,
       promptCacheKey: request.prompt_cache_key ?? undefined,
     },
+    kvAccuracy: request.kvasir?.kv_accuracy ?? "exact",
   };
 }
 

@@ -1,6 +1,6 @@
 import { request as httpRequest } from "node:http";
 import { KvasirError } from "@kvasir/core";
-import { ServiceClass } from "@kvasir/proto";
+import { KvAccuracy, ServiceClass } from "@kvasir/proto";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import type { Script } from "./testing/fake-upstream.ts";
 import { each, GatewayBench, post } from "./testing/gateway-bench.ts";
@@ -240,6 +240,22 @@ test("targets in headers and body reach the router, less the time that passed he
   expect(place.kind.value).toMatchObject({ tbtTargetMs: 30, mayBeLate: true });
   expect(place.kind.value.ttftTargetMs).toBeLessThan(60_000);
   expect(place.kind.value.ttftTargetMs).toBeGreaterThan(30_000);
+});
+
+test("how exact moved KV has to be, and when it is wanted, reaches the worker; a word that is none is refused", async () => {
+  const { url, upstream } = await start({ batches: [tokensOf("ok")] });
+  const ask = (kvasir: object) => {
+    const headers = { "content-type": "application/json" };
+    return fetch(`${url}/v1/chat/completions`, { method: "POST", headers, body: JSON.stringify({ ...chat, kvasir }) });
+  };
+  expect((await ask({ kv_accuracy: "near", slo: { tpot_ms: 30 } })).status).toBe(200);
+  expect((await ask({})).status).toBe(200);
+  const asked = upstream.seen.generates.map(({ kvAccuracy, tbtTargetMs }) => [kvAccuracy, tbtTargetMs]);
+  expect(asked).toEqual([
+    [KvAccuracy.NEAR, 30],
+    [KvAccuracy.EXACT, 0],
+  ]);
+  expect((await ask({ kv_accuracy: "good" })).status).toBe(400);
 });
 
 test("a target that is no time is refused with its name", async () => {

@@ -1,3 +1,4 @@
+export { accuracyOf, observedLevel, observedLink, type TrafficFacts } from "./estimates.ts";
 export {
   type CodecLevelFacts,
   fetchMs,
@@ -7,3 +8,10 @@ export {
   type LinkFacts,
 } from "./fetch-time.ts";
 export { planTransfer, type TransferPlan, type TransferQuestion } from "./plan-transfer.ts";
+export {
+  type CodecProfileFacts,
+  type LevelChoice,
+  type LevelQuestion,
+  type LevelSpan,
+  TransferBook,
+} from "./transfer-book.ts";

@@ -6,7 +6,7 @@ import { now } from "../clock.ts";
 import type { Incarnation } from "../incarnation.ts";
 import { invalid } from "../invalid.ts";
 import type { LocalPrefillCause } from "../metrics.ts";
-import { checkEpoch, checkQueue, checkRequest, openChoices, tooLarge } from "../request-check.ts";
+import { accuracyFromWire, checkEpoch, checkQueue, checkRequest, openChoices, tooLarge } from "../request-check.ts";
 import type { RequestMeter } from "../request-meter.ts";
 import { endSpan, startSpan, type Traced } from "../tracing.ts";
 import type { LeaseRenewals } from "./lease-renewals.ts";
@@ -121,7 +121,9 @@ async function generate(
         throw invalid("placement.prefill", "placement.prefill is missing");
       const { renewals, onLocalPrefill } = options;
       const prefills = prefillChoices(request, { prefill, fetch: placement.fetch }, placement.otherPrefills);
-      return untilDone(call, new SplitGeneration({ ...facts, prefills, peers, renewals, onLocalPrefill }));
+      const { kvAccuracy, tbtTargetMs } = request;
+      const kv = { accuracy: accuracyFromWire(kvAccuracy), tbtTargetMs, predictedTtftMs: placement.predictedTtftMs };
+      return untilDone(call, new SplitGeneration({ ...facts, kv, prefills, peers, renewals, onLocalPrefill }));
     }
     default:
       throw invalid("placement.mode", `placement.mode is ${placement.mode}; use aggregated or split`);

@@ -18,12 +18,14 @@ import {
   type Token,
   unreachable,
 } from "@kvasir/core";
-import type { FetchResponse, PrefixFetch, RunFirstToken, RunTicket, WorkerRef } from "@kvasir/proto";
+import type { PrefixFetch, RunFirstToken, RunTicket, WorkerRef } from "@kvasir/proto";
 import { errorFromService, isTyped } from "@kvasir/rpc";
 import { now } from "../clock.ts";
 import type { LocalPrefillCause } from "../metrics.ts";
 import { endSpan, metadataOf, startSpan, type Traced, traceparentOf } from "../tracing.ts";
+import type { KvProgress } from "../transfer/kv-fetch.ts";
 import { Generation, type GenerationFacts } from "./generation.ts";
+import { type KvTerms, wishOf } from "./kv-terms.ts";
 import type { LeaseRenewals } from "./lease-renewals.ts";
 import type { PrefillPeers } from "./peers.ts";
 import { Transfer } from "./transfer.ts";
@@ -43,12 +45,6 @@ const HIT_TAIL_STEP_PARTS = 4;
 /** Time for the own sidecar to end a copy. Its worker holds one that takes longer for lost. */
 const FENCE_WAIT_MS = 5_000;
 
-/**
- * From a request's arrival to when its KV is wanted, so that of transfers on one link the oldest request's goes first: all are in place sooner
- * on average than if each got its share. Smaller: requests that waited longer than this go in any order.
- */
-const KV_WANTED_WITHIN_MS = 60_000;
-
 /** A prefill worker to ask. */
 export interface PrefillChoice {
   readonly prefill: WorkerRef;
@@ -61,6 +57,7 @@ export interface PrefillChoice {
 export interface SplitFacts extends GenerationFacts {
   /** In the order in which they are asked. */
   readonly prefills: readonly [PrefillChoice, ...PrefillChoice[]];
+  readonly kv: KvTerms;
   readonly peers: PrefillPeers;
   readonly renewals: LeaseRenewals;
   readonly onLocalPrefill: (cause: LocalPrefillCause) => void;
@@ -82,6 +79,8 @@ export class SplitGeneration {
   #blockIds: readonly BlockId[] | undefined;
   /** Bytes that came from prefill workers before this one. */
   #bytesBefore = 0n;
+  /** Approximate tokens of pulls before this one. */
+  #approximateBefore = 0;
   /** Pulls begun; each but the first goes on where one before it broke. */
   #pullCount = 0;
   /** First token that came from elsewhere. */
@@ -245,7 +244,7 @@ export class SplitGeneration {
     const { prefill, transferId = randomBytes(16) } = choice;
     incarnation.leases.extend(this.#leaseId, nanosFromMs(this.#requestWaitMs()), now());
     this.#generation.prefillWorkerId = prefill.workerId;
-    const { kernel, layout } = incarnation;
+    const { layout } = incarnation;
     const { tenantScope } = request;
     const start = {
       requestId,
@@ -258,7 +257,7 @@ export class SplitGeneration {
     };
     const metadata = metadataOf(traced);
     this.#transfer = new Transfer(
-      { peers, prefill, transferId, kernel, metadata, start },
+      { peers, prefill, transferId, incarnation, metadata, start },
       {
         heard: () => {
           const ticketBy = this.#after(this.#facts.admissionWaitMs + TICKET_WAIT_MS);
@@ -267,6 +266,7 @@ export class SplitGeneration {
         ticket: (ticket) => this.#ticketReceived(ticket),
         firstToken: (token) => this.#firstTokenReceived(token),
         progress: (progress) => this.#progress(progress),
+        fellBack: (error) => this.#fellBack(error),
         broken: (error, where) => this.#peerLost(error, where),
       },
     );
@@ -314,16 +314,28 @@ export class SplitGeneration {
     if (!this.#ticket || !this.#transfer) return;
     this.#fetchedFrom ??= tokenBegin;
     const waitedMs = msFromNanos(now() - this.#facts.arrivedAt);
-    this.#transfer.fetch(this.#ticket, blockIds, tokenBegin, Math.max(1, Math.ceil(KV_WANTED_WITHIN_MS - waitedMs)));
+    this.#transfer.fetch(this.#ticket, blockIds, tokenBegin, wishOf(this.#facts.kv, waitedMs));
+    this.#approximateBefore = this.#generation.approximateTokenCount;
     this.#pullCount++;
     this.#facts.traced.span.setAttribute("kvasir.pull_retries", this.#pullCount - 1);
   }
 
-  #progress({ verifiedTokenEnd, dataBytes, transferNanos, complete }: FetchResponse): void {
+  #fellBack(error: KvasirError): void {
+    this.#facts.requests.codecFellBack();
+    this.#facts.traced.span.addEvent("codec fell back", { "kvasir.reason": error.message });
+  }
+
+  #progress(progress: KvProgress): void {
+    const { verifiedTokenEnd, dataBytes, transferNanos, complete, approximateTokenCount, levels } = progress;
     this.#generation.kvBytesMoved = this.#bytesBefore + dataBytes;
     this.#generation.timings.kvTransferMs = msFromNanos(Number(transferNanos));
     const verifiedTokenCount = complete ? this.#plan.promptTokenCount : verifiedTokenEnd;
     if (!this.#isExact) this.#generation.approximateTokenCount = verifiedTokenCount - (this.#fetchedFrom ?? 0);
+    else {
+      const count = this.#approximateBefore + approximateTokenCount;
+      this.#generation.approximateTokenCount = Math.min(count, this.#plan.promptTokenCount);
+    }
+    if (complete) this.#facts.requests.kvTravelled(levels);
     const progressBy = addNanos(now(), nanosFromMs(Math.max(this.#ticket?.leaseMs ?? 1, 1)));
     this.#extendReservation(progressBy);
     this.#generation.moved();

@@ -1,17 +1,9 @@
-import { randomBytes } from "node:crypto";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { Metadata } from "@grpc/grpc-js";
-import { type BlockId, KvasirError } from "@kvasir/core";
-import {
-  CodecLevel,
-  type FetchResponse,
-  type RunFirstToken,
-  type RunResponse,
-  type RunStartSchema,
-  type RunTicket,
-  type WorkerRef,
-} from "@kvasir/proto";
-import type { Kernel } from "../kernel/kernel.ts";
+import { type BlockId, type KvAccuracy, KvasirError } from "@kvasir/core";
+import type { RunFirstToken, RunResponse, RunStartSchema, RunTicket, WorkerRef } from "@kvasir/proto";
+import type { Incarnation } from "../incarnation.ts";
+import { KvFetch, type KvProgress } from "../transfer/kv-fetch.ts";
 import type { PrefillPeers } from "./peers.ts";
 
 /** Time for a prefill worker to end a stream that was given up, before it is cut. */
@@ -23,16 +15,28 @@ export interface TransferListener {
   heard(): void;
   ticket(ticket: RunTicket): void;
   firstToken(token: RunFirstToken): void;
-  progress(progress: FetchResponse): void;
+  progress(progress: KvProgress): void;
+  /** A level could not be had; raw KV comes in its place. */
+  fellBack(error: KvasirError): void;
   /** Stream or fetch broke or ended before its time; `where` for people. */
   broken(error: unknown, where: string): void;
+}
+
+/** What is wanted of a fetch. */
+export interface KvWish {
+  /** Least exact KV that will do. */
+  readonly accuracy: KvAccuracy;
+  /** Where transfers share a link the nearest deadline goes first. */
+  readonly deadlineMs: number;
+  /** By when the KV should be there; undefined: as soon as possible. */
+  readonly wantedMs: number | undefined;
 }
 
 export interface TransferFacts {
   readonly peers: PrefillPeers;
   readonly prefill: WorkerRef;
   readonly transferId: Uint8Array;
-  readonly kernel: Kernel;
+  readonly incarnation: Incarnation;
   readonly metadata: Metadata;
   readonly start: Omit<MessageInitShape<typeof RunStartSchema>, "transferId" | "$typeName">;
 }
@@ -40,11 +44,9 @@ export interface TransferFacts {
 /** One prefill worker's part in a hand-over: the stream to it, and the fetch from its sidecar. Nothing is told after `abort` or `received`. */
 export class Transfer {
   readonly facts: TransferFacts;
-  /** Of our own sidecar: every fetch has its own, so that an old one never stands for a new one. */
-  readonly #fetchId = randomBytes(16);
   readonly #run: ReturnType<PrefillPeers["run"]>;
   readonly #listener: TransferListener;
-  #fetch: ReturnType<Kernel["fetch"]> | undefined;
+  #fetch: KvFetch | undefined;
   #isOver = false;
 
   constructor(facts: TransferFacts, listener: TransferListener) {
@@ -67,33 +69,27 @@ export class Transfer {
     run.write({ kind: { case: "start", value: { ...start, transferId } } });
   }
 
-  /** Fetches the prompt's KV from `tokenBegin` on, a multiple of the block size. Where transfers share a link the nearest deadline goes first. */
-  fetch(ticket: RunTicket, blockIds: readonly BlockId[], tokenBegin: number, deadlineMs: number): void {
-    const { kernel, metadata, start } = this.facts;
-    const fetch = kernel.fetch(
+  /** Fetches the prompt's KV from `tokenBegin` on, a multiple of the block size. */
+  fetch(ticket: RunTicket, blockIds: readonly BlockId[], tokenBegin: number, wish: KvWish): void {
+    const { incarnation, metadata, start } = this.facts;
+    const { kernel, layout, description, transfers: book } = incarnation;
+    const tokenEnd = start.promptTokenIds?.length ?? 0;
+    const tenantScope = start.tenantScope ?? new Uint8Array();
+    this.#fetch = new KvFetch(
       {
-        leaseId: this.#fetchId,
-        ...(ticket.ticket ? { ticket: ticket.ticket } : {}),
-        ...(ticket.source ? { source: ticket.source } : {}),
-        blockIds: [...blockIds],
-        tokenBegin,
-        tokenEnd: start.promptTokenIds?.length ?? 0,
-        tenantScope: start.tenantScope ?? new Uint8Array(),
-        level: CodecLevel.RAW,
-        deadlineMs,
+        ...{ kernel, metadata, layout, description, book, ticket, blockIds, tokenBegin, tokenEnd, tenantScope },
+        ...wish,
       },
-      metadata,
+      {
+        progress: (progress) => {
+          if (!this.#isOver) this.#listener.progress(progress);
+        },
+        fellBack: (error) => {
+          if (!this.#isOver) this.#listener.fellBack(error);
+        },
+        broken: (error) => this.#broken(error, "the KV transfer"),
+      },
     );
-    this.#fetch = fetch;
-    let complete = false;
-    fetch.on("data", (progress: FetchResponse) => {
-      complete = progress.complete;
-      if (!this.#isOver) this.#listener.progress(progress);
-    });
-    fetch.on("error", (error) => this.#broken(error, "the KV transfer"));
-    fetch.on("end", () => {
-      if (!complete) this.#broken(ended("it ended before its last block"), "the KV transfer");
-    });
   }
 
   /** Every block is verified. Resolves when nothing writes. */
@@ -115,7 +111,7 @@ export class Transfer {
       this.#run.once("status", () => clearTimeout(cut));
       if (how === "aborted") this.#fetch?.cancel();
     }
-    if (this.#fetch) await this.facts.kernel.fence(this.#fetchId);
+    await this.#fetch?.fence();
   }
 
   #broken(error: unknown, where: string): void {

@@ -1,14 +1,7 @@
 import { randomBytes } from "node:crypto";
 import type { Metadata } from "@grpc/grpc-js";
 import { type BlockId, KvasirError } from "@kvasir/core";
-import {
-  CodecLevel,
-  type FetchResponse,
-  type LendingService,
-  type LendResponse,
-  type Loan,
-  type WorkerRef,
-} from "@kvasir/proto";
+import type { FetchResponse, LendingService, LendResponse, Loan, WorkerRef } from "@kvasir/proto";
 import type { RpcClient } from "@kvasir/rpc";
 import type { Kernel } from "../kernel/kernel.ts";
 import type { PeerClients } from "../peer-clients.ts";
@@ -71,7 +64,6 @@ export class Borrowing {
       tokenBegin,
       tokenEnd: tokenBegin + blockCount * blockSize,
       tenantScope,
-      level: CodecLevel.RAW,
       deadlineMs,
     };
     this.#fetch = kernel.fetch(request, metadata);

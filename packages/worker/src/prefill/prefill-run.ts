@@ -230,7 +230,8 @@ export class PrefillRun {
       incarnation.ticketKey,
     );
     const { layout, description } = incarnation;
-    const source = { layout, shardAddresses: description.transferAddresses };
+    const codecProfileIds = description.codecProfiles.map(({ id }) => id);
+    const source = { layout, shardAddresses: description.transferAddresses, codecProfileIds };
     this.#ticket = { ticket, source, leaseMs: this.#facts.leaseMs };
     this.#publishing = incarnation.kernel
       .publish(

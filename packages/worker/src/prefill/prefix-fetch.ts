@@ -110,16 +110,18 @@ export class PrefixFetch {
       layoutFingerprint: incarnation.layout.fingerprint,
       lends: true,
     };
-    const { kernel } = incarnation;
     const transferId = randomBytes(16);
+    // What is fetched is kept for others and gone on from, as exact as if it had been computed here.
+    const wish = { accuracy: "exact", deadlineMs: Math.ceil(withinMs), wantedMs: withinMs } as const;
     const transfer = new Transfer(
-      { peers: peers.workers, prefill: holder, transferId, kernel, metadata, start },
+      { peers: peers.workers, prefill: holder, transferId, incarnation, metadata, start },
       {
         ticket: (ticket) => {
-          if (this.#isExact(ticket.source)) transfer.fetch(ticket, blockIds, tokenBegin, Math.ceil(withinMs));
+          if (this.#isExact(ticket.source)) transfer.fetch(ticket, blockIds, tokenBegin, wish);
         },
         heard: () => undefined,
         firstToken: () => undefined,
+        fellBack: () => undefined,
         progress: (progress) => this.#progress(progress),
         broken: (error) => void this.#end("aborted", errorFromService(error).reason),
       },
@@ -157,7 +159,11 @@ export class PrefixFetch {
     return isExact;
   }
 
-  #progress({ verifiedTokenEnd, dataBytes, complete }: FetchResponse): void {
+  #progress({
+    verifiedTokenEnd,
+    dataBytes,
+    complete,
+  }: Pick<FetchResponse, "verifiedTokenEnd" | "dataBytes" | "complete">): void {
     this.#verifiedTokenCount = Math.max(this.#verifiedTokenCount, verifiedTokenEnd);
     this.#bytes = dataBytes;
     if (complete) void this.#end("received", undefined);

@@ -38,6 +38,8 @@ export interface SidecarCommand {
   readonly threads: number | undefined;
   readonly cpus: string | undefined;
   readonly stepTokenMax: number;
+  /** A file, `auto` or `none`; absent: the sidecar's default, `auto`. */
+  readonly codecProfile?: string | undefined;
   /** Certificates, the worker's own; absent: KV travels plain. */
   readonly tls?: { readonly [K in "ca" | "cert" | "key"]: string | undefined };
 }
@@ -95,6 +97,7 @@ function args(command: SidecarCommand, epoch: bigint, socketPath: string): strin
     threads: command.threads,
     cpus: command.cpus,
     "step-token-max": command.stepTokenMax,
+    "codec-profile": command.codecProfile,
     "tls-ca": command.tls?.ca,
     "tls-cert": command.tls?.cert,
     "tls-key": command.tls?.key,

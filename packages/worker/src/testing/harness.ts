@@ -5,6 +5,7 @@ import {
   DecodeService,
   type GenerateFinished,
   type GenerateResponse,
+  type KvAccuracy,
   PlacementMode,
   type PlacementSchema,
   type SamplingParamsSchema,
@@ -115,6 +116,7 @@ export interface GenerateOptions {
     readonly choiceCount?: number;
     readonly transferId?: Uint8Array;
     readonly adoptsTransfer?: boolean;
+    readonly kvAccuracy?: KvAccuracy;
     readonly resumed?: MessageInitShape<typeof ChoiceSoFarSchema>[];
   };
 }

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { trace } from "@opentelemetry/api";
 import { SILENT } from "../log.ts";
-import { DEAF_METER } from "../request-meter.ts";
+import { DEAF_METER, type RequestMeter } from "../request-meter.ts";
 import { sidecarLauncher } from "../sidecar/sidecar-process.ts";
 import { socketPath } from "../socket-path.ts";
 import { type Role, Worker } from "../worker.ts";
@@ -25,6 +25,11 @@ export async function startRealWorker(
     readonly stepTokenCount?: number;
     readonly kvBytes?: number;
     readonly kvDtype?: string;
+    readonly codecProfile?: string;
+    /** Where peers reach its KV; absent: where it listens. */
+    readonly advertiseHost?: string;
+    readonly transferListen?: string;
+    readonly requests?: RequestMeter;
   },
 ): Promise<RunningWorker & { readonly stop: () => Promise<void> }> {
   const stateDir = mkdtempSync(join(tmpdir(), "real-worker-"));
@@ -34,8 +39,8 @@ export async function startRealWorker(
     workerId,
     model: options.model,
     socketPath: (epoch: bigint) => socketPath(stateDir, workerId, epoch),
-    transferListen: "127.0.0.1:0",
-    advertiseHost: undefined,
+    transferListen: options.transferListen ?? "127.0.0.1:0",
+    advertiseHost: options.advertiseHost,
     kvBytes: options.kvBytes ?? 4 * 2 ** 20,
     blockSize: 16,
     kvDtype: options.kvDtype ?? "f32",
@@ -44,6 +49,7 @@ export async function startRealWorker(
     threads: 1,
     cpus: undefined,
     stepTokenMax: 2048,
+    codecProfile: options.codecProfile,
   };
   const worker = new Worker({
     workerId,
@@ -64,7 +70,7 @@ export async function startRealWorker(
     log: SILENT,
     onStep: () => undefined,
     onLocalPrefill: () => undefined,
-    requests: DEAF_METER,
+    requests: options.requests ?? DEAF_METER,
   });
   const address = await worker.start("127.0.0.1:0");
   return { worker, address, stop: () => worker.stop() };

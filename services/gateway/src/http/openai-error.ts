@@ -57,6 +57,7 @@ function httpFromReason(reason: ErrorReason): { status: number; type: string } {
     case "lease_expired":
     case "stale_epoch":
     case "layout_mismatch":
+    case "codec_mismatch":
     case "digest_mismatch":
       return { status: 503, type: "unavailable_error" };
     case "deadline_exceeded":

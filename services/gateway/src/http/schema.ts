@@ -1,3 +1,4 @@
+import { KV_ACCURACIES } from "@kvasir/core";
 import { z } from "zod";
 import { RequestError } from "./openai-error.ts";
 
@@ -73,6 +74,7 @@ const COMMON = {
           on_miss: z.enum(["reject", "best_effort"]).nullish(),
         })
         .nullish(),
+      kv_accuracy: z.enum(KV_ACCURACIES).nullish(),
     })
     .nullish(),
   service_tier: z.enum(["auto", "default", "flex", "priority"]).nullish(),

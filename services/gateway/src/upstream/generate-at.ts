@@ -1,10 +1,22 @@
-import { KvasirError, type RequestProgress } from "@kvasir/core";
-import { FinishReason, type GenerateFinished, type GenerateResponse, type Placement } from "@kvasir/proto";
+import { type KvAccuracy, KvasirError, type RequestProgress } from "@kvasir/core";
+import {
+  FinishReason,
+  type GenerateFinished,
+  type GenerateResponse,
+  type Placement,
+  KvAccuracy as WireAccuracy,
+} from "@kvasir/proto";
 import { metadataFromContext } from "@kvasir/rpc";
 import type { PreparedRequest } from "../prepare.ts";
 import type { DecodeClients } from "./decode-clients.ts";
 import { deadlineMs, type GenerationContext, type Sink } from "./generation-context.ts";
 import type { TransferChoice } from "./transfer-keeper.ts";
+
+const WIRE_ACCURACIES: Readonly<Record<KvAccuracy, WireAccuracy>> = {
+  exact: WireAccuracy.EXACT,
+  near: WireAccuracy.NEAR,
+  fast: WireAccuracy.FAST,
+};
 
 /**
  * One attempt at a request: generates on the decode worker of a placement what `progress` lacks, and keeps `progress` true. Resolves when
@@ -41,6 +53,8 @@ export function generateAt(
         tenantScope: facts.tenantScope,
         choiceCount: request.choiceCount,
         resumed,
+        kvAccuracy: WIRE_ACCURACIES[request.kvAccuracy],
+        tbtTargetMs: facts.wishes.objectives.tpotMs,
         ...transfer,
       },
       { metadata: metadataFromContext(facts.context), deadlineMs: deadlineMs(facts) },

@@ -3,16 +3,21 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use kvasir_codec::{ChunkRange, LEVEL_RAW};
 use kvasir_engine::KvDtype;
 use kvasir_kernels::{PoolError, convert};
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::coders::Expected;
 use crate::errors::CallError;
 use crate::fetch::{Fetch, fenced};
 use crate::frames::{Coverage, FrameRange, within_block};
 use crate::intervals::Route;
 use crate::layouts::{dtype_from_wire, frame_dtype, layout_to_wire};
-use crate::proto::transfer::{CodecLevel, Frame, PullEnd, PullHeader};
+use crate::levels::Levels;
+use crate::packing;
+use crate::proto::kernel::LevelTraffic;
+use crate::proto::transfer::{Frame, PullEnd, PullHeader};
 use crate::state::Sidecar;
 
 /// What has come, verified and placed.
@@ -73,8 +78,8 @@ impl<'a> Arriving<'a> {
         Ok(())
     }
 
-    /// Verifies a frame, whole, and only then places it.
-    pub(crate) fn admit(&mut self, frame: &Frame) -> Result<(), CallError> {
+    /// Verifies a frame, whole, decodes it, and only then places it. Tells what came. Dropping the future places nothing.
+    pub(crate) async fn admit(&mut self, frame: &Frame) -> Result<LevelTraffic, CallError> {
         if !self.has_begun {
             return Err(CallError::Internal("the source began without a header".into()));
         }
@@ -92,8 +97,11 @@ impl<'a> Arriving<'a> {
                 "tokens from {token} in whole blocks and layers below {layer} are left"
             )));
         };
-        if frame.level() != CodecLevel::Raw {
-            return Err(displaced("RAW was asked for"));
+        let asked = self.fetch.levels.of(&tokens).map(u32::from);
+        let level = u8::try_from(frame.level).unwrap_or(u8::MAX);
+        if !asked.is_some_and(|asked| Levels::allows(asked as u8, level)) {
+            let own = frame.level;
+            return Err(displaced(&format!("level {asked:?} was asked for, not {own}")));
         }
         if frame.layout_fingerprint != self.sidecar.layout.fingerprint {
             return Err(CallError::LayoutMismatch("a frame of another model's KV came".into()));
@@ -108,7 +116,8 @@ impl<'a> Arriving<'a> {
         if frame.digest != xxh3_128(&frame.data).to_be_bytes() {
             return refused("was altered on its way");
         }
-        if frame.data.len() != tokens.len() * layers.len() * self.token_layer_bytes(self.dtype) {
+        let raw_bytes = tokens.len() * layers.len() * self.token_layer_bytes(self.dtype);
+        if level == LEVEL_RAW && frame.data.len() != raw_bytes {
             return refused(&format!("has {} bytes, which is not its size", frame.data.len()));
         }
         let range = FrameRange {
@@ -118,10 +127,42 @@ impl<'a> Arriving<'a> {
         self.arrived
             .take(&range)
             .map_err(|layer| displaced(&format!("layer {layer} was next")))?;
-        self.place(&range, &frame.data)?;
+        let decoded = match level {
+            LEVEL_RAW => None,
+            _ => Some(self.decode(frame, level, &range).await?),
+        };
+        let (elements, decode_nanos) = match &decoded {
+            None => (frame.data.as_ref(), 0),
+            Some((elements, nanos)) => (elements.as_slice(), *nanos),
+        };
+        self.place(&range, elements)?;
         self.bytes += frame.data.len() as u64;
         self.frames += 1;
-        Ok(())
+        Ok(LevelTraffic {
+            level: level.into(),
+            wire_bytes: frame.data.len() as u64,
+            raw_bytes: raw_bytes as u64,
+            encode_nanos: frame.encode_nanos,
+            decode_nanos,
+        })
+    }
+
+    /// The elements of a coded frame, by pieces, and how long it took.
+    async fn decode(&self, frame: &Frame, level: u8, range: &FrameRange) -> Result<(Vec<u8>, u64), CallError> {
+        let expected = Expected {
+            range: ChunkRange {
+                token_begin: frame.token_begin,
+                token_count: frame.token_count,
+                layers: range.layers.start as u16..range.layers.end as u16,
+            },
+            level,
+            profile: self.fetch.levels.profile(),
+            elements_digest: &frame.elements_digest,
+        };
+        let decoded = self.sidecar.coders.decode(expected, frame.data.clone()).await?;
+        let counts = self.arrived.pieces().counts(range.pieces.clone());
+        let run = self.sidecar.layout.head_size * self.dtype.byte_size();
+        Ok((packing::split(&decoded.packed, &counts, run), decoded.nanos))
     }
 
     fn place(&self, range: &FrameRange, data: &[u8]) -> Result<(), CallError> {

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::cli::{BenchPull, TlsFlags};
+use crate::coders::Coders;
 use crate::exports::{ExportTerms, Exports};
 use crate::fetch;
 use crate::fetches::Fetches;
@@ -20,7 +21,7 @@ use crate::identity::{Identity, PeerRole};
 use crate::kv_plane::KvPlane;
 use crate::proto::common::KvSource;
 use crate::proto::kernel::{FetchRequest, FetchResponse};
-use crate::proto::transfer::{CodecLevel, Ticket, TicketClaims};
+use crate::proto::transfer::{Ticket, TicketClaims};
 use crate::serve::Fatal;
 use crate::state::Sidecar;
 use crate::stats::Stats;
@@ -103,6 +104,7 @@ fn sidecar(name: &str, bytes: u64) -> Result<Sidecar, Fatal> {
         pool: Arc::new(KvShards::new(SHAPE, 1, bytes.next_multiple_of(block_bytes))?),
         isa: Isa::detect(),
         layout,
+        coders: Coders::none(),
         exports: Arc::new(Exports::default()),
         fetches: Fetches::default(),
         stats: Arc::new(Stats::default()),
@@ -189,14 +191,13 @@ async fn fetch_sizes(offer: Offer, sizes: &[u64], repetitions: usize, kv_plane: 
                 source: Some(KvSource {
                     layout: Some(sidecar.wire_layout()),
                     shard_addresses: vec![offer.address.clone()],
+                    ..KvSource::default()
                 }),
                 block_ids: (0..sidecar.pool.block_count()).collect(),
                 token_begin: 0,
                 token_end: token_count,
                 tenant_scope: SCOPE.to_vec(),
-                level: CodecLevel::Raw.into(),
-                stall_timeout_ms: 0,
-                deadline_ms: 0,
+                ..FetchRequest::default()
             };
             let began = Instant::now();
             let prepared = fetch::prepare(&sidecar, request, Context::new())?;

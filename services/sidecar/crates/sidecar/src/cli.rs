@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::codec_profile_flag::CodecProfileFlag;
 use crate::identity::{Identity, PeerRole};
 use crate::quality::profile::LevelFlag;
 
@@ -213,6 +214,9 @@ pub struct ServeFlags {
     /// The worker's incarnation
     #[arg(long)]
     pub epoch: u64,
+    /// The model's codec profile, for lossy levels: a file that others have too, `auto` for codec.kvcp beside the model where there is one, or `none`
+    #[arg(long, default_value = "auto")]
+    pub codec_profile: CodecProfileFlag,
     /// Certificates, the worker's own.
     #[command(flatten)]
     pub tls: TlsFlags,

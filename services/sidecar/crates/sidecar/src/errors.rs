@@ -30,6 +30,9 @@ pub enum CallError {
     /// KV of different models or shapes.
     #[error("{0}")]
     LayoutMismatch(String),
+    /// A codec level that one side cannot have.
+    #[error("{0}")]
+    CodecMismatch(String),
     /// Bytes that are not what was sent.
     #[error("{0}")]
     DigestMismatch(String),
@@ -63,6 +66,7 @@ impl CallError {
             Self::LeaseExpired(_) => (Code::FailedPrecondition, ErrorReason::LeaseExpired),
             Self::StaleEpoch(_) => (Code::FailedPrecondition, ErrorReason::StaleEpoch),
             Self::LayoutMismatch(_) => (Code::FailedPrecondition, ErrorReason::LayoutMismatch),
+            Self::CodecMismatch(_) => (Code::FailedPrecondition, ErrorReason::CodecMismatch),
             Self::DigestMismatch(_) => (Code::DataLoss, ErrorReason::DigestMismatch),
             Self::Overloaded(_) => (Code::ResourceExhausted, ErrorReason::Overloaded),
             Self::Unavailable(_) => (Code::Unavailable, ErrorReason::Unavailable),
@@ -102,6 +106,7 @@ impl CallError {
                 }
             }
             Some(ErrorReason::LayoutMismatch) => Self::LayoutMismatch(message),
+            Some(ErrorReason::CodecMismatch) => Self::CodecMismatch(message),
             Some(ErrorReason::DigestMismatch) => Self::DigestMismatch(message),
             Some(ErrorReason::Overloaded) => Self::Overloaded(message),
             Some(ErrorReason::DeadlineExceeded) => Self::DeadlineExceeded(message),
@@ -161,6 +166,7 @@ mod tests {
             CallError::LeaseExpired(text()),
             CallError::StaleEpoch(text()),
             CallError::LayoutMismatch(text()),
+            CallError::CodecMismatch(text()),
             CallError::DigestMismatch(text()),
             CallError::Overloaded(text()),
             CallError::DeadlineExceeded(text()),

@@ -6,6 +6,7 @@ use opentelemetry::{Context, KeyValue};
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use crate::coders::LevelRequest;
 use crate::connections::Connections;
 use crate::errors::CallError;
 use crate::exports::LeaseId;
@@ -13,8 +14,8 @@ use crate::fetches::WriteGate;
 use crate::frames::Pieces;
 use crate::intervals::{Route, routes};
 use crate::layouts::layout_from_wire;
+use crate::levels::Levels;
 use crate::proto::kernel::{FetchRequest, FetchResponse};
-use crate::proto::transfer::CodecLevel;
 use crate::receiving::Receiving;
 use crate::state::{Sidecar, parts_of};
 use crate::ticket::{self, ID_BYTES};
@@ -32,14 +33,16 @@ pub struct Fetch {
     pub(crate) routes: Vec<Route>,
     /// How the tokens are cut.
     pub(crate) pieces: Pieces,
+    /// How they travel.
+    pub(crate) levels: Levels,
     context: Context,
 }
 
 /// Checks a request against the pool.
 ///
 /// # Errors
-/// [`CallError::InvalidRequest`], [`CallError::LayoutMismatch`] when the source's KV is of another model, or [`CallError::LeaseExpired`] when
-/// the lease was fenced already.
+/// [`CallError::InvalidRequest`], [`CallError::LayoutMismatch`] when the source's KV is of another model, [`CallError::CodecMismatch`] for a level
+/// that is not to be had here, or [`CallError::LeaseExpired`] when the lease was fenced already.
 pub fn prepare(sidecar: &Sidecar, request: FetchRequest, context: Context) -> Result<Fetch, CallError> {
     let invalid = |field: &'static str, message: String| CallError::InvalidRequest {
         field: field.into(),
@@ -75,15 +78,21 @@ pub fn prepare(sidecar: &Sidecar, request: FetchRequest, context: Context) -> Re
     if request.ticket.is_none() {
         return Err(invalid("ticket", "is missing".into()));
     }
-    if request.level() != CodecLevel::Raw {
-        return Err(invalid("level", format!("is {}; use RAW", request.level)));
-    }
     let (source, addresses) = source_of(sidecar, &request)?;
     let routes = routes(&parts_of(&source), &sidecar.parts())
         .map_err(|part| CallError::Internal(format!("no shard of the source holds {part:?}")))?;
+    let all_heads = 0..sidecar.layout.kv_head_count as u32;
+    let levels = sidecar.coders.levels(&LevelRequest {
+        levels: &request.levels,
+        profile_id: &request.codec_profile_id,
+        tokens: begin..end,
+        piece_size: block_size.min(source.block_size as u32),
+        is_whole: source.dtype == sidecar.layout.dtype && routes.iter().all(|route| route.part.heads == all_heads),
+    })?;
     let gate = sidecar.fetches.open(lease_id).ok_or_else(fenced)?;
     Ok(Fetch {
         pieces: Pieces::new(begin..end, source.block_size as u32, block_size),
+        levels,
         request,
         tenant_scope,
         gate,
@@ -144,7 +153,10 @@ pub async fn run(
         "kvasir.tokens",
         i64::from(receiving.verified_token_end() - fetch.request.token_begin),
     ));
-    span.set_attribute(KeyValue::new("kvasir.level", fetch.request.level().as_str_name()));
+    let names = |level: &u8| sidecar.coders.name(fetch.levels.profile(), *level);
+    let levels: Vec<String> = fetch.levels.used().iter().map(names).collect();
+    span.set_attribute(KeyValue::new("kvasir.level", levels.join(",")));
+    span.set_attribute(KeyValue::new("kvasir.raw_bytes", receiving.raw_bytes() as i64));
     span.set_attribute(KeyValue::new("kvasir.source", fetch.addresses.join(",")));
     span.set_attribute(KeyValue::new("kvasir.streams", fetch.routes.len() as i64));
     span.set_attribute(KeyValue::new("kvasir.conversion", receiving.conversion().as_str_name()));

@@ -11,7 +11,11 @@
 
 use std::ops::Range;
 
-/// Data of one frame, at most: large enough that per-message costs vanish, small enough to start early and to keep buffers small.
+use kvasir_codec::{LEVEL_RAW, TOKENS_MAX};
+
+use crate::levels::Levels;
+
+/// Data of one frame, at most, before it is encoded: large enough that per-message costs vanish, small enough to start early and to keep buffers small.
 pub const FRAME_BYTES: usize = 256 << 10;
 
 /// Data for which a frame leaves before the last layer of its tokens is computed. Larger: fewer messages while a prompt is computed; smaller:
@@ -42,6 +46,11 @@ impl Pieces {
     /// Tokens of some pieces.
     pub fn tokens(&self, pieces: Range<usize>) -> Range<u32> {
         self.begin(pieces.start)..self.begin(pieces.end)
+    }
+
+    /// Tokens of each of some pieces.
+    pub fn counts(&self, pieces: Range<usize>) -> Vec<usize> {
+        pieces.map(|piece| self.tokens(piece..piece + 1).len()).collect()
     }
 
     /// The pieces that tokens consist of; None when they do not begin and end where pieces do.
@@ -133,26 +142,41 @@ impl Coverage {
     }
 
     /// What to send next. Tokens up to an end are computed in the layers before some layer, which `ready` tells for the tokens of a piece; a
-    /// token takes `token_layer_bytes` in a layer. None until there is something worth a frame.
-    pub fn next_frame(&self, ready: impl Fn(&Range<u32>) -> u32, token_layer_bytes: usize) -> Option<FrameRange> {
+    /// token takes `token_layer_bytes` in a layer. None until there is something worth a frame. A frame is of one level, and of as many layers
+    /// as that codes together, or some times as many.
+    pub fn next_frame(
+        &self,
+        ready: impl Fn(&Range<u32>) -> u32,
+        token_layer_bytes: usize,
+        levels: &Levels,
+    ) -> Option<FrameRange> {
         let state = |piece: usize| {
             let tokens = self.pieces.tokens(piece..piece + 1);
-            let layers = self.next_layers[piece]..ready(&tokens).min(self.layers.end);
-            (layers, tokens.len() * token_layer_bytes)
+            let level = levels.of(&tokens).unwrap_or(LEVEL_RAW);
+            let each = levels.layers_each(level);
+            let end = match ready(&tokens).min(self.layers.end) {
+                all if all == self.layers.end => all,
+                some => some - some % each,
+            };
+            (self.next_layers[piece]..end, tokens.len() * token_layer_bytes, level)
         };
         for piece in self.done..self.next_layers.len() {
-            let (mut layers, layer_bytes) = state(piece);
+            let (mut layers, layer_bytes, level) = state(piece);
             if layers.is_empty() {
                 continue;
             }
-            let most = (FRAME_BYTES / layer_bytes.max(1)).max(1) as u32;
-            layers.end = layers.end.min(layers.start.saturating_add(most));
+            let each = levels.layers_each(level);
+            let most = (FRAME_BYTES / layer_bytes.max(1)) as u32 / each * each;
+            layers.end = layers.end.min(layers.start.saturating_add(most.max(each)));
             let mut pieces = piece..piece + 1;
             let mut bytes = layers.len() * layer_bytes;
             while pieces.end < self.next_layers.len() {
-                let (next, layer_bytes) = state(pieces.end);
+                let (next, layer_bytes, own_level) = state(pieces.end);
                 let more = layers.len() * layer_bytes;
-                if next.start != layers.start || next.end < layers.end || bytes + more > FRAME_BYTES {
+                let is_other = own_level != level || next.start != layers.start || next.end < layers.end;
+                let is_full = bytes + more > FRAME_BYTES
+                    || level != LEVEL_RAW && self.pieces.tokens(piece..pieces.end + 1).len() > TOKENS_MAX;
+                if is_other || is_full {
                     break;
                 }
                 bytes += more;
@@ -189,16 +213,18 @@ mod tests {
     fn a_long_prompt_leaves_a_layer_at_a_time_and_a_short_one_when_it_is_done() {
         // 1 KiB for a token in a layer: 16 tokens are 16 KiB.
         let sent = Coverage::new(Pieces::new(0..512, 16, 32), 0..30);
-        let first = sent.next_frame(|tokens| u32::from(tokens.end <= 512), 1024).unwrap();
+        let first = sent
+            .next_frame(|tokens| u32::from(tokens.end <= 512), 1024, &Levels::raw())
+            .unwrap();
         assert_eq!((first.pieces, first.layers), (0..16, 0..1));
         let short = Coverage::new(Pieces::new(0..40, 16, 32), 0..30);
-        assert_eq!(short.next_frame(|_| 1, 1024), None);
-        let two = short.next_frame(|_| 2, 1024).unwrap();
+        assert_eq!(short.next_frame(|_| 1, 1024, &Levels::raw()), None);
+        let two = short.next_frame(|_| 2, 1024, &Levels::raw()).unwrap();
         assert_eq!((two.pieces, two.layers), (0..3, 0..2));
-        let done = short.next_frame(|_| 30, 1024).unwrap();
+        let done = short.next_frame(|_| 30, 1024, &Levels::raw()).unwrap();
         assert_eq!((done.pieces, done.layers), (0..1, 0..16));
         assert_eq!(
-            short.next_frame(|tokens| if tokens.end <= 16 { 0 } else { 1 }, 1024),
+            short.next_frame(|tokens| if tokens.end <= 16 { 0 } else { 1 }, 1024, &Levels::raw()),
             None
         );
     }
@@ -224,13 +250,17 @@ mod tests {
         fn every_token_and_layer_travels_once_however_the_engine_proceeds(
             begin in 0u32..10, length in 1u32..300, sizes in (0usize..3, 0usize..3), layer_count in 1u32..6,
             token_layer_bytes in prop_oneof![Just(64usize), Just(3_000), Just(20_000)],
-            chunks in prop::collection::vec(1u32..120, 1..8),
+            chunks in prop::collection::vec(1u32..120, 1..8), cut in 0u32..310,
         ) {
             let blocks = [16, 32, 64];
             let (source, sink) = (blocks[sizes.0], blocks[sizes.1]);
             let begin = begin * source.min(sink);
             let end = begin + length;
             let pieces = Pieces::new(begin..end, source, sink);
+            // Some tokens lossless, the others at a level that codes three layers together.
+            let cut = (begin + cut).next_multiple_of(source.min(sink)).min(end);
+            let spans = [(cut, 1), (end, 2)].into_iter().filter(|(until, _)| *until > begin).collect();
+            let levels = Levels::of_profile(spans, kvasir_codec::ProfileId([1; 16]), vec![1, 1, 3]);
             let (mut sent, mut arrived) = (Coverage::new(pieces.clone(), 0..layer_count), Coverage::new(pieces, 0..layer_count));
             let mut travelled = vec![0; (length * layer_count) as usize];
             let mut computed = 0;
@@ -242,10 +272,16 @@ mod tests {
                         end if end <= chunk_end => layers,
                         _ => 0,
                     };
-                    while let Some(frame) = sent.next_frame(ready, token_layer_bytes) {
+                    while let Some(frame) = sent.next_frame(ready, token_layer_bytes, &levels) {
                         let tokens = sent.pieces().tokens(frame.pieces.clone());
                         let bytes = tokens.len() * frame.layers.len() * token_layer_bytes;
-                        prop_assert!(bytes <= FRAME_BYTES || frame.layers.len() * frame.pieces.len() == 1);
+                        let level = levels.of(&tokens);
+                        prop_assert!(level.is_some(), "a frame of two levels");
+                        let each = levels.layers_each(level.unwrap());
+                        let is_whole = |layer: u32| layer.is_multiple_of(each) || layer == layer_count;
+                        prop_assert!(is_whole(frame.layers.start) && is_whole(frame.layers.end));
+                        let is_least = frame.layers.len() <= each as usize && frame.pieces.len() == 1;
+                        prop_assert!(bytes <= FRAME_BYTES || is_least);
                         prop_assert!(tokens.end <= computed || tokens.end <= chunk_end && frame.layers.end <= layers);
                         prop_assert_eq!(arrived.pieces().of(tokens.clone()), Some(frame.pieces.clone()));
                         sent.take(&frame).unwrap();

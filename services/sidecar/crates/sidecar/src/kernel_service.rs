@@ -83,6 +83,7 @@ impl KernelService for WorkerFacing {
             transfer_addresses: self.description.transfer_addresses.clone(),
             device: self.description.device.clone(),
             step_token_max: self.description.step_token_max as u32,
+            codec_profiles: self.sidecar.coders.describe(),
         }))
     }
 

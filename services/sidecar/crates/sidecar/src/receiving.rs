@@ -1,5 +1,6 @@
 //! The receiver's side of a pull: connect, verify each frame, place it, report.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
@@ -16,7 +17,7 @@ use crate::http2;
 use crate::intervals::Route;
 use crate::layouts::{conversion, dtype_to_wire};
 use crate::proto::common::KvConversion;
-use crate::proto::kernel::FetchResponse;
+use crate::proto::kernel::{FetchResponse, LevelTraffic};
 use crate::proto::transfer::kv_transfer_service_client::KvTransferServiceClient;
 use crate::proto::transfer::{PullRequest, PullResponse, pull_response::Kind};
 use crate::state::Sidecar;
@@ -35,6 +36,8 @@ pub(crate) struct Receiving<'a> {
     pub(crate) frames: u32,
     pub(crate) transfer_nanos: u64,
     pub(crate) wait_nanos: u64,
+    /// By level.
+    traffic: BTreeMap<u32, LevelTraffic>,
     last: Instant,
 }
 
@@ -50,8 +53,14 @@ impl<'a> Receiving<'a> {
             frames: 0,
             transfer_nanos: 0,
             wait_nanos: 0,
+            traffic: BTreeMap::new(),
             last: Instant::now(),
         }
+    }
+
+    /// Bytes of the elements that came, had they come raw.
+    pub(crate) fn raw_bytes(&self) -> u64 {
+        self.traffic.values().map(|traffic| traffic.raw_bytes).sum()
     }
 
     /// Tokens up to here are in place, in all layers and heads.
@@ -91,11 +100,14 @@ impl<'a> Receiving<'a> {
             match kind {
                 Kind::Header(header) => self.streams[index].begin(&header)?,
                 Kind::Frame(frame) => {
-                    if let Err(error) = self.streams[index].admit(&frame) {
-                        add(&self.sidecar.stats.frames_refused, 1);
-                        return Err(error);
+                    let arrived = self.arrived();
+                    match self.streams[index].admit(&frame).await {
+                        Ok(traffic) => self.count(&traffic, frame.source_wait_nanos, arrived),
+                        Err(error) => {
+                            add(&self.sidecar.stats.frames_refused, 1);
+                            return Err(error);
+                        }
                     }
-                    self.count(frame.data.len() as u64, frame.source_wait_nanos);
                     let verified = self.verified_token_end();
                     if verified > reported && verified < self.fetch.request.token_end {
                         reported = verified;
@@ -138,7 +150,8 @@ impl<'a> Receiving<'a> {
             ticket: request.ticket.clone(),
             token_begin: request.token_begin,
             token_end: request.token_end,
-            level: request.level,
+            levels: request.levels.clone(),
+            codec_profile_id: request.codec_profile_id.clone(),
             layout_fingerprint: layout.fingerprint.to_vec(),
             block_size: layout.block_size as u32,
             dtype: dtype_to_wire(layout.dtype).into(),
@@ -183,12 +196,25 @@ impl<'a> Receiving<'a> {
         }
     }
 
-    fn count(&mut self, bytes: u64, source_wait_nanos: u64) {
-        self.bytes += bytes;
-        self.frames += 1;
-        add(&self.sidecar.stats.kv_bytes_received, bytes);
+    /// Time since the frame before this one.
+    fn arrived(&mut self) -> u64 {
         let elapsed = u64::try_from(self.last.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.last = Instant::now();
+        elapsed
+    }
+
+    fn count(&mut self, traffic: &LevelTraffic, source_wait_nanos: u64, elapsed: u64) {
+        self.bytes += traffic.wire_bytes;
+        self.frames += 1;
+        add(&self.sidecar.stats.kv_bytes_received, traffic.wire_bytes);
+        let sum = self.traffic.entry(traffic.level).or_insert(LevelTraffic {
+            level: traffic.level,
+            ..LevelTraffic::default()
+        });
+        sum.wire_bytes += traffic.wire_bytes;
+        sum.raw_bytes += traffic.raw_bytes;
+        sum.encode_nanos = sum.encode_nanos.saturating_add(traffic.encode_nanos);
+        sum.decode_nanos += traffic.decode_nanos;
         let waited = source_wait_nanos.min(elapsed);
         self.wait_nanos += waited;
         self.transfer_nanos += elapsed - waited;
@@ -205,6 +231,7 @@ impl<'a> Receiving<'a> {
             complete,
             transfer_nanos: self.transfer_nanos,
             conversion: self.conversion().into(),
+            levels: self.traffic.values().copied().collect(),
         };
         let gone = |_| CallError::Cancelled("the worker closed the fetch".into());
         reports.send(Ok(report)).await.map_err(gone)

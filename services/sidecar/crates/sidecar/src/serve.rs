@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use kvasir_engine::{Engine, EngineOptions, Footprint, Grammars, Isa};
+use kvasir_codec::{Profile, ProfileId};
+use kvasir_engine::{Engine, EngineOptions, Footprint, Grammars, Isa, KvLayout};
 use kvasir_model::ModelSource;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
@@ -16,6 +17,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::cli::{EngineFlags, ServeFlags};
+use crate::coders::Coders;
 use crate::device::start_device;
 use crate::exports::Exports;
 use crate::fetches::Fetches;
@@ -28,6 +30,7 @@ use crate::proto::kernel::kernel_service_server::KernelServiceServer;
 use crate::state::Sidecar;
 use crate::stats::Stats;
 use crate::telemetry::{Telemetry, unix_ms};
+use crate::text_kv::shape_of;
 use crate::ticket::TicketKey;
 use crate::tls::{Tls, TlsFiles};
 use crate::transfer_service::TransferService;
@@ -101,6 +104,21 @@ fn load_tls(flags: &ServeFlags) -> Result<Option<Arc<Tls>>, Fatal> {
     Ok(Some(Arc::new(Tls::load(files, own)?)))
 }
 
+/// The codec profile that is wished, if any.
+fn read_profile(flags: &ServeFlags, layout: &KvLayout) -> Result<Option<(Profile, ProfileId)>, Fatal> {
+    let Some(path) = flags.codec_profile.path(&flags.engine.model) else {
+        return Ok(None);
+    };
+    let read = || -> Result<_, Fatal> {
+        let (profile, id) = Profile::from_bytes(&std::fs::read(&path)?)?;
+        if profile.model_revision != layout.model_revision || profile.rope != layout.rope {
+            return Err("it was made from another model; make one with kvasir profile codec".into());
+        }
+        Ok(Some((profile, id)))
+    };
+    read().map_err(|error| format!("codec profile {}: {error}", path.display()).into())
+}
+
 async fn run(
     flags: ServeFlags,
     key: TicketKey,
@@ -110,6 +128,7 @@ async fn run(
     stdin_ended: Arc<Notify>,
 ) -> Result<(), Fatal> {
     let telemetry = Telemetry::start(&flags.worker_id);
+    let coders = Coders::new(shape_of(&engine), read_profile(&flags, engine.layout())?)?;
     let (exports, stats) = (Arc::new(Exports::default()), Arc::new(Stats::default()));
     let sidecar = Arc::new(Sidecar {
         worker_id: flags.worker_id.clone(),
@@ -118,6 +137,7 @@ async fn run(
         pool: engine.pool(),
         isa: Isa::detect(),
         layout: engine.layout().clone(),
+        coders,
         exports: Arc::clone(&exports),
         fetches: Fetches::default(),
         stats: Arc::clone(&stats),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kvasir_engine::{Isa, KvLayout, KvShards};
 
+use crate::coders::Coders;
 use crate::exports::Exports;
 use crate::fetches::Fetches;
 use crate::intervals::{Part, head_parts};
@@ -27,6 +28,8 @@ pub struct Sidecar {
     pub isa: Isa,
     /// How KV lies in it.
     pub layout: KvLayout,
+    /// Levels that KV travels at.
+    pub coders: Arc<Coders>,
     /// Leases to others.
     pub exports: Arc<Exports>,
     /// Pulls from others.

@@ -6,8 +6,11 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use hostile::*;
+use kvasir_codec::{ChunkRange, LEVEL_LOSSLESS, ProfileId};
 use kvasir_sidecar::proto::common::ErrorReason;
-use kvasir_sidecar::proto::transfer::{Frame, PullEnd, pull_response::Kind};
+use kvasir_sidecar::proto::kernel::FetchRequest;
+use kvasir_sidecar::proto::transfer::{Frame, PullEnd, TokenLevel, pull_response::Kind};
+use kvasir_sidecar::state::Sidecar;
 
 #[tokio::test]
 async fn honest_messages_are_placed() {
@@ -225,7 +228,6 @@ async fn a_first_frame_that_is_wrong_changes_nothing() {
             DigestMismatch,
         ),
         ("an unknown level", Frame { level: 9, ..good() }, DigestMismatch),
-        ("no level", Frame { level: 0, ..good() }, DigestMismatch),
     ];
     for (name, bad, expected) in cases {
         let sidecar = sidecar();
@@ -261,4 +263,110 @@ async fn a_later_frame_that_is_wrong_leaves_only_what_was_verified() {
         sidecar.stats.kv_bytes_received.load(Ordering::Relaxed),
         frame(0, 16).data.len() as u64
     );
+}
+
+/// A lossless frame of all tokens, whose elements are those of [`frame`], and the request for it.
+async fn lossless(sidecar: &Sidecar) -> (Frame, impl Fn(String) -> FetchRequest + use<>) {
+    let profile_id = sidecar.coders.describe()[0].id.clone();
+    let mut profile = ProfileId::default();
+    profile.0.copy_from_slice(&profile_id);
+    let range = ChunkRange {
+        token_begin: 0,
+        token_count: TOKENS,
+        layers: 0..3,
+    };
+    let packed = frame(0, TOKENS).data.to_vec();
+    let encoded = sidecar
+        .coders
+        .encode(profile, LEVEL_LOSSLESS, range, packed)
+        .await
+        .expect("encoded");
+    let coded = sealed(Frame {
+        level: LEVEL_LOSSLESS.into(),
+        data: encoded.data,
+        elements_digest: encoded.elements_digest,
+        ..frame(0, TOKENS)
+    });
+    let asking = move |address| FetchRequest {
+        levels: vec![TokenLevel {
+            token_end: TOKENS,
+            level: LEVEL_LOSSLESS.into(),
+        }],
+        codec_profile_id: profile_id.clone(),
+        ..request(address)
+    };
+    (coded, asking)
+}
+
+#[tokio::test]
+async fn a_coded_frame_that_is_wrong_changes_nothing_and_a_good_one_is_placed() {
+    let sidecar = sidecar();
+    let (good, asking) = lossless(&sidecar).await;
+    let changed = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut data = good.data.to_vec();
+        change(&mut data);
+        Bytes::from(data)
+    };
+    let of = |data: Bytes| Frame { data, ..good.clone() };
+    let cases: Vec<(&str, Frame)> = vec![
+        ("one bit on its way", of(changed(&|data| data[90] ^= 4))),
+        (
+            "one bit before it was sealed",
+            sealed(of(changed(&|data| data[90] ^= 4))),
+        ),
+        ("a header that claims more", sealed(of(changed(&|data| data[44] ^= 4)))),
+        ("no chunk", sealed(of(Bytes::from_static(b"KVCD")))),
+        ("two chunks", sealed(of(changed(&|data| data.extend_from_within(..))))),
+        (
+            "fewer tokens than its chunk",
+            Frame {
+                token_count: 16,
+                ..good.clone()
+            },
+        ),
+        (
+            "elements of another frame",
+            Frame {
+                elements_digest: vec![7; 16],
+                ..good.clone()
+            },
+        ),
+        (
+            "a level that nobody asked for",
+            Frame {
+                level: 2,
+                ..good.clone()
+            },
+        ),
+        (
+            "a level that cannot be",
+            Frame {
+                level: 700,
+                ..good.clone()
+            },
+        ),
+        ("raw, which was not asked for", frame(0, TOKENS)),
+    ];
+    let untouched = vec![0; SHAPE.bytes_per_token() * 16];
+    for (what, wrong) in cases {
+        let messages = [Kind::Header(header()), Kind::Frame(wrong)].map(message).to_vec();
+        let refused = fetched_as(&sidecar, messages, Then::Ends, &asking).await.unwrap_err();
+        assert_eq!(reason(&refused), ErrorReason::DigestMismatch, "{what}: {refused}");
+        assert_eq!(block(&sidecar, BLOCKS[0]), untouched, "{what}");
+    }
+    let end = PullEnd {
+        data_bytes: good.data.len() as u64,
+        frame_count: 1,
+    };
+    let messages = [Kind::Header(header()), Kind::Frame(good), Kind::End(end)].map(message);
+    let last = fetched_as(&sidecar, messages.to_vec(), Then::Ends, &asking)
+        .await
+        .expect("a whole prompt");
+    assert!(last.complete && last.levels[0].level == 1);
+    // The elements were packed as one text, so block 0 holds the first 16 tokens of each head.
+    let run = SHAPE.head_size * SHAPE.dtype.byte_size();
+    let text = frame(0, TOKENS).data;
+    let heads = text.chunks_exact(TOKENS as usize * run);
+    let expected: Vec<u8> = heads.flat_map(|head| &head[..16 * run]).copied().collect();
+    assert_eq!(block(&sidecar, BLOCKS[0]), expected);
 }

@@ -136,6 +136,7 @@ impl StoreProcess {
                 ..layout
             }),
             shard_addresses: vec![self.about.transfer_address.clone()],
+            ..KvSource::default()
         }
     }
 

@@ -7,7 +7,7 @@ use kvasir_engine::KvLayout;
 use kvasir_sidecar::layouts::layout_to_wire;
 use kvasir_sidecar::proto::common::{ErrorDetail, ErrorReason, KvSource};
 use kvasir_sidecar::proto::kernel::FetchRequest;
-use kvasir_sidecar::proto::transfer::{PullEnd, PullHeader, PullResponse, pull_response::Kind};
+use kvasir_sidecar::proto::transfer::{PullEnd, PullHeader, PullResponse, TokenLevel, pull_response::Kind};
 use prost::Message;
 use tokio::net::TcpListener;
 
@@ -203,7 +203,17 @@ async fn a_request_that_does_not_fit_the_pool_is_refused_before_anything_is_sent
             "block_ids",
         ),
         ("no ticket", FetchRequest { ticket: None, ..good() }, "ticket"),
-        ("no level", FetchRequest { level: 0, ..good() }, "level"),
+        (
+            "levels for some tokens only",
+            FetchRequest {
+                levels: vec![TokenLevel {
+                    token_end: 16,
+                    level: 1,
+                }],
+                ..good()
+            },
+            "levels",
+        ),
         ("an address that is none", request("a b".into()), "source"),
         ("no address", request(String::new()), "source"),
         ("no source", FetchRequest { source: None, ..good() }, "source"),

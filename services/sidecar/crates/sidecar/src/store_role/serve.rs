@@ -13,6 +13,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::cli::StoreFlags;
+use crate::coders::Coders;
 use crate::exports::Exports;
 use crate::fetches::Fetches;
 use crate::http2;
@@ -100,6 +101,7 @@ async fn run(flags: StoreFlags, key: TicketKey, stdin_ended: Arc<Notify>) -> Res
         pool: Arc::clone(&pool),
         isa: Isa::detect(),
         layout,
+        coders: Coders::none(),
         exports: Arc::new(Exports::default()),
         fetches: Fetches::default(),
         stats: Arc::new(Stats::default()),

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use kvasir_codec::LEVEL_RAW;
 use kvasir_store::{Accuracy, Found, Key, Metadata, Object, Recovered, Store, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,7 +20,6 @@ use crate::kv_plane::KvPlane;
 use crate::proto::common::{self, KvSource};
 use crate::proto::kernel::store_sidecar_service_server::StoreSidecarService;
 use crate::proto::kernel::{self, FetchRequest};
-use crate::proto::transfer::CodecLevel;
 use crate::state::Sidecar;
 use crate::store_role::staging::{StagedBlocks, Staging};
 use crate::telemetry::{context_from_metadata, unix_ms};
@@ -152,9 +152,8 @@ impl Shared {
             token_begin: begin,
             token_end: begin.saturating_add(count * block_size),
             tenant_scope: request.tenant_scope,
-            level: CodecLevel::Raw.into(),
             stall_timeout_ms: STALL_TIMEOUT_MS,
-            deadline_ms: 0,
+            ..FetchRequest::default()
         };
         let fetch = fetch::prepare(&self.sidecar, fetch, context)?;
         let (sender, mut reports) = mpsc::channel(REPORTS_BUFFERED);
@@ -182,7 +181,7 @@ impl Shared {
                     position: request.first_block + index,
                     expires_at_unix_ms: request.expires_at_unix_ms,
                     accuracy: Accuracy::Exact,
-                    level: CodecLevel::Raw as u8,
+                    level: LEVEL_RAW,
                 };
                 let kept = shared.keep(staged.ids[index as usize], keys[index as usize], metadata);
                 match kept {

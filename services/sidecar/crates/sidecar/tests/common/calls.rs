@@ -4,7 +4,7 @@ use kvasir_sidecar::proto::common::{ErrorDetail, ErrorReason, KvSource, Sampling
 use kvasir_sidecar::proto::kernel::{
     ExecuteRequest, ExecuteResponse, FetchRequest, FetchResponse, SequenceSlice, SequenceStart,
 };
-use kvasir_sidecar::proto::transfer::{CodecLevel, Ticket};
+use kvasir_sidecar::proto::transfer::Ticket;
 use prost::Message;
 use tokio::sync::mpsc;
 use tonic::{Request, Status, Streaming};
@@ -21,9 +21,7 @@ pub fn fetch_request(source: KvSource, ticket: Ticket, lease: u8, token_end: u32
         token_begin: 0,
         token_end,
         tenant_scope: SCOPE.to_vec(),
-        level: CodecLevel::Raw.into(),
-        stall_timeout_ms: 0,
-        deadline_ms: 0,
+        ..FetchRequest::default()
     }
 }
 

@@ -226,6 +226,7 @@ impl Sidecar {
         KvSource {
             layout: self.about.layout.clone(),
             shard_addresses: self.about.transfer_addresses.clone(),
+            ..KvSource::default()
         }
     }
 

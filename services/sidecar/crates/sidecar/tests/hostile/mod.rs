@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use kvasir_codec::KvShapeOfModel;
 use kvasir_engine::{Isa, KvDtype, KvLayout, KvShards};
 use kvasir_kernels::KvShape;
+use kvasir_sidecar::coders::Coders;
 use kvasir_sidecar::connections::Connections;
 use kvasir_sidecar::exports::Exports;
 use kvasir_sidecar::fetch;
@@ -17,9 +19,7 @@ use kvasir_sidecar::layouts::{dtype_to_wire, layout_to_wire};
 use kvasir_sidecar::proto::common::{ErrorDetail, ErrorReason, KvSource};
 use kvasir_sidecar::proto::kernel::{FetchRequest, FetchResponse};
 use kvasir_sidecar::proto::transfer::kv_transfer_service_server::{KvTransferService, KvTransferServiceServer};
-use kvasir_sidecar::proto::transfer::{
-    CodecLevel, Frame, PullHeader, PullRequest, PullResponse, Ticket, pull_response::Kind,
-};
+use kvasir_sidecar::proto::transfer::{Frame, PullHeader, PullRequest, PullResponse, Ticket, pull_response::Kind};
 use kvasir_sidecar::state::Sidecar;
 use kvasir_sidecar::stats::Stats;
 use kvasir_sidecar::telemetry::Telemetry;
@@ -111,7 +111,6 @@ pub fn frame(token_begin: u32, token_count: u32) -> Frame {
         token_count,
         layer_begin: 0,
         layer_count: 3,
-        level: CodecLevel::Raw.into(),
         layout_fingerprint: layout().fingerprint.to_vec(),
         tenant_scope: SCOPE.to_vec(),
         data: Bytes::from(data),
@@ -127,6 +126,18 @@ pub fn sealed(frame: Frame) -> Frame {
     }
 }
 
+/// What the codec knows of it.
+pub fn coded_shape() -> KvShapeOfModel {
+    KvShapeOfModel {
+        dtype: SHAPE.dtype,
+        layer_count: SHAPE.layer_count,
+        kv_head_count: SHAPE.kv_head_count,
+        head_size: SHAPE.head_size,
+        inverse_frequencies: Vec::new(),
+        fingerprint: layout().fingerprint,
+    }
+}
+
 pub fn sidecar() -> Arc<Sidecar> {
     Arc::new(Sidecar {
         worker_id: "sink".into(),
@@ -135,6 +146,7 @@ pub fn sidecar() -> Arc<Sidecar> {
         pool: Arc::new(KvShards::new(SHAPE, 1, 1 << 14).expect("a pool")),
         layout: layout(),
         isa: Isa::detect(),
+        coders: Coders::new(coded_shape(), None).expect("the built-in profile"),
         exports: Arc::new(Exports::default()),
         fetches: Fetches::default(),
         stats: Arc::new(Stats::default()),
@@ -149,19 +161,29 @@ pub fn request(source: String) -> FetchRequest {
         source: Some(KvSource {
             layout: Some(layout_to_wire(&layout())),
             shard_addresses: vec![source],
+            ..KvSource::default()
         }),
         block_ids: BLOCKS.to_vec(),
         token_begin: 0,
         token_end: TOKENS,
         tenant_scope: SCOPE.to_vec(),
-        level: CodecLevel::Raw.into(),
         stall_timeout_ms: 200,
-        deadline_ms: 0,
+        ..FetchRequest::default()
     }
 }
 
 /// What the worker would be told, the last thing of it.
 pub async fn fetched(sidecar: &Sidecar, messages: Vec<PullResponse>, then: Then) -> Result<FetchResponse, Status> {
+    fetched_as(sidecar, messages, then, request).await
+}
+
+/// The same, for another request.
+pub async fn fetched_as(
+    sidecar: &Sidecar,
+    messages: Vec<PullResponse>,
+    then: Then,
+    request: impl FnOnce(String) -> FetchRequest,
+) -> Result<FetchResponse, Status> {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
     let service = KvTransferServiceServer::new(Script(messages, then));

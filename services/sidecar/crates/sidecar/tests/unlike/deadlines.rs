@@ -8,7 +8,6 @@ use kvasir_kernels::KvShape;
 use kvasir_sidecar::connections::Connections;
 use kvasir_sidecar::fetch;
 use kvasir_sidecar::proto::kernel::{FetchRequest, FetchResponse};
-use kvasir_sidecar::proto::transfer::CodecLevel;
 use kvasir_sidecar::state::Sidecar;
 use opentelemetry::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -84,9 +83,8 @@ async fn the_pull_that_is_needed_sooner_overtakes_and_the_other_goes_on() {
         token_begin: 0,
         token_end: TOKENS,
         tenant_scope: SCOPE.to_vec(),
-        level: CodecLevel::Raw.into(),
-        stall_timeout_ms: 0,
         deadline_ms,
+        ..FetchRequest::default()
     };
     let connections = Arc::new(Connections::default());
     let mut patient = begin(&sink, &connections, request(1, 0, 60_000));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use kvasir_engine::{Isa, KvDtype, KvLayout, KvShards};
 use kvasir_kernels::KvShape;
+use kvasir_sidecar::coders::Coders;
 use kvasir_sidecar::connections::Connections;
 use kvasir_sidecar::exports::{ExportTerms, Exports};
 use kvasir_sidecar::fetch;
@@ -16,7 +17,7 @@ use kvasir_sidecar::layouts::conversion;
 use kvasir_sidecar::proto::common::KvSource;
 use kvasir_sidecar::proto::kernel::{FetchRequest, FetchResponse};
 use kvasir_sidecar::proto::transfer::kv_transfer_service_server::KvTransferServiceServer;
-use kvasir_sidecar::proto::transfer::{CodecLevel, Ticket, TicketClaims};
+use kvasir_sidecar::proto::transfer::{Ticket, TicketClaims};
 use kvasir_sidecar::state::Sidecar;
 use kvasir_sidecar::stats::Stats;
 use kvasir_sidecar::telemetry::{Telemetry, unix_ms};
@@ -103,6 +104,7 @@ pub fn sidecar_of(shape: KvShape, shard_count: usize, bytes: u64) -> Arc<Sidecar
         pool: Arc::new(KvShards::new(shape, shard_count, bytes).expect("a pool")),
         isa: Isa::detect(),
         layout: layout.with_fingerprint(),
+        coders: Coders::none(),
         exports: Arc::new(Exports::default()),
         fetches: Fetches::default(),
         stats: Arc::new(Stats::default()),
@@ -239,6 +241,7 @@ pub async fn serve(sidecar: &Arc<Sidecar>, servers: &mut JoinSet<()>) -> KvSourc
     KvSource {
         layout: Some(sidecar.wire_layout()),
         shard_addresses,
+        ..KvSource::default()
     }
 }
 
@@ -260,9 +263,7 @@ async fn moved(
         token_begin: range.start,
         token_end: range.end,
         tenant_scope: SCOPE.to_vec(),
-        level: CodecLevel::Raw.into(),
-        stall_timeout_ms: 0,
-        deadline_ms: 0,
+        ..FetchRequest::default()
     };
     let fetch = fetch::prepare(sink, request, Context::new())?;
     let (sender, mut reports) = mpsc::channel::<Result<FetchResponse, Status>>(16);

@@ -171,6 +171,13 @@ export declare type KvSource = Message<"kvasir.common.v1.KvSource"> & {
    * @generated from field: repeated string shard_addresses = 2;
    */
   shardAddresses: string[];
+
+  /**
+   * CodecProfile.id of what the holder encodes with.
+   *
+   * @generated from field: repeated bytes codec_profile_ids = 3;
+   */
+  codecProfileIds: Uint8Array[];
 };
 
 /**
@@ -809,6 +816,13 @@ export enum ErrorReason {
    * @generated from enum value: ERROR_REASON_PERMISSION_DENIED = 11;
    */
   PERMISSION_DENIED = 11,
+
+  /**
+   * A codec profile or level that one side does not have, or that cannot be had between their layouts; ask for raw.
+   *
+   * @generated from enum value: ERROR_REASON_CODEC_MISMATCH = 12;
+   */
+  CODEC_MISMATCH = 12,
 }
 
 /**
@@ -935,6 +949,46 @@ export enum KvConversion {
  * Describes the enum kvasir.common.v1.KvConversion.
  */
 export declare const KvConversionSchema: GenEnum<KvConversion>;
+
+/**
+ * How far the KV that a request is answered from may be from what would have been computed.
+ *
+ * @generated from enum kvasir.common.v1.KvAccuracy
+ */
+export enum KvAccuracy {
+  /**
+   * As EXACT.
+   *
+   * @generated from enum value: KV_ACCURACY_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * Bit for bit: raw and lossless levels only.
+   *
+   * @generated from enum value: KV_ACCURACY_EXACT = 1;
+   */
+  EXACT = 1,
+
+  /**
+   * Levels that move the next token's distribution by 0.003 nats at most, in the mean of the texts that their profile was measured on.
+   *
+   * @generated from enum value: KV_ACCURACY_NEAR = 2;
+   */
+  NEAR = 2,
+
+  /**
+   * The same with 0.05 nats.
+   *
+   * @generated from enum value: KV_ACCURACY_FAST = 3;
+   */
+  FAST = 3,
+}
+
+/**
+ * Describes the enum kvasir.common.v1.KvAccuracy.
+ */
+export declare const KvAccuracySchema: GenEnum<KvAccuracy>;
 
 /**
  * What a worker does.

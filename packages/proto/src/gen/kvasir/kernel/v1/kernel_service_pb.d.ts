@@ -7,7 +7,7 @@
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
 import type { Constraint, KvConversion, KvLayout, KvSource, SampledToken, SamplingParams } from "../../common/v1/common_pb.js";
-import type { CodecLevel, Ticket } from "../../transfer/v1/transfer_service_pb.js";
+import type { Ticket, TokenLevel } from "../../transfer/v1/transfer_service_pb.js";
 
 /**
  * Describes the file kvasir/kernel/v1/kernel_service.proto.
@@ -130,6 +130,13 @@ export declare type DescribeResponse = Message<"kvasir.kernel.v1.DescribeRespons
    * @generated from field: uint32 step_token_max = 9;
    */
   stepTokenMax: number;
+
+  /**
+   * What this sidecar encodes and decodes with, the built-in profile first.
+   *
+   * @generated from field: repeated kvasir.kernel.v1.CodecProfile codec_profiles = 10;
+   */
+  codecProfiles: CodecProfile[];
 };
 
 /**
@@ -595,11 +602,11 @@ export declare type FetchRequest = Message<"kvasir.kernel.v1.FetchRequest"> & {
   tenantScope: Uint8Array;
 
   /**
-   * Encoding wanted.
+   * Levels wanted; none: all raw. See PullRequest.levels. CODEC_MISMATCH when this sidecar or the source cannot have them.
    *
-   * @generated from field: kvasir.transfer.v1.CodecLevel level = 8;
+   * @generated from field: repeated kvasir.transfer.v1.TokenLevel levels = 8;
    */
-  level: CodecLevel;
+  levels: TokenLevel[];
 
   /**
    * Longest time without a verified frame once the source has computed something; 0 means 10,000.
@@ -614,6 +621,13 @@ export declare type FetchRequest = Message<"kvasir.kernel.v1.FetchRequest"> & {
    * @generated from field: uint32 deadline_ms = 10;
    */
   deadlineMs: number;
+
+  /**
+   * CodecProfile.id that both sides have; empty where all is raw.
+   *
+   * @generated from field: bytes codec_profile_id = 11;
+   */
+  codecProfileId: Uint8Array;
 };
 
 /**
@@ -662,6 +676,13 @@ export declare type FetchResponse = Message<"kvasir.kernel.v1.FetchResponse"> & 
    * @generated from field: kvasir.common.v1.KvConversion conversion = 5;
    */
   conversion: KvConversion;
+
+  /**
+   * What came at each level so far, in the order of the levels.
+   *
+   * @generated from field: repeated kvasir.kernel.v1.LevelTraffic levels = 6;
+   */
+  levels: LevelTraffic[];
 };
 
 /**
@@ -669,6 +690,129 @@ export declare type FetchResponse = Message<"kvasir.kernel.v1.FetchResponse"> & 
  * Use `create(FetchResponseSchema)` to create a new message.
  */
 export declare const FetchResponseSchema: GenMessage<FetchResponse>;
+
+/**
+ * Frames of one level within a fetch.
+ *
+ * @generated from message kvasir.kernel.v1.LevelTraffic
+ */
+export declare type LevelTraffic = Message<"kvasir.kernel.v1.LevelTraffic"> & {
+  /**
+   * Level; see TokenLevel.
+   *
+   * @generated from field: uint32 level = 1;
+   */
+  level: number;
+
+  /**
+   * Bytes as they travelled.
+   *
+   * @generated from field: uint64 wire_bytes = 2;
+   */
+  wireBytes: bigint;
+
+  /**
+   * Bytes of the elements that they stand for.
+   *
+   * @generated from field: uint64 raw_bytes = 3;
+   */
+  rawBytes: bigint;
+
+  /**
+   * Time the source took to encode them.
+   *
+   * @generated from field: uint64 encode_nanos = 4;
+   */
+  encodeNanos: bigint;
+
+  /**
+   * Time it took here to decode them.
+   *
+   * @generated from field: uint64 decode_nanos = 5;
+   */
+  decodeNanos: bigint;
+};
+
+/**
+ * Describes the message kvasir.kernel.v1.LevelTraffic.
+ * Use `create(LevelTrafficSchema)` to create a new message.
+ */
+export declare const LevelTrafficSchema: GenMessage<LevelTraffic>;
+
+/**
+ * Tables that two sidecars share by their id, with which KV is encoded.
+ *
+ * @generated from message kvasir.kernel.v1.CodecProfile
+ */
+export declare type CodecProfile = Message<"kvasir.kernel.v1.CodecProfile"> & {
+  /**
+   * First 16 bytes of SHA-256 over the profile's file, or over the layout for the built-in one, which every sidecar has.
+   *
+   * @generated from field: bytes id = 1;
+   */
+  id: Uint8Array;
+
+  /**
+   * Its levels, from 0 on.
+   *
+   * @generated from field: repeated kvasir.kernel.v1.CodecLevel levels = 2;
+   */
+  levels: CodecLevel[];
+};
+
+/**
+ * Describes the message kvasir.kernel.v1.CodecProfile.
+ * Use `create(CodecProfileSchema)` to create a new message.
+ */
+export declare const CodecProfileSchema: GenMessage<CodecProfile>;
+
+/**
+ * One level, as it is on this machine.
+ *
+ * @generated from message kvasir.kernel.v1.CodecLevel
+ */
+export declare type CodecLevel = Message<"kvasir.kernel.v1.CodecLevel"> & {
+  /**
+   * `raw`, `lossless`, or the profile's name for it.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Bits that stand for the same KV raw over those of this level, headers and all: measured when the profile was made, or a guess.
+   *
+   * @generated from field: double ratio = 2;
+   */
+  ratio: number;
+
+  /**
+   * Mean divergence of the next token's distribution, in nats, when the profile was made; 0 for raw and lossless. Negative: it was not measured.
+   *
+   * @generated from field: double kl = 3;
+   */
+  kl: number;
+
+  /**
+   * Bytes of raw KV that one thread encodes in a second, measured at start; 0 for raw: it is not encoded.
+   *
+   * @generated from field: double encode_bytes_per_second = 4;
+   */
+  encodeBytesPerSecond: number;
+
+  /**
+   * Bytes of raw KV that one thread decodes in a second, likewise.
+   *
+   * @generated from field: double decode_bytes_per_second = 5;
+   */
+  decodeBytesPerSecond: number;
+};
+
+/**
+ * Describes the message kvasir.kernel.v1.CodecLevel.
+ * Use `create(CodecLevelSchema)` to create a new message.
+ */
+export declare const CodecLevelSchema: GenMessage<CodecLevel>;
 
 /**
  * Waits for writes to end.

@@ -4,7 +4,7 @@
 
 // KV between sidecars. Data moves by pull only: nobody writes into another's memory, and to cancel is to close the stream.
 
-import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
+import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
 import type { KvDtype, KvLayout } from "../../common/v1/common_pb.js";
 
@@ -110,6 +110,36 @@ export declare type Ticket = Message<"kvasir.transfer.v1.Ticket"> & {
 export declare const TicketSchema: GenMessage<Ticket>;
 
 /**
+ * How the KV of some tokens travels. Levels: 0 raw, the elements as they are; 1 lossless, the same bits entropy-coded; from 2 on the lossy
+ * levels of a codec profile in its order: approximate. A coded level can be had when both sides know the profile, have the same element type,
+ * and the heads asked for are all of the model's; else the answer is CODEC_MISMATCH, and raw is always to be had.
+ *
+ * @generated from message kvasir.transfer.v1.TokenLevel
+ */
+export declare type TokenLevel = Message<"kvasir.transfer.v1.TokenLevel"> & {
+  /**
+   * One past the last token: the first span begins where the request does, each other one where the one before it ends, the last ends where
+   * the request does. A multiple of the smaller of both block sizes but for the last.
+   *
+   * @generated from field: uint32 token_end = 1;
+   */
+  tokenEnd: number;
+
+  /**
+   * Level, at most 255.
+   *
+   * @generated from field: uint32 level = 2;
+   */
+  level: number;
+};
+
+/**
+ * Describes the message kvasir.transfer.v1.TokenLevel.
+ * Use `create(TokenLevelSchema)` to create a new message.
+ */
+export declare const TokenLevelSchema: GenMessage<TokenLevel>;
+
+/**
  * Asks for a range.
  *
  * @generated from message kvasir.transfer.v1.PullRequest
@@ -137,11 +167,11 @@ export declare type PullRequest = Message<"kvasir.transfer.v1.PullRequest"> & {
   tokenEnd: number;
 
   /**
-   * Encoding wanted.
+   * Levels wanted, at most 64 spans; none: all raw.
    *
-   * @generated from field: kvasir.transfer.v1.CodecLevel level = 4;
+   * @generated from field: repeated kvasir.transfer.v1.TokenLevel levels = 4;
    */
-  level: CodecLevel;
+  levels: TokenLevel[];
 
   /**
    * The receiver's KvLayout.fingerprint.
@@ -186,6 +216,13 @@ export declare type PullRequest = Message<"kvasir.transfer.v1.PullRequest"> & {
    * @generated from field: uint32 deadline_ms = 10;
    */
   deadlineMs: number;
+
+  /**
+   * 16 bytes: whose tables encode; empty where all is raw.
+   *
+   * @generated from field: bytes codec_profile_id = 11;
+   */
+  codecProfileId: Uint8Array;
 };
 
 /**
@@ -288,7 +325,9 @@ export declare type PullHeader = Message<"kvasir.transfer.v1.PullHeader"> & {
 export declare const PullHeaderSchema: GenMessage<PullHeader>;
 
 /**
- * KV of some tokens in some layers: whole pieces one after another, each row-major [layer][K, V][kv_head][token][head_size].
+ * KV of some tokens in some layers, all at one level. Raw: whole pieces one after another, each row-major
+ * [layer][K, V][kv_head][token][head_size]. Coded: one chunk of the codec (docs/codec.md) of at most 1,024 tokens, whose range, level, profile
+ * and fingerprint are the frame's; it decodes to [layer][K, V][kv_head][token][head_size] of all its tokens.
  *
  * @generated from message kvasir.transfer.v1.Frame
  */
@@ -322,14 +361,14 @@ export declare type Frame = Message<"kvasir.transfer.v1.Frame"> & {
   layerCount: number;
 
   /**
-   * Encoding of `data`.
+   * Level of `data`; that which was asked for its tokens.
    *
-   * @generated from field: kvasir.transfer.v1.CodecLevel level = 5;
+   * @generated from field: uint32 level = 5;
    */
-  level: CodecLevel;
+  level: number;
 
   /**
-   * XXH3-128 of `data`, big endian.
+   * XXH3-128 of `data`, big endian; checked before anything is decoded.
    *
    * @generated from field: bytes digest = 6;
    */
@@ -350,7 +389,7 @@ export declare type Frame = Message<"kvasir.transfer.v1.Frame"> & {
   tenantScope: Uint8Array;
 
   /**
-   * The elements.
+   * The elements, or the chunk.
    *
    * @generated from field: bytes data = 9;
    */
@@ -362,6 +401,21 @@ export declare type Frame = Message<"kvasir.transfer.v1.Frame"> & {
    * @generated from field: uint64 source_wait_nanos = 10;
    */
   sourceWaitNanos: bigint;
+
+  /**
+   * XXH3-128 of the elements that a lossless chunk decodes to, big endian: nothing is placed unless it holds. Empty for other levels: a raw
+   * frame's is `digest`, and what a lossy one decodes to is nobody's original.
+   *
+   * @generated from field: bytes elements_digest = 11;
+   */
+  elementsDigest: Uint8Array;
+
+  /**
+   * Time the source took to encode it.
+   *
+   * @generated from field: uint64 encode_nanos = 12;
+   */
+  encodeNanos: bigint;
 };
 
 /**
@@ -398,32 +452,6 @@ export declare type PullEnd = Message<"kvasir.transfer.v1.PullEnd"> & {
 export declare const PullEndSchema: GenMessage<PullEnd>;
 
 /**
- * How a frame's bytes are encoded.
- *
- * @generated from enum kvasir.transfer.v1.CodecLevel
- */
-export enum CodecLevel {
-  /**
-   * Never sent on purpose.
-   *
-   * @generated from enum value: CODEC_LEVEL_UNSPECIFIED = 0;
-   */
-  UNSPECIFIED = 0,
-
-  /**
-   * Elements of the header's frame_dtype, little endian, nothing else.
-   *
-   * @generated from enum value: CODEC_LEVEL_RAW = 1;
-   */
-  RAW = 1,
-}
-
-/**
- * Describes the enum kvasir.transfer.v1.CodecLevel.
- */
-export declare const CodecLevelSchema: GenEnum<CodecLevel>;
-
-/**
  * Serves the KV that one shard of this sidecar exports under a lease.
  *
  * @generated from service kvasir.transfer.v1.KvTransferService
@@ -436,8 +464,8 @@ export declare const KvTransferService: GenService<{
    * before and after its bytes are read. Nothing is remembered after the stream: pulling again from any token is allowed while the lease
    * lives. A sidecar of several shards serves each on an address of its own.
    * Errors: LEASE_EXPIRED when the lease ran out, was released, or the ticket's signature or expiry is bad; STALE_EPOCH when the
-   * ticket is of an earlier incarnation; LAYOUT_MISMATCH when the fingerprints differ; INVALID_REQUEST for tokens outside the ticket or heads
-   * that the shard does not hold.
+   * ticket is of an earlier incarnation; LAYOUT_MISMATCH when the fingerprints differ; CODEC_MISMATCH when a level cannot be had, see
+   * TokenLevel; INVALID_REQUEST for tokens outside the ticket or heads that the shard does not hold.
    *
    * @generated from rpc kvasir.transfer.v1.KvTransferService.Pull
    */

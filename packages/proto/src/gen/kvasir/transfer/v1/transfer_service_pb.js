@@ -4,14 +4,14 @@
 
 // KV between sidecars. Data moves by pull only: nobody writes into another's memory, and to cancel is to close the stream.
 
-import { enumDesc, fileDesc, messageDesc, serviceDesc, tsEnum } from "@bufbuild/protobuf/codegenv2";
+import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import { file_kvasir_common_v1_common } from "../../common/v1/common_pb.js";
 
 /**
  * Describes the file kvasir/transfer/v1/transfer_service.proto.
  */
 export const file_kvasir_transfer_v1_transfer_service = /*@__PURE__*/
-  fileDesc("CilrdmFzaXIvdHJhbnNmZXIvdjEvdHJhbnNmZXJfc2VydmljZS5wcm90bxISa3Zhc2lyLnRyYW5zZmVyLnYxIsYBCgxUaWNrZXRDbGFpbXMSEAoIbGVhc2VfaWQYASABKAwSGAoQc291cmNlX3dvcmtlcl9pZBgCIAEoCRIUCgxzb3VyY2VfZXBvY2gYAyABKAQSEwoLdG9rZW5fYmVnaW4YBCABKA0SEQoJdG9rZW5fZW5kGAUgASgNEhoKEmV4cGlyZXNfYXRfdW5peF9tcxgGIAEoBhIaChJsYXlvdXRfZmluZ2VycHJpbnQYByABKAwSFAoMdGVuYW50X3Njb3BlGAggASgMIiUKBlRpY2tldBIOCgZjbGFpbXMYASABKAwSCwoDbWFjGAIgASgMIqcCCgtQdWxsUmVxdWVzdBIqCgZ0aWNrZXQYASABKAsyGi5rdmFzaXIudHJhbnNmZXIudjEuVGlja2V0EhMKC3Rva2VuX2JlZ2luGAIgASgNEhEKCXRva2VuX2VuZBgDIAEoDRItCgVsZXZlbBgEIAEoDjIeLmt2YXNpci50cmFuc2Zlci52MS5Db2RlY0xldmVsEhoKEmxheW91dF9maW5nZXJwcmludBgFIAEoDBISCgpibG9ja19zaXplGAYgASgNEigKBWR0eXBlGAcgASgOMhkua3Zhc2lyLmNvbW1vbi52MS5LdkR0eXBlEhIKCmhlYWRfYmVnaW4YCCABKA0SEgoKaGVhZF9jb3VudBgJIAEoDRITCgtkZWFkbGluZV9tcxgKIAEoDSKgAQoMUHVsbFJlc3BvbnNlEjAKBmhlYWRlchgBIAEoCzIeLmt2YXNpci50cmFuc2Zlci52MS5QdWxsSGVhZGVySAASKgoFZnJhbWUYAiABKAsyGS5rdmFzaXIudHJhbnNmZXIudjEuRnJhbWVIABIqCgNlbmQYAyABKAsyGy5rdmFzaXIudHJhbnNmZXIudjEuUHVsbEVuZEgAQgYKBGtpbmQipgEKClB1bGxIZWFkZXISKgoGbGF5b3V0GAEgASgLMhoua3Zhc2lyLmNvbW1vbi52MS5LdkxheW91dBIUCgxzb3VyY2VfZXBvY2gYAiABKAQSLgoLZnJhbWVfZHR5cGUYAyABKA4yGS5rdmFzaXIuY29tbW9uLnYxLkt2RHR5cGUSEgoKaGVhZF9iZWdpbhgEIAEoDRISCgpoZWFkX2NvdW50GAUgASgNIvUBCgVGcmFtZRITCgt0b2tlbl9iZWdpbhgBIAEoDRITCgt0b2tlbl9jb3VudBgCIAEoDRITCgtsYXllcl9iZWdpbhgDIAEoDRITCgtsYXllcl9jb3VudBgEIAEoDRItCgVsZXZlbBgFIAEoDjIeLmt2YXNpci50cmFuc2Zlci52MS5Db2RlY0xldmVsEg4KBmRpZ2VzdBgGIAEoDBIaChJsYXlvdXRfZmluZ2VycHJpbnQYByABKAwSFAoMdGVuYW50X3Njb3BlGAggASgMEgwKBGRhdGEYCSABKAwSGQoRc291cmNlX3dhaXRfbmFub3MYCiABKAQiMgoHUHVsbEVuZBISCgpkYXRhX2J5dGVzGAEgASgEEhMKC2ZyYW1lX2NvdW50GAIgASgNKj4KCkNvZGVjTGV2ZWwSGwoXQ09ERUNfTEVWRUxfVU5TUEVDSUZJRUQQABITCg9DT0RFQ19MRVZFTF9SQVcQATJgChFLdlRyYW5zZmVyU2VydmljZRJLCgRQdWxsEh8ua3Zhc2lyLnRyYW5zZmVyLnYxLlB1bGxSZXF1ZXN0GiAua3Zhc2lyLnRyYW5zZmVyLnYxLlB1bGxSZXNwb25zZTABYgZwcm90bzM", [file_kvasir_common_v1_common]);
+  fileDesc("CilrdmFzaXIvdHJhbnNmZXIvdjEvdHJhbnNmZXJfc2VydmljZS5wcm90bxISa3Zhc2lyLnRyYW5zZmVyLnYxIsYBCgxUaWNrZXRDbGFpbXMSEAoIbGVhc2VfaWQYASABKAwSGAoQc291cmNlX3dvcmtlcl9pZBgCIAEoCRIUCgxzb3VyY2VfZXBvY2gYAyABKAQSEwoLdG9rZW5fYmVnaW4YBCABKA0SEQoJdG9rZW5fZW5kGAUgASgNEhoKEmV4cGlyZXNfYXRfdW5peF9tcxgGIAEoBhIaChJsYXlvdXRfZmluZ2VycHJpbnQYByABKAwSFAoMdGVuYW50X3Njb3BlGAggASgMIiUKBlRpY2tldBIOCgZjbGFpbXMYASABKAwSCwoDbWFjGAIgASgMIi4KClRva2VuTGV2ZWwSEQoJdG9rZW5fZW5kGAEgASgNEg0KBWxldmVsGAIgASgNIsICCgtQdWxsUmVxdWVzdBIqCgZ0aWNrZXQYASABKAsyGi5rdmFzaXIudHJhbnNmZXIudjEuVGlja2V0EhMKC3Rva2VuX2JlZ2luGAIgASgNEhEKCXRva2VuX2VuZBgDIAEoDRIuCgZsZXZlbHMYBCADKAsyHi5rdmFzaXIudHJhbnNmZXIudjEuVG9rZW5MZXZlbBIaChJsYXlvdXRfZmluZ2VycHJpbnQYBSABKAwSEgoKYmxvY2tfc2l6ZRgGIAEoDRIoCgVkdHlwZRgHIAEoDjIZLmt2YXNpci5jb21tb24udjEuS3ZEdHlwZRISCgpoZWFkX2JlZ2luGAggASgNEhIKCmhlYWRfY291bnQYCSABKA0SEwoLZGVhZGxpbmVfbXMYCiABKA0SGAoQY29kZWNfcHJvZmlsZV9pZBgLIAEoDCKgAQoMUHVsbFJlc3BvbnNlEjAKBmhlYWRlchgBIAEoCzIeLmt2YXNpci50cmFuc2Zlci52MS5QdWxsSGVhZGVySAASKgoFZnJhbWUYAiABKAsyGS5rdmFzaXIudHJhbnNmZXIudjEuRnJhbWVIABIqCgNlbmQYAyABKAsyGy5rdmFzaXIudHJhbnNmZXIudjEuUHVsbEVuZEgAQgYKBGtpbmQipgEKClB1bGxIZWFkZXISKgoGbGF5b3V0GAEgASgLMhoua3Zhc2lyLmNvbW1vbi52MS5LdkxheW91dBIUCgxzb3VyY2VfZXBvY2gYAiABKAQSLgoLZnJhbWVfZHR5cGUYAyABKA4yGS5rdmFzaXIuY29tbW9uLnYxLkt2RHR5cGUSEgoKaGVhZF9iZWdpbhgEIAEoDRISCgpoZWFkX2NvdW50GAUgASgNIoQCCgVGcmFtZRITCgt0b2tlbl9iZWdpbhgBIAEoDRITCgt0b2tlbl9jb3VudBgCIAEoDRITCgtsYXllcl9iZWdpbhgDIAEoDRITCgtsYXllcl9jb3VudBgEIAEoDRINCgVsZXZlbBgFIAEoDRIOCgZkaWdlc3QYBiABKAwSGgoSbGF5b3V0X2ZpbmdlcnByaW50GAcgASgMEhQKDHRlbmFudF9zY29wZRgIIAEoDBIMCgRkYXRhGAkgASgMEhkKEXNvdXJjZV93YWl0X25hbm9zGAogASgEEhcKD2VsZW1lbnRzX2RpZ2VzdBgLIAEoDBIUCgxlbmNvZGVfbmFub3MYDCABKAQiMgoHUHVsbEVuZBISCgpkYXRhX2J5dGVzGAEgASgEEhMKC2ZyYW1lX2NvdW50GAIgASgNMmAKEUt2VHJhbnNmZXJTZXJ2aWNlEksKBFB1bGwSHy5rdmFzaXIudHJhbnNmZXIudjEuUHVsbFJlcXVlc3QaIC5rdmFzaXIudHJhbnNmZXIudjEuUHVsbFJlc3BvbnNlMAFiBnByb3RvMw", [file_kvasir_common_v1_common]);
 
 /**
  * Describes the message kvasir.transfer.v1.TicketClaims.
@@ -28,53 +28,46 @@ export const TicketSchema = /*@__PURE__*/
   messageDesc(file_kvasir_transfer_v1_transfer_service, 1);
 
 /**
+ * Describes the message kvasir.transfer.v1.TokenLevel.
+ * Use `create(TokenLevelSchema)` to create a new message.
+ */
+export const TokenLevelSchema = /*@__PURE__*/
+  messageDesc(file_kvasir_transfer_v1_transfer_service, 2);
+
+/**
  * Describes the message kvasir.transfer.v1.PullRequest.
  * Use `create(PullRequestSchema)` to create a new message.
  */
 export const PullRequestSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_transfer_v1_transfer_service, 2);
+  messageDesc(file_kvasir_transfer_v1_transfer_service, 3);
 
 /**
  * Describes the message kvasir.transfer.v1.PullResponse.
  * Use `create(PullResponseSchema)` to create a new message.
  */
 export const PullResponseSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_transfer_v1_transfer_service, 3);
+  messageDesc(file_kvasir_transfer_v1_transfer_service, 4);
 
 /**
  * Describes the message kvasir.transfer.v1.PullHeader.
  * Use `create(PullHeaderSchema)` to create a new message.
  */
 export const PullHeaderSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_transfer_v1_transfer_service, 4);
+  messageDesc(file_kvasir_transfer_v1_transfer_service, 5);
 
 /**
  * Describes the message kvasir.transfer.v1.Frame.
  * Use `create(FrameSchema)` to create a new message.
  */
 export const FrameSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_transfer_v1_transfer_service, 5);
+  messageDesc(file_kvasir_transfer_v1_transfer_service, 6);
 
 /**
  * Describes the message kvasir.transfer.v1.PullEnd.
  * Use `create(PullEndSchema)` to create a new message.
  */
 export const PullEndSchema = /*@__PURE__*/
-  messageDesc(file_kvasir_transfer_v1_transfer_service, 6);
-
-/**
- * Describes the enum kvasir.transfer.v1.CodecLevel.
- */
-export const CodecLevelSchema = /*@__PURE__*/
-  enumDesc(file_kvasir_transfer_v1_transfer_service, 0);
-
-/**
- * How a frame's bytes are encoded.
- *
- * @generated from enum kvasir.transfer.v1.CodecLevel
- */
-export const CodecLevel = /*@__PURE__*/
-  tsEnum(CodecLevelSchema);
+  messageDesc(file_kvasir_transfer_v1_transfer_service, 7);
 
 /**
  * Serves the KV that one shard of this sidecar exports under a lease.

@@ -6,7 +6,7 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
-import type { KvSource, Placement, PrefixFetch, SampledToken, SamplingParams } from "../../common/v1/common_pb.js";
+import type { KvAccuracy, KvSource, Placement, PrefixFetch, SampledToken, SamplingParams } from "../../common/v1/common_pb.js";
 import type { Ticket } from "../../transfer/v1/transfer_service_pb.js";
 
 /**
@@ -83,6 +83,20 @@ export declare type GenerateRequest = Message<"kvasir.worker.v1.GenerateRequest"
    * @generated from field: bool adopts_transfer = 9;
    */
   adoptsTransfer: boolean;
+
+  /**
+   * What KV that travels for this request may lose. It is lost only where the link is too slow for less.
+   *
+   * @generated from field: kvasir.common.v1.KvAccuracy kv_accuracy = 10;
+   */
+  kvAccuracy: KvAccuracy;
+
+  /**
+   * PlaceStart.tbt_target_ms: the prompt's KV is wanted so long after the first token; 0: a usual gap.
+   *
+   * @generated from field: double tbt_target_ms = 11;
+   */
+  tbtTargetMs: number;
 };
 
 /**
@@ -384,7 +398,8 @@ export declare type GenerateFinished = Message<"kvasir.worker.v1.GenerateFinishe
   stopTokenId?: number | undefined;
 
   /**
-   * Prompt tokens whose KV is not bit for bit what the decode worker would have computed: converted on its way, or of other weights.
+   * Prompt tokens whose KV is not bit for bit what the decode worker would have computed: converted or lossily encoded on its way, or of other
+   * weights.
    *
    * @generated from field: uint32 approximate_prompt_tokens = 10;
    */

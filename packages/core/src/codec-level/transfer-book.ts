@@ -1,0 +1,195 @@
+import { assert } from "../assert.ts";
+import { observedLevel, observedLink, type TrafficFacts } from "./estimates.ts";
+import type { CodecLevelFacts, KvAccuracy, KvChunkFacts } from "./fetch-time.ts";
+import { planTransfer } from "./plan-transfer.ts";
+
+/** A codec profile as its owner announces it; levels by their number, undefined where nobody should use one. */
+export interface CodecProfileFacts {
+  /** Hex. */
+  readonly id: string;
+  readonly levels: readonly (CodecLevelFacts | undefined)[];
+}
+
+/** What a transfer between two sidecars asks. */
+export interface LevelQuestion {
+  /** Names the source; what was learnt of it is kept under this. */
+  readonly peer: string;
+  /** Profiles that it has, hex. */
+  readonly peerProfileIds: readonly string[];
+  /** Whether coded levels are to be had between the two layouts at all. */
+  readonly isWhole: boolean;
+  readonly tokenBegin: number;
+  readonly tokenEnd: number;
+  readonly bytesPerToken: number;
+  /** Least exact accuracy that the request allows. */
+  readonly budget: KvAccuracy;
+  /** Until the KV is wanted; undefined: as soon as possible. */
+  readonly deadlineMs: number | undefined;
+}
+
+/** How the tokens of a transfer shall travel. */
+export interface LevelChoice {
+  /** Hex; undefined where all is raw. */
+  readonly profileId: string | undefined;
+  /** In order; the last ends at the question's end. */
+  readonly spans: readonly LevelSpan[];
+  readonly approximateTokenCount: number;
+  readonly predictedMs: number;
+}
+
+export interface LevelSpan {
+  readonly tokenEnd: number;
+  readonly level: number;
+  readonly name: string;
+  readonly isApproximate: boolean;
+}
+
+/** Tokens that are decided on together. Larger: fewer spans; smaller: the border between two levels is finer. A multiple of every block size. */
+const CHUNK_TOKENS = 256;
+/** Spans that a source accepts. */
+const SPANS_MAX = 64;
+/**
+ * What encoding exact KV has to save. It takes both sides' processors from what they compute; larger: more of them is left for that, smaller: busy
+ * links are relieved sooner.
+ */
+const SAVING_MIN_MS = 10;
+/** A link of which nothing is known: fast, so that the first transfer finds out. */
+const UNKNOWN_BYTES_PER_MS = 1.25e6;
+const LATENCY_MS = 0.5;
+/** Peers that are remembered. */
+const PEERS_MAX = 1_024;
+
+interface Peer {
+  bytesPerMs: number | undefined;
+  activeStreams: number;
+  /** Of each profile, by its id: what its levels cost with this peer. */
+  readonly levels: Map<string, (CodecLevelFacts | undefined)[]>;
+}
+
+/**
+ * What one worker knows of the links to others and of the codec's levels, and the choice among them for each transfer. Predictions are hints:
+ * wrong ones cost time, and never more accuracy than the request allows.
+ */
+export class TransferBook {
+  readonly #profiles: readonly CodecProfileFacts[];
+  readonly #peers = new Map<string, Peer>();
+
+  /** `profiles`: what this side has, the best last. Level 0 of each is raw. */
+  constructor(profiles: readonly CodecProfileFacts[]) {
+    this.#profiles = profiles;
+  }
+
+  /** A transfer from a peer begins; it shares the link with the others. */
+  begin(peer: string): void {
+    this.#peer(peer).activeStreams++;
+  }
+
+  /** It ended. */
+  end(peer: string): void {
+    const known = this.#peers.get(peer);
+    if (known === undefined) return;
+    assert(known.activeStreams > 0, "more transfers ended than began");
+    known.activeStreams--;
+  }
+
+  /** Bytes a millisecond; undefined before the first transfer. */
+  linkOf(peer: string): number | undefined {
+    return this.#peers.get(peer)?.bytesPerMs;
+  }
+
+  /** What a transfer told, by level. To be called before its `end`. */
+  observe(
+    peer: string,
+    profileId: string | undefined,
+    traffic: ReadonlyMap<number, TrafficFacts>,
+    transferMs: number,
+  ): void {
+    const known = this.#peer(peer);
+    const sum = { wireBytes: 0, rawBytes: 0, encodeMs: 0, decodeMs: 0 };
+    const levels = profileId === undefined ? undefined : this.#levels(known, profileId);
+    for (const [level, facts] of traffic) {
+      sum.wireBytes += facts.wireBytes;
+      sum.rawBytes += facts.rawBytes;
+      sum.encodeMs += facts.encodeMs;
+      sum.decodeMs += facts.decodeMs;
+      const own = levels?.[level];
+      if (levels && own && level > 0) levels[level] = observedLevel(own, facts);
+    }
+    known.bytesPerMs = observedLink(known.bytesPerMs, sum, transferMs, known.activeStreams);
+  }
+
+  /** How a transfer's tokens shall travel. */
+  choose(question: LevelQuestion): LevelChoice {
+    const { peer, peerProfileIds, isWhole, tokenBegin, tokenEnd, bytesPerToken, budget, deadlineMs } = question;
+    assert(tokenEnd > tokenBegin, "a transfer of no tokens");
+    const known = this.#peer(peer);
+    const profile = isWhole ? this.#profiles.findLast(({ id }) => peerProfileIds.includes(id)) : undefined;
+    const levels = profile === undefined ? [RAW] : this.#levels(known, profile.id);
+    const ends = chunkEnds(tokenBegin, tokenEnd);
+    const chunks = ends.map(
+      (end, index): KvChunkFacts => ({
+        rawBytes: (end - (ends[index - 1] ?? tokenBegin)) * bytesPerToken,
+        computeMs: Number.POSITIVE_INFINITY,
+      }),
+    );
+    const link = {
+      bytesPerMs: known.bytesPerMs ?? UNKNOWN_BYTES_PER_MS,
+      activeStreams: known.activeStreams + 1,
+      latencyMs: LATENCY_MS,
+    };
+    const planned = (allowed: readonly CodecLevelFacts[]) =>
+      planTransfer({ chunks, levels: allowed, link, budget, deadlineMs, mayCompute: false });
+    const best = planned(levels.filter((level) => level !== undefined));
+    const raw = planned(levels.slice(0, 1) as [CodecLevelFacts]);
+    const plan = raw.meetsDeadline || raw.predictedMs - best.predictedMs < SAVING_MIN_MS ? raw : best;
+    const spans: LevelSpan[] = [];
+    let approximateTokenCount = 0;
+    for (const [index, chosen] of plan.levels.entries()) {
+      const end = ends[index] as number;
+      if (chosen.accuracy !== "exact") approximateTokenCount += end - (ends[index - 1] ?? tokenBegin);
+      const level = levels.indexOf(chosen);
+      if (spans.at(-1)?.level === level) spans.pop();
+      spans.push({ tokenEnd: end, level, name: chosen.name, isApproximate: chosen.accuracy !== "exact" });
+    }
+    const profileId = spans.every(({ level }) => level === 0) ? undefined : profile?.id;
+    return { profileId, spans, approximateTokenCount, predictedMs: plan.predictedMs };
+  }
+
+  #peer(name: string): Peer {
+    const known = this.#peers.get(name);
+    if (known !== undefined) return known;
+    if (this.#peers.size >= PEERS_MAX) {
+      // The one that is known longest and has no transfer now.
+      for (const [oldest, { activeStreams }] of this.#peers) {
+        if (activeStreams > 0) continue;
+        this.#peers.delete(oldest);
+        break;
+      }
+    }
+    const peer: Peer = { bytesPerMs: undefined, activeStreams: 0, levels: new Map() };
+    this.#peers.set(name, peer);
+    return peer;
+  }
+
+  #levels(peer: Peer, profileId: string): (CodecLevelFacts | undefined)[] {
+    const known = peer.levels.get(profileId);
+    if (known !== undefined) return known;
+    const levels = [...(this.#profiles.find(({ id }) => id === profileId)?.levels ?? [])];
+    peer.levels.set(profileId, levels);
+    return levels;
+  }
+}
+
+const RAW: CodecLevelFacts = {
+  ...{ name: "raw", accuracy: "exact", ratio: 1 },
+  encodeBytesPerMs: Number.POSITIVE_INFINITY,
+  decodeBytesPerMs: Number.POSITIVE_INFINITY,
+};
+
+/** Ends at multiples of a chunk, of as many chunks as make few enough spans. */
+function chunkEnds(tokenBegin: number, tokenEnd: number): readonly number[] {
+  const chunk = CHUNK_TOKENS * Math.max(1, Math.ceil((tokenEnd - tokenBegin) / CHUNK_TOKENS / (SPANS_MAX - 1)));
+  const ends: number[] = [];
+  for (let end = tokenBegin - (tokenBegin % chunk) + chunk; end < tokenEnd; end += chunk) ends.push(end);
+  return [...ends, tokenEnd];
+}

@@ -1,0 +1,204 @@
+import { randomBytes } from "node:crypto";
+import type { Metadata } from "@grpc/grpc-js";
+import { type BlockId, type KvAccuracy, KvasirError, type LevelChoice, type TransferBook } from "@kvasir/core";
+import type { DescribeResponse, FetchResponse, KvLayout, RunTicket } from "@kvasir/proto";
+import { errorFromService } from "@kvasir/rpc";
+import type { Kernel } from "../kernel/kernel.ts";
+import { addTraffic, isWhole, type LevelBytes, type LevelTotals, trafficOf } from "./traffic.ts";
+
+/**
+ * Tokens of a fetch that may lose accuracy, after which its levels are chosen anew by what was measured meanwhile. Larger: fewer calls; smaller:
+ * a link that changes is followed sooner.
+ */
+const SEGMENT_TOKENS = 1_024;
+
+export interface KvFetchFacts {
+  readonly kernel: Kernel;
+  readonly metadata: Metadata;
+  readonly description: DescribeResponse;
+  readonly layout: KvLayout;
+  readonly book: TransferBook;
+  readonly ticket: RunTicket;
+  /** The prompt's, from its first token on. */
+  readonly blockIds: readonly BlockId[];
+  /** First token wanted; a multiple of the block size. */
+  readonly tokenBegin: number;
+  readonly tokenEnd: number;
+  readonly tenantScope: Uint8Array;
+  /** Least exact KV that will do. */
+  readonly accuracy: KvAccuracy;
+  /** Where transfers share a link, the nearest goes first. */
+  readonly deadlineMs: number;
+  /** By when the KV should be there; levels are chosen for it. */
+  readonly wantedMs: number | undefined;
+}
+
+/** How far a fetch is. */
+export interface KvProgress {
+  /** Tokens before this are verified and in place. */
+  readonly verifiedTokenEnd: number;
+  /** As they travelled. */
+  readonly dataBytes: bigint;
+  /** Without waiting for the source to compute. */
+  readonly transferNanos: bigint;
+  readonly complete: boolean;
+  /** Of the tokens of this fetch, those that came at a lossy level; counted when their part of the fetch is asked for. */
+  readonly approximateTokenCount: number;
+  /** By the levels' names. */
+  readonly levels: LevelTotals;
+}
+
+export interface KvFetchListener {
+  progress(progress: KvProgress): void;
+  broken(error: unknown): void;
+  /** The source cannot have a level that was chosen; raw KV is asked for in its place. */
+  fellBack(error: KvasirError): void;
+}
+
+/** Pulls a range of a prompt's KV through the own sidecar, at levels that the link, the deadline and the request's accuracy call for. */
+export class KvFetch {
+  /** Of our own sidecar: every fetch has its own, so that an old one never stands for a new one. */
+  readonly #id = randomBytes(16);
+  readonly #facts: KvFetchFacts;
+  readonly #listener: KvFetchListener;
+  readonly #peer: string;
+  readonly #begunAt = performance.now();
+  readonly #levels = new Map<string, LevelBytes>();
+  #call: ReturnType<Kernel["fetch"]> | undefined;
+  #isCancelled = false;
+  #isRawOnly = false;
+  #bytes = 0n;
+  #nanos = 0n;
+  #approximateTokenCount = 0;
+
+  constructor(facts: KvFetchFacts, listener: KvFetchListener) {
+    this.#facts = facts;
+    this.#listener = listener;
+    this.#peer = facts.ticket.source?.shardAddresses[0] ?? "";
+    this.#open(facts.tokenBegin);
+  }
+
+  /** Nothing is told after it. */
+  cancel(): void {
+    this.#isCancelled = true;
+    this.#call?.cancel();
+  }
+
+  /** Resolves when nothing writes. */
+  async fence(): Promise<void> {
+    await this.#facts.kernel.fence(this.#id);
+  }
+
+  #open(tokenBegin: number): void {
+    const { kernel, metadata, ticket, blockIds, tokenEnd, tenantScope, accuracy, deadlineMs, book } = this.#facts;
+    const choice = this.#choose(tokenBegin);
+    // Whoever allows nothing to be lost gets all in one call.
+    const end = accuracy === "exact" ? tokenEnd : Math.min(tokenEnd, segmentEnd(tokenBegin));
+    const spans = cut(choice, end);
+    const exactBefore = this.#approximateTokenCount;
+    this.#approximateTokenCount += approximateCount(choice, tokenBegin, end);
+    book.begin(this.#peer);
+    const call = kernel.fetch(
+      {
+        leaseId: this.#id,
+        ...(ticket.ticket ? { ticket: ticket.ticket } : {}),
+        ...(ticket.source ? { source: ticket.source } : {}),
+        blockIds: [...blockIds],
+        ...{ tokenBegin, tokenEnd: end, tenantScope },
+        levels: choice.profileId === undefined ? [] : spans.map(({ tokenEnd, level }) => ({ tokenEnd, level })),
+        codecProfileId: choice.profileId === undefined ? new Uint8Array() : Buffer.from(choice.profileId, "hex"),
+        deadlineMs: Math.max(1, Math.ceil(deadlineMs - this.#elapsedMs)),
+      },
+      metadata,
+    );
+    this.#call = call;
+    let isOver = false;
+    // An error is followed by an end.
+    const isFirstEnd = () => {
+      if (isOver) return false;
+      isOver = true;
+      book.end(this.#peer);
+      return true;
+    };
+    call.on("data", (progress: FetchResponse) => {
+      if (isOver) return;
+      if (!progress.complete) {
+        if (!this.#isCancelled) this.#tell(progress, false);
+        return;
+      }
+      const transferMs = Number(progress.transferNanos) / 1e6;
+      book.observe(this.#peer, choice.profileId, trafficOf(progress), transferMs);
+      isFirstEnd();
+      if (this.#isCancelled) return;
+      addTraffic(this.#levels, progress, choice);
+      this.#tell(progress, end === tokenEnd);
+      this.#bytes += progress.dataBytes;
+      this.#nanos += progress.transferNanos;
+      if (end < tokenEnd && !this.#isCancelled) this.#open(end);
+    });
+    call.on("error", (error) => {
+      if (!isFirstEnd() || this.#isCancelled) return;
+      const known = errorFromService(error);
+      if (known.reason !== "codec_mismatch" || choice.profileId === undefined) {
+        this.#listener.broken(error);
+        return;
+      }
+      this.#approximateTokenCount = exactBefore;
+      this.#isRawOnly = true;
+      this.#listener.fellBack(known);
+      this.#open(tokenBegin);
+    });
+    call.on("end", () => {
+      if (!isFirstEnd() || this.#isCancelled) return;
+      const message = "it ended before its last block; retry elsewhere";
+      this.#listener.broken(new KvasirError({ reason: "unavailable", message }));
+    });
+  }
+
+  #choose(tokenBegin: number): LevelChoice {
+    const { ticket, layout, description, book, tokenEnd, accuracy, wantedMs } = this.#facts;
+    return book.choose({
+      peer: this.#peer,
+      peerProfileIds: (ticket.source?.codecProfileIds ?? []).map((id) => Buffer.from(id).toString("hex")),
+      isWhole: !this.#isRawOnly && isWhole(layout, ticket.source?.layout),
+      ...{ tokenBegin, tokenEnd, bytesPerToken: description.kvBytesPerToken },
+      budget: accuracy,
+      deadlineMs: wantedMs === undefined ? undefined : Math.max(0, wantedMs - this.#elapsedMs),
+    });
+  }
+
+  get #elapsedMs(): number {
+    return performance.now() - this.#begunAt;
+  }
+
+  #tell({ verifiedTokenEnd, dataBytes, transferNanos }: FetchResponse, complete: boolean): void {
+    this.#listener.progress({
+      verifiedTokenEnd,
+      dataBytes: this.#bytes + dataBytes,
+      transferNanos: this.#nanos + transferNanos,
+      complete,
+      approximateTokenCount: this.#approximateTokenCount,
+      levels: this.#levels,
+    });
+  }
+}
+
+function segmentEnd(tokenBegin: number): number {
+  return tokenBegin - (tokenBegin % SEGMENT_TOKENS) + SEGMENT_TOKENS;
+}
+
+/** The spans of a choice up to a token. */
+function cut({ spans }: LevelChoice, end: number): LevelChoice["spans"] {
+  const index = spans.findIndex(({ tokenEnd }) => tokenEnd >= end);
+  return spans.slice(0, index + 1).map((span) => ({ ...span, tokenEnd: Math.min(span.tokenEnd, end) }));
+}
+
+function approximateCount({ spans }: LevelChoice, tokenBegin: number, end: number): number {
+  let [begin, count] = [tokenBegin, 0];
+  for (const { tokenEnd, isApproximate } of spans) {
+    const to = Math.min(tokenEnd, end);
+    if (isApproximate && to > begin) count += to - begin;
+    begin = to;
+  }
+  return count;
+}

@@ -1,0 +1,94 @@
+//! How fast a profile's levels are here: a hint for whoever chooses among them, until transfers tell more.
+
+use std::time::Instant;
+
+use kvasir_codec::{
+    Chunk, ChunkRange, Codec, CodecError, KvShapeOfModel, LEVEL_LOSSLESS, LEVEL_LOSSY_FROM, LEVEL_RAW, Profile,
+};
+use kvasir_kernels::{Isa, KeyTurns, PackedShape, packed_from_rows};
+
+/// Tokens of the chunk that is coded: few enough to take milliseconds.
+const TOKENS: usize = 128;
+/// Of so many runs the best counts: what others on the machine take is not the codec's.
+const RUNS: usize = 3;
+
+/// Of one level, in bytes of raw KV a second on one thread; 0 where nothing is done.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Speed {
+    /// Encoding.
+    pub encode: f64,
+    /// Decoding.
+    pub decode: f64,
+    /// Raw bytes over encoded ones, of KV that is like no text's.
+    pub ratio: f64,
+}
+
+/// Codes the first layers of a made-up text at each level.
+///
+/// # Errors
+/// [`CodecError`] when a level cannot be coded: the profile is of another model.
+pub fn measure(codec: &mut Codec, shape: &KvShapeOfModel, profile: &Profile) -> Result<Vec<Speed>, CodecError> {
+    let count = codec.level_count();
+    let measured = |level: u8| {
+        if level == LEVEL_RAW {
+            let [encode, decode] = [0.0; 2];
+            let ratio = 1.0;
+            return Ok(Speed { encode, decode, ratio });
+        }
+        let layers = codec.layers_each(level)?.min(shape.layer_count);
+        let packed = made_up(shape, profile, level, layers)?;
+        let range = ChunkRange {
+            token_begin: TOKENS as u32,
+            token_count: TOKENS as u32,
+            layers: 0..layers as u16,
+        };
+        let (mut bytes, mut back) = (Vec::new(), Vec::new());
+        let mut best = [f64::INFINITY; 2];
+        for _ in 0..RUNS {
+            bytes.clear();
+            let began = Instant::now();
+            codec.encode(level, &range, &packed, &mut bytes)?;
+            best[0] = best[0].min(began.elapsed().as_secs_f64());
+            let began = Instant::now();
+            codec.decode(&Chunk::read(&bytes)?.0, &mut back)?;
+            best[1] = best[1].min(began.elapsed().as_secs_f64());
+        }
+        let [encode, decode] = best.map(|seconds| packed.len() as f64 / seconds);
+        let ratio = packed.len() as f64 / bytes.len() as f64;
+        Ok(Speed { encode, decode, ratio })
+    };
+    (0..count).map(measured).collect()
+}
+
+/// Each channel at its mean with a little noise, as a level knows it: nothing is out of its tables.
+fn made_up(shape: &KvShapeOfModel, profile: &Profile, level: u8, layers: usize) -> Result<Vec<u8>, CodecError> {
+    let packed_shape = PackedShape {
+        dtype: shape.dtype,
+        layers,
+        kv_heads: shape.kv_head_count,
+        head_size: shape.head_size,
+        tokens: TOKENS,
+    };
+    let width = packed_shape.width();
+    let mut state = 1_u64;
+    let mut noise = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let lossy = (level > LEVEL_LOSSLESS).then(|| &profile.levels[usize::from(level - LEVEL_LOSSY_FROM)]);
+    let means: Vec<f32> = match (lossy, &profile.rotation) {
+        (Some(own), Some(rotation)) if own.rotated => rotation.groups[0].mean.clone(),
+        (Some(own), _) => own.groups[0].axes.iter().map(|axis| axis.base).collect(),
+        _ => vec![0.0; width],
+    };
+    let scale = if lossy.is_some() { 0.01 } else { 1.0 };
+    let mut rows = Vec::with_capacity(TOKENS * width);
+    for _ in 0..TOKENS {
+        rows.extend(means.iter().map(|mean| mean + scale * noise()));
+    }
+    let mut turns = KeyTurns::default();
+    turns.fill(&shape.inverse_frequencies, TOKENS, TOKENS);
+    let mut packed = vec![0; packed_shape.byte_len()];
+    packed_from_rows(Isa::detect(), &packed_shape, &turns, &rows, &mut packed)?;
+    Ok(packed)
+}
