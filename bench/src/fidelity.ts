@@ -107,7 +107,7 @@ ${table(
 
 Measured profiles, milliseconds of device time:
 
-${table(["workers", "step", "prompt token", "decode step", "sequence", "token of context", "request overhead", "step overhead"], profileRows)}`,
+${table(["workers", "prompt step", "prompt token", "decode step", "sequence", "token of context", "request overhead", "step overhead"], profileRows)}`,
 );
 process.exit(0);
 
@@ -130,10 +130,10 @@ function scaled(profile: MeasuredProfile, load: number): Trace {
   return scaleRate(trace, (load * 1_000) / meanMs / rateOf(trace));
 }
 
-/** Twice the time of a prompt of mean length, and one and a half times a lone decode step: some requests miss them. */
+/** Three times that of a prompt of mean length, and one and a half times a lone decode step: some requests miss them. */
 function targetsOf(profile: MeasuredProfile, { requests }: Trace): Targets {
   const meanTokens = requests.reduce((sum, { promptTokenCount }) => sum + promptTokenCount, 0) / requests.length;
-  const ttftMs = 2 * prefillMs(profile.prefill, Math.round(meanTokens), 0, STEP_TOKENS) + profile.requestOverheadMs;
+  const ttftMs = 3 * prefillMs(profile.prefill, Math.round(meanTokens), 0, STEP_TOKENS) + profile.requestOverheadMs;
   const { decode, stepOverheadMs } = profile;
   const tpotMs = 1.5 * (decode.fixedMs + decode.decodeMs + stepOverheadMs);
   return { ttftMs: Math.ceil(ttftMs), tpotMs: Math.ceil(tpotMs) };
@@ -185,7 +185,8 @@ function outcomeOf(records: readonly ReplayRecord[], targets: Targets): Outcome 
 }
 
 function profileRow(name: string, { prefill, decode, requestOverheadMs, stepOverheadMs }: MeasuredProfile): string[] {
-  const costs = [prefill.fixedMs, prefill.promptTokenMs, decode.fixedMs, decode.decodeMs, decode.contextTokenMs];
+  const prefillFixedMs = prefill.fixedMs + (prefill.promptStepMs ?? 0);
+  const costs = [prefillFixedMs, prefill.promptTokenMs, decode.fixedMs, decode.decodeMs, decode.contextTokenMs];
   return [name, ...costs.map((cost) => cost.toPrecision(3)), requestOverheadMs.toFixed(1), stepOverheadMs.toFixed(2)];
 }
 
