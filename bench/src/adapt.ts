@@ -112,6 +112,7 @@ async function breakEven(context: Context, levels: readonly CodecLevelFacts[], t
     const best = Math.min(...all);
     const cells = all.map((ms) => (ms === best ? `**${ms.toFixed(0)}**` : ms.toFixed(0)));
     rows.push([rate === UNSHAPED / 1e3 ? "not shaped" : `${rate}`, ...cells]);
+    process.stderr.write(`${rows.at(-1)?.join(" · ")}\n`);
   }
   return `## Which choice wins at which bandwidth
 
@@ -161,6 +162,7 @@ async function traces(
         all.push(await along(trace.rates(request), load));
       }
       rows.push(rowOf(name, all, kls));
+      process.stderr.write(`${rows.at(-1)?.join(" · ")}\n`);
     };
     await arm("text", () => computed(context));
     for (const [level, { name }] of levels.entries())

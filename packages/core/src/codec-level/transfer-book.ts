@@ -52,7 +52,7 @@ const SPANS_MAX = 64;
  * What encoding exact KV has to save. It takes both sides' processors from what they compute; larger: more of them is left for that, smaller: busy
  * links are relieved sooner.
  */
-const SAVING_MIN_MS = 10;
+const SAVING_MIN_MS = 40;
 /** A link of which nothing is known: fast, so that the first transfer finds out. */
 const UNKNOWN_BYTES_PER_MS = 1.25e6;
 const LATENCY_MS = 0.5;

@@ -17,6 +17,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::cli::{EngineFlags, ServeFlags};
+use crate::codec_profile_flag::CodecProfileFlag;
 use crate::coders::Coders;
 use crate::device::start_device;
 use crate::exports::Exports;
@@ -114,9 +115,22 @@ fn read_profile(flags: &ServeFlags, layout: &KvLayout) -> Result<Option<(Profile
         if profile.model_revision != layout.model_revision || profile.rope != layout.rope {
             return Err("it was made from another model; make one with kvasir profile codec".into());
         }
+        if profile.exponents.dtype != layout.dtype {
+            let (made, own) = (profile.exponents.dtype, layout.dtype);
+            return Err(
+                format!("it was made from KV in {made:?}, this is {own:?}; make one with the same --kv-dtype").into(),
+            );
+        }
         Ok(Some((profile, id)))
     };
-    read().map_err(|error| format!("codec profile {}: {error}", path.display()).into())
+    match (read(), &flags.codec_profile) {
+        // Nobody asked for it.
+        (Err(error), CodecProfileFlag::Auto) => {
+            tracing::warn!(%error, profile = %path.display(), "the codec profile beside the model cannot be used");
+            Ok(None)
+        }
+        (outcome, _) => outcome.map_err(|error| format!("codec profile {}: {error}", path.display()).into()),
+    }
 }
 
 async fn run(

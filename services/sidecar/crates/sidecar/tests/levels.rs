@@ -3,12 +3,14 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use common::*;
 use kvasir_sidecar::proto::common::ErrorReason;
 use kvasir_sidecar::proto::kernel::{CodecProfile, FetchRequest, FetchResponse, ListSpansRequest, SequenceSlice};
 use kvasir_sidecar::proto::transfer::TokenLevel;
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 const SOURCE_BLOCKS: [u32; 8] = [3, 1, 7, 5, 0, 2, 6, 4];
@@ -302,4 +304,63 @@ async fn a_coded_fetch_that_is_cancelled_leaves_nothing_behind() {
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn sides_that_divide_heads_or_differ_in_type_get_raw_and_nothing_else() {
+    let model = model();
+    let source = Sidecar::start(model.path()).await;
+    for (flags, is_exact) in [(["--shards", "2"], true), (["--kv-dtype", "bf16"], false)] {
+        let sink = Sidecar::start_with(model.path(), &flags).await;
+        let lease = 1 + u8::from(is_exact);
+        let ticket = source.publish(lease, 1, LENGTH, &SOURCE_BLOCKS[..7]).await;
+        let raw = fetch_request(source.source(), ticket, 2, LENGTH, &SINK_BLOCKS);
+        let coded = FetchRequest {
+            levels: vec![TokenLevel {
+                token_end: LENGTH,
+                level: 1,
+            }],
+            codec_profile_id: source.about.codec_profiles[0].id.clone(),
+            ..raw.clone()
+        };
+        let refused = sink
+            .fetch(coded)
+            .await
+            .map(drop)
+            .expect_err("chunks are of whole layers");
+        assert_eq!(reason(&refused), ErrorReason::CodecMismatch, "{refused}");
+        let mut prefill = source.execute().await;
+        computed(&mut prefill).await;
+        let last = outcome(sink.fetch(raw).await.expect("it begins")).await;
+        assert!(last.expect("a whole prompt").complete);
+        drop(prefill);
+        until("the engine forgot", || async { source.stats().await.sequences == 0 }).await;
+    }
+}
+
+#[tokio::test]
+async fn a_profile_of_other_kv_is_refused_and_one_beside_the_model_is_left_alone() {
+    let model = model();
+    let path = profile(model.path()).await;
+    std::fs::copy(&path, model.path().join("codec.kvcp")).expect("a copy");
+    let found = Sidecar::start(model.path()).await;
+    assert_eq!(found.about.codec_profiles.len(), 2);
+    let other = Sidecar::start_with(model.path(), &["--kv-dtype", "bf16"]).await;
+    assert_eq!(other.about.codec_profiles.len(), 1);
+    let socket = model.path().join("s");
+    let named = ["--kv-dtype", "bf16", "--codec-profile", path.to_str().expect("UTF-8")];
+    let mut command = serve_command(model.path(), &socket, &named);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    let mut stdin = child.stdin.take().expect("stdin");
+    stdin.write_all(format!("{KEY_HEX}\n").as_bytes()).await.expect("a key");
+    let ended = soon(child.wait_with_output()).await.expect("it ends");
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(
+        !ended.status.success() && said.contains("made from KV in F32, this is Bf16"),
+        "{said}"
+    );
 }
