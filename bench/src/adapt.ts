@@ -19,6 +19,7 @@ if (!existsSync(profile)) {
 }
 const contextTokens = Number(option("tokens", "1024"));
 const requestCount = Number(option("requests", "20"));
+const runCount = Number(option("runs", "3"));
 const objectiveMs = Number(option("objective-ms", "500"));
 /** The KV of CacheGen's contexts of 9,400 tokens of a 7B model with grouped heads, in 16 bits. */
 const CACHEGEN_BYTES = 9_400 * 131_072;
@@ -105,7 +106,7 @@ async function breakEven(context: Context, levels: readonly CodecLevelFacts[], t
     const times: number[] = [];
     for (let level = 0; level < levels.length; level++) {
       const runs: number[] = [];
-      for (let run = 0; run < 3; run++) runs.push((await fetched(context, level, contextTokens)).ms);
+      for (let run = 0; run < runCount; run++) runs.push((await fetched(context, level, contextTokens)).ms);
       times.push(median(runs));
     }
     const all = [textMs, ...times];
@@ -116,7 +117,7 @@ async function breakEven(context: Context, levels: readonly CodecLevelFacts[], t
   }
   return `## Which choice wins at which bandwidth
 
-Milliseconds to the first token, medians of three; the best is bold.
+Milliseconds to the first token, medians of ${runCount}; the best is bold.
 
 ${table(["MB/s", "text", ...levels.map(({ name }) => name)], rows)}`;
 }
@@ -181,7 +182,7 @@ async function traces(
   return `## A link that changes
 
 Adaptive: before each chunk of ${CHUNK_TOKENS} tokens \`planTransfer\` (packages/core/src/codec-level) chooses its level, or to compute it, by the speeds that earlier chunks had; the device computes
-from the front while the link brings the end, and a chunk that is late counts at once. The three differ in the accuracy that the request allows: exact levels only, up to a KL of 0.003, up to 0.05. "KL of what came": of each level as its
+from the front while the link brings the end, and a chunk that is late counts at once; plans are made for 60 % of the time left. The three differ in the accuracy that the request allows: exact levels only, up to a KL of 0.003, up to 0.05. "KL of what came": of each level as its
 profile says, by tokens, text and exact KV as 0.
 
 ${sections.join("\n\n")}`;

@@ -5,6 +5,7 @@ import {
   type KvChunkFacts,
   observedLevel,
   observedLink,
+  PLANNED_SHARE,
   planTransfer,
   type TrafficFacts,
 } from "@kvasir/core";
@@ -110,11 +111,13 @@ export async function adapted(
     changed = Promise.withResolvers();
   };
   /** What is on its way, and since when. */
-  let underWay: { readonly wireBytes: number; readonly since: number } | undefined;
-  /** A chunk that should be here long since tells that the link is slower than it was. */
+  const underWay = new Set<{ readonly wireBytes: number; readonly since: number }>();
+  /** Chunks that should be here long since tell that the link is slower than it was. */
   const speed = () => {
-    if (underWay === undefined) return knowledge.bytesPerMs;
-    return Math.min(knowledge.bytesPerMs, underWay.wireBytes / (performance.now() - underWay.since));
+    const [oldest] = underWay;
+    if (oldest === undefined) return knowledge.bytesPerMs;
+    const bytes = [...underWay].reduce((sum, { wireBytes }) => sum + wireBytes, 0);
+    return Math.min(knowledge.bytesPerMs, bytes / (performance.now() - oldest.since));
   };
   const plan = () => {
     const chunk: KvChunkFacts = {
@@ -125,7 +128,11 @@ export async function adapted(
       chunks: Array.from({ length: back - front }, () => chunk),
       levels: knowledge.levels,
       link: { bytesPerMs: speed(), activeStreams: 1, latencyMs: 1 },
-      ...{ budget, deadlineMs: Math.max(0, objectiveMs - (performance.now() - begun)), mayCompute: true },
+      ...{
+        budget,
+        deadlineMs: PLANNED_SHARE * Math.max(0, objectiveMs - (performance.now() - begun)),
+        mayCompute: true,
+      },
     });
   };
   const linking = async () => {
@@ -134,10 +141,12 @@ export async function adapted(
       if (level === undefined) return;
       const index = knowledge.levels.indexOf(level);
       back--;
-      underWay = { wireBytes: (CHUNK_TOKENS * context.bytesPerToken) / level.ratio, since: performance.now() };
+      const sent = { wireBytes: (CHUNK_TOKENS * context.bytesPerToken) / level.ratio, since: performance.now() };
+      underWay.add(sent);
       const last = await pull(context, back * CHUNK_TOKENS, (back + 1) * CHUNK_TOKENS, index);
-      underWay = undefined;
-      learn(knowledge, last);
+      const streams = underWay.size;
+      underWay.delete(sent);
+      learn(knowledge, last, streams);
       wireBytes += Number(last.dataBytes);
       tokensByLevel.set(index, (tokensByLevel.get(index) ?? 0) + CHUNK_TOKENS);
       tell();
@@ -158,7 +167,8 @@ export async function adapted(
       computedTokenCount += CHUNK_TOKENS;
     }
   };
-  const link = linking().finally(() => {
+  // Two at a time, so that the link does not wait while one is encoded or decoded.
+  const link = Promise.all([linking(), linking()]).finally(() => {
     isLinkOver = true;
     tell();
   });
@@ -168,7 +178,7 @@ export async function adapted(
   return { ms: performance.now() - begun, wireBytes, computedTokenCount, tokensByLevel };
 }
 
-function learn(knowledge: Knowledge, last: FetchResponse): void {
+function learn(knowledge: Knowledge, last: FetchResponse, streams: number): void {
   const sum = { wireBytes: 0, rawBytes: 0, encodeMs: 0, decodeMs: 0 };
   for (const traffic of last.levels) {
     const facts: TrafficFacts = {
@@ -182,5 +192,5 @@ function learn(knowledge: Knowledge, last: FetchResponse): void {
     if (level && traffic.level > 0) knowledge.levels[traffic.level] = observedLevel(level, facts);
   }
   knowledge.bytesPerMs =
-    observedLink(knowledge.bytesPerMs, sum, Number(last.transferNanos) / 1e6, 1) ?? knowledge.bytesPerMs;
+    observedLink(knowledge.bytesPerMs, sum, Number(last.transferNanos) / 1e6, streams) ?? knowledge.bytesPerMs;
 }

@@ -26,7 +26,7 @@ export interface TrafficFacts {
 const TELLING_BYTES = 64 * 1024;
 /** Part that one transfer has in an estimate. Larger: follows a change sooner; smaller: is not misled by one odd transfer. */
 const WEIGHT = 0.5;
-/** A link that waited for the coders this part of the time was not the narrow place. */
+/** Where the coders took this part of the time, one after the other, the link was not the narrow place. */
 const CODER_BOUND_SHARE = 0.7;
 /** What the estimate grows by then: the link may be faster than anything that was sent. Larger: a link that recovered is found out sooner. */
 const GROWTH = 1.5;
@@ -45,7 +45,7 @@ export function observedLink(
   if (traffic.wireBytes < TELLING_BYTES || transferMs <= 0) return before;
   const speed = (traffic.wireBytes / transferMs) * Math.max(1, activeStreams);
   if (before === undefined) return speed;
-  const isCoderBound = Math.max(traffic.encodeMs, traffic.decodeMs) > CODER_BOUND_SHARE * transferMs;
+  const isCoderBound = traffic.encodeMs + traffic.decodeMs > CODER_BOUND_SHARE * transferMs;
   if (isCoderBound) return Math.max(speed, before * GROWTH);
   return before + WEIGHT * (speed - before);
 }

@@ -7,7 +7,7 @@ export {
   type KvChunkFacts,
   type LinkFacts,
 } from "./fetch-time.ts";
-export { planTransfer, type TransferPlan, type TransferQuestion } from "./plan-transfer.ts";
+export { PLANNED_SHARE, planTransfer, type TransferPlan, type TransferQuestion } from "./plan-transfer.ts";
 export {
   type CodecProfileFacts,
   type LevelChoice,

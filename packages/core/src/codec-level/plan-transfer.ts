@@ -22,6 +22,12 @@ export interface TransferQuestion {
   readonly mayCompute: boolean;
 }
 
+/**
+ * Part of the time left that is planned with: speeds change, and what was begun is not taken back. Larger: more of it is exact; smaller: less of it
+ * is late.
+ */
+export const PLANNED_SHARE = 0.6;
+
 export interface TransferPlan {
   /** Chunks at the front that are computed while the others travel. */
   readonly computedCount: number;

@@ -1,7 +1,7 @@
 import { assert } from "../assert.ts";
 import { observedLevel, observedLink, type TrafficFacts } from "./estimates.ts";
 import type { CodecLevelFacts, KvAccuracy, KvChunkFacts } from "./fetch-time.ts";
-import { planTransfer } from "./plan-transfer.ts";
+import { PLANNED_SHARE, planTransfer } from "./plan-transfer.ts";
 
 /** A codec profile as its owner announces it; levels by their number, undefined where nobody should use one. */
 export interface CodecProfileFacts {
@@ -137,8 +137,9 @@ export class TransferBook {
       activeStreams: known.activeStreams + 1,
       latencyMs: LATENCY_MS,
     };
+    const withinMs = deadlineMs === undefined ? undefined : PLANNED_SHARE * deadlineMs;
     const planned = (allowed: readonly CodecLevelFacts[]) =>
-      planTransfer({ chunks, levels: allowed, link, budget, deadlineMs, mayCompute: false });
+      planTransfer({ chunks, levels: allowed, link, budget, deadlineMs: withinMs, mayCompute: false });
     const best = planned(levels.filter((level) => level !== undefined));
     const raw = planned(levels.slice(0, 1) as [CodecLevelFacts]);
     const plan = raw.meetsDeadline || raw.predictedMs - best.predictedMs < SAVING_MIN_MS ? raw : best;
