@@ -68,6 +68,20 @@ test("a longer prompt is computed and travels beyond what is cached only", async
   expect(longer.text).toBe((await ask(TEXT + TEXT, { key: "another" })).text);
 }, 30_000);
 
+test("a cache that is emptied is forgotten by the router too, and fills again", async () => {
+  const tenant = { key: "emptied" };
+  const { text } = await ask(TEXT, tenant);
+  await expect.poll(known).toBeGreaterThan(0);
+  for (const { adminAddress } of workersOf(cluster)) {
+    const response = await fetch(`http://${adminAddress}/cache/clear`, { method: "POST" });
+    expect(await response.json()).toEqual({ cleared_blocks: expect.any(Number) });
+  }
+  await expect.poll(known).toBe(0);
+  const after = await ask(TEXT, tenant);
+  expect([after.cached, after.text]).toEqual([0, text]);
+  await expect.poll(known).toBeGreaterThan(0);
+}, 30_000);
+
 test("an incarnation that dies takes its cache along: the router forgets it, and the prompt is computed again", async () => {
   const tenant = { key: "mortal" };
   const { text } = await ask(TEXT, tenant);

@@ -8,6 +8,7 @@ import { resolveModel } from "@kvasir/models";
 
 // Real processes under load, a share of the requests cancelled, and every few seconds something killed: workers, sidecars, routers. Whatever
 // happens, a request ends once: with the tokens of an undisturbed run, or with a typed error. When the load ends, so does all that was held.
+// Prompts share their beginnings, so that prefill workers fetch from each other what one of them has; new salts keep making the caches cold.
 const FLAGS = defineOptions("kvasir-soak", "kills processes of a loaded cluster and checks every answer", {
   minutes: { type: "integer", env: "KVASIR_SOAK_MINUTES", default: 5, min: 1, help: "How long." },
   requests: {
@@ -43,18 +44,31 @@ const FLAGS = defineOptions("kvasir-soak", "kills processes of a loaded cluster 
 });
 
 const CACHE_DIR = process.env.KVASIR_CACHE ?? join(import.meta.dirname, "../../.cache");
+const DOCUMENTS = [
+  "The old mill stood beside the river, and nobody had opened its door for years. ".repeat(40),
+  "A lighthouse keeper counts the ships that pass in the night. ".repeat(30),
+  "Nine ferries cross the sound each day, and the last one waits for the doctor. ".repeat(35),
+];
+/** Longer than what a decode worker computes itself of a prompt that it has. */
+const QUESTIONS = ["Who came to the mill? ", "How many ships were there? ", "Where does the doctor live? "].map(
+  (text) => text.repeat(8),
+);
 const PROMPTS = [
   "Who built the old mill?",
   "Tell me about the sea.",
-  `${"The old mill stood beside the river, and nobody had opened its door for years. ".repeat(30)}Who came?`,
-  `${"A lighthouse keeper counts the ships that pass in the night. ".repeat(12)}How many?`,
+  ...DOCUMENTS.flatMap((document) => QUESTIONS.map((question) => document + question)),
 ];
+/** Requests between two salts: so many meet what the others of their salt left in the caches. */
+const REQUESTS_PER_SALT = 40;
 const SAMPLINGS: readonly Readonly<Record<string, unknown>>[] = [
   { temperature: 0, max_tokens: 48, ignore_eos: true },
   { temperature: 0.9, seed: 11, max_tokens: 96, ignore_eos: true },
   { temperature: 1.1, seed: 12, top_p: 0.9, max_tokens: 64, ignore_eos: true, repetition_penalty: 1.2 },
   { temperature: 0, max_tokens: 200, ignore_eos: true },
 ];
+
+/** Between two looks at the counters of processes that may die at any moment. */
+const COUNT_EVERY_MS = 500;
 
 interface Ending {
   readonly kind: "right" | "wrong" | "error" | "cancelled" | "cut";
@@ -78,6 +92,7 @@ await runMain(FLAGS, async ({ minutes, requests, seed, concurrency, cancelledPer
     for (const body of bodies) expected.set(body, await undisturbed(cluster, body));
     process.stderr.write(`${bodies.length} undisturbed answers; logs in ${logDir}\n`);
 
+    const fetches = new FetchCounter(cluster);
     const endings = new Map<Ending["kind"], number>();
     const bad: string[] = [];
     const kills = new Map<string, number>();
@@ -89,11 +104,14 @@ await runMain(FLAGS, async ({ minutes, requests, seed, concurrency, cancelledPer
         asked++;
         const body = pick(bodies);
         const cancelAfter = random() * 100 < cancelledPercent ? Math.floor(random() * 40) : undefined;
-        const ending = await request(cluster, body, expected.get(body) ?? "", cancelAfter);
+        const salted = { ...body, cache_salt: `${Math.floor(asked / REQUESTS_PER_SALT)}` };
+        const ending = await request(cluster, salted, expected.get(body) ?? "", cancelAfter);
         endings.set(ending.kind, (endings.get(ending.kind) ?? 0) + 1);
         if (ending.kind === "wrong" || ending.kind === "cut" || ending.kind === "error") bad.push(ending.detail);
         if (asked % 100 === 0)
-          process.stderr.write(`${asked} requests ${summary(endings)}; killed ${summary(kills)}\n`);
+          process.stderr.write(
+            `${asked} requests ${summary(endings)}; killed ${summary(kills)}; fetches ${summary(fetches.counts)}\n`,
+          );
       }
     };
     const killer = async () => {
@@ -107,18 +125,25 @@ await runMain(FLAGS, async ({ minutes, requests, seed, concurrency, cancelledPer
         if (killed !== undefined) kills.set(killed, (kills.get(killed) ?? 0) + 1);
       }
     };
-    const killing = killer();
+    const counter = async () => {
+      for (; !isOver; await sleep(COUNT_EVERY_MS)) await fetches.count();
+      await fetches.count();
+    };
+    const others = [killer(), counter()];
     await Promise.all(Array.from({ length: concurrency }, client));
     isOver = true;
-    await killing;
+    await Promise.all(others);
 
     const held = await whatIsHeld(cluster, 45_000);
     const wrong = (endings.get("wrong") ?? 0) + (endings.get("cut") ?? 0);
     process.stdout.write(
-      `${asked} requests with seed ${seed}: ${summary(endings)}; killed ${summary(kills)}; held at the end: ${held === "" ? "nothing" : held}\n`,
+      `${asked} requests with seed ${seed}: ${summary(endings)}; killed ${summary(kills)}; fetches of cached KV, at least: ${summary(fetches.counts)}; held at the end: ${held === "" ? "nothing" : held}\n`,
     );
     for (const detail of bad.slice(0, 20)) process.stdout.write(`  ${detail}\n`);
-    if (wrong > 0 || held !== "") process.exitCode = 1;
+    const isFetched = (fetches.counts.get("complete") ?? 0) > 0;
+    if (!isFetched)
+      process.stdout.write("  no fetch of cached KV was completed: there was nothing to be seen of them\n");
+    if (wrong > 0 || held !== "" || !isFetched) process.exitCode = 1;
   } finally {
     await cluster.stop();
   }
@@ -133,6 +158,37 @@ function randomFrom(seed: number): () => number {
     mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
     return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
   };
+}
+
+/** Fetches of cached KV by their outcome. What a process counted between the last look and its death is not seen. */
+class FetchCounter {
+  readonly counts = new Map<string, number>();
+  readonly #cluster: LocalCluster;
+  /** By process and outcome, as last seen. */
+  readonly #seen = new Map<string, number>();
+
+  constructor(cluster: LocalCluster) {
+    this.#cluster = cluster;
+  }
+
+  async count(): Promise<void> {
+    await Promise.all(
+      this.#cluster.processes.map(async ({ name, kind, pid }) => {
+        if (kind === "redis" || kind === "router" || kind === "gateway") return;
+        const samples = await this.#cluster.metrics(name).catch(() => new Map<string, number>());
+        // It was another process by the time it was asked.
+        if (this.#cluster.process(name).pid !== pid) return;
+        for (const [sample, count] of samples) {
+          const outcome = /^kvasir_prefix_fetches_total\{.*outcome="(\w+)"\}/.exec(sample)?.[1];
+          if (outcome === undefined || count === 0) continue;
+          const key = `${pid} ${outcome}`;
+          const grown = count - (this.#seen.get(key) ?? 0);
+          this.#seen.set(key, count);
+          this.counts.set(outcome, (this.counts.get(outcome) ?? 0) + grown);
+        }
+      }),
+    );
+  }
 }
 
 function summary(counts: ReadonlyMap<string, number>): string {

@@ -15,6 +15,7 @@ export * from "./one-line.ts";
 export * from "./placement/index.ts";
 export * from "./prefix/block-hash.ts";
 export { CacheJournal } from "./prefix/cache-journal.ts";
+export * from "./prefix-fetch/index.ts";
 export * from "./prefix-index/index.ts";
 export * from "./rendezvous/rendezvous.ts";
 export * from "./resume/attempts.ts";

@@ -157,11 +157,13 @@ export class SimulatedRequest {
       ...this.#promptSpec(),
       maxTokens: this.trace.outputTokenCount,
       stopTokenIds: [],
+      fetches: true,
       ...(known.length > 0 ? { outputTokenIds: known } : {}),
     };
     this.#decodeSequence = worker.submit(spec, addNanos(this.#world.events.now, ADMISSION_WAIT), {
-      admitted: (_, cachedTokenCount) => {
+      admitted: (_, cachedTokenCount, sequenceId) => {
         this.cachedTokenCount = cachedTokenCount;
+        this.#fetchPrefix(worker, sequenceId);
       },
       refused: () => attempt === this.#attempt && this.#attemptFailed({ reason: "overloaded", message: "" }, ""),
       computed: () => undefined,
@@ -232,8 +234,9 @@ export class SimulatedRequest {
       stopTokenIds: [],
     };
     this.#prefillSequence = worker.submit(spec, waitUntil, {
-      admitted: (_, cachedTokenCount) => {
+      admitted: (_, cachedTokenCount, sequenceId) => {
         this.cachedTokenCount = cachedTokenCount;
+        this.#fetchPrefix(worker, sequenceId);
         const go = () => current() && this.#applyPrefill({ kind: "BlocksTaken", leaseEnd: this.#leaseEnd() }, worker);
         if (this.#prefillSequence === undefined) whenKnown.push(go);
         else go();
@@ -271,7 +274,7 @@ export class SimulatedRequest {
     for (const effect of effects) {
       switch (effect.kind) {
         case "OpenExport":
-          this.#fetchPrefix(worker, sequenceId, () => this.#applyPrefill({ kind: "ExportOpened" }, worker));
+          this.#applyPrefill({ kind: "ExportOpened" }, worker);
           break;
         case "SendTicket":
           worker.apply({ kind: "ExportOpened", sequenceId });
@@ -295,29 +298,26 @@ export class SimulatedRequest {
     }
   }
 
-  /** What the placement says is fetched first comes while others compute, as far as it is there; what is late is computed. */
-  #fetchPrefix(worker: SimulatedWorker, sequenceId: SequenceId, done: () => void): void {
+  /** What the placement says is fetched comes while the device computes for others, as far as it is there; what is late is computed. */
+  #fetchPrefix(worker: SimulatedWorker, sequenceId: SequenceId): void {
     const { events } = this.#world;
     const { blockSize } = worker.facts;
     const fromBlock = Math.floor(this.cachedTokenCount / blockSize);
     const loan = this.#borrow(fromBlock, blockSize);
-    if (loan === undefined) {
-      done();
-      return;
-    }
+    if (loan === undefined) return;
+    const span = { begin: fromBlock * blockSize, end: loan.blockCount * blockSize };
+    worker.apply({ kind: "KvAwaited", sequenceId, span });
     const attempt = this.#attempt;
     const { believed } = worker.options.profile;
-    const computeMs = prefillMs(believed, loan.blockCount * blockSize, this.cachedTokenCount, FETCH_STEP_TOKENS);
+    const computeMs = prefillMs(believed, span.end, this.cachedTokenCount, FETCH_STEP_TOKENS);
     const latest = addNanos(events.now, nanosFromMs(computeMs));
     events.at(Math.min(loan.at, latest) as Instant, () => {
-      if (attempt !== this.#attempt) return;
-      if (loan.at <= latest) {
-        const verifiedTokenCount = loan.blockCount * blockSize;
-        this.cachedTokenCount = verifiedTokenCount;
-        this.fetchedTokenCount = verifiedTokenCount - fromBlock * blockSize;
-        worker.apply({ kind: "KvFetched", sequenceId, verifiedTokenCount });
+      const isThere = loan.at <= latest;
+      if (isThere && attempt === this.#attempt) {
+        this.cachedTokenCount = span.end;
+        this.fetchedTokenCount = span.end - span.begin;
       }
-      done();
+      worker.apply({ kind: "KvFetched", sequenceId, spans: isThere ? [span] : [] });
     });
   }
 

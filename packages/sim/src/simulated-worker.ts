@@ -23,7 +23,7 @@ import type { UsedBlocks } from "./simulated-store.ts";
 
 /** What somebody on this worker wants to hear of a sequence. */
 export interface SequenceListener {
-  admitted(blockIds: readonly BlockId[], cachedTokenCount: number): void;
+  admitted(blockIds: readonly BlockId[], cachedTokenCount: number, sequenceId: SequenceId): void;
   refused(): void;
   /** A step that computes a piece of its prompt was answered: so many tokens from the beginning are there. */
   computed(tokenCount: number): void;
@@ -165,7 +165,7 @@ export class SimulatedWorker {
     const listener = this.#listeners.get(effect.sequenceId);
     switch (effect.kind) {
       case "AnnounceAdmission":
-        listener?.admitted(effect.blockIds, effect.cachedTokenCount);
+        listener?.admitted(effect.blockIds, effect.cachedTokenCount, effect.sequenceId);
         break;
       case "RefuseSequence":
         this.#listeners.delete(effect.sequenceId);

@@ -16,6 +16,8 @@ export interface AdminServerOptions {
   isReady(): Readiness;
   /** Of a process that can finish its work and end: `GET /drain` tells, `POST /drain[?deadline_ms=N]` starts. */
   readonly drain?: Drain;
+  /** Of a process that caches: `POST /cache/clear` empties it, and answers with how many blocks were in it. */
+  clearCache?(): number;
   /** Spans of processes that have no admin server of their own: a worker's sidecar. */
   extraSpans?(traceId: string): Promise<readonly SpanRecord[]>;
 }
@@ -107,10 +109,14 @@ export async function startAdminServer(options: AdminServerOptions): Promise<Adm
 }
 
 async function respond(request: IncomingMessage, response: ServerResponse, options: AdminServerOptions): Promise<void> {
-  if (request.method === "POST" && options.drain !== undefined) {
+  if (request.method === "POST") {
     const url = new URL(request.url ?? "/", "http://admin");
-    if (url.pathname === "/drain") {
+    if (url.pathname === "/drain" && options.drain !== undefined) {
       send(response, startDrain(options.drain, url.searchParams.get("deadline_ms")));
+      return;
+    }
+    if (url.pathname === "/cache/clear" && options.clearCache !== undefined) {
+      send(response, json(200, { cleared_blocks: options.clearCache() }));
       return;
     }
   }

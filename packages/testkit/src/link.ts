@@ -8,6 +8,8 @@ export interface Link {
   set(state: LinkState): void;
   /** The same, as soon as so many more bytes have crossed, both ways together. */
   setAfter(bytes: number, state: LinkState): Promise<void>;
+  /** From now on each connection carries at most so much each way; Infinity: as much as it can. */
+  pace(bytesPerSecond: number): void;
   close(): Promise<void>;
 }
 
@@ -25,6 +27,7 @@ interface Crossing {
 
 class ProxiedLink implements Link {
   #state: LinkState = "whole";
+  #bytesPerMs = Number.POSITIVE_INFINITY;
   #planned: { bytesLeft: number; readonly state: LinkState; readonly done: () => void } | undefined;
   readonly #servers: Server[] = [];
   readonly #crossings = new Set<Crossing>();
@@ -58,6 +61,10 @@ class ProxiedLink implements Link {
     }
   }
 
+  pace(bytesPerSecond: number): void {
+    this.#bytesPerMs = bytesPerSecond / 1_000;
+  }
+
   async close(): Promise<void> {
     this.set("cut");
     await Promise.all(this.#servers.map((server) => new Promise((resolve) => server.close(resolve))));
@@ -75,7 +82,10 @@ class ProxiedLink implements Link {
       [near, far],
       [far, near],
     ] as const) {
-      from.on("data", (data) => this.#crossed(data.length));
+      from.on("data", (data) => {
+        this.#crossed(data.length);
+        this.#slowDown(from, data.length);
+      });
       // An end is not told either while the link is silent.
       from.on("error", () => to.destroy());
       from.on("close", () => {
@@ -85,6 +95,16 @@ class ProxiedLink implements Link {
       if (this.#state === "whole") from.pipe(to);
       else from.pause();
     }
+  }
+
+  /** What was read goes on at once; the next bytes are read when these would have been carried. */
+  #slowDown(from: Socket, bytes: number): void {
+    const restMs = bytes / this.#bytesPerMs;
+    if (restMs < 1) return;
+    from.pause();
+    setTimeout(() => {
+      if (this.#state === "whole") from.resume();
+    }, restMs);
   }
 
   #crossed(bytes: number): void {

@@ -12,6 +12,7 @@ function sequence(sequenceId: number, phase: SequencePhase, blockIds: number[], 
     blockIds,
     inFlightCount: 0,
     transferOpen: false,
+    awaited: undefined,
     copySources: [],
     ...rest,
   };

@@ -36,6 +36,7 @@ export interface AuditedSequence {
   readonly blockIds: readonly number[];
   readonly inFlightCount: number;
   readonly transferOpen: boolean;
+  readonly awaited: object | undefined;
   readonly copySources: readonly number[];
 }
 
@@ -66,7 +67,8 @@ export function auditBlocks(facts: {
     // A reservation under a lease counts whole, whether its blocks are physical yet or not.
     if (lease === "reservation" && sequence.phase !== "waiting") leased += sequence.worstCaseBlockCount;
     if (lease === "pin") pinned += sequence.blockIds.length;
-    const draining = sequence.phase === "ended" && (sequence.inFlightCount > 0 || sequence.transferOpen);
+    const isTouched = sequence.inFlightCount > 0 || sequence.transferOpen || sequence.awaited !== undefined;
+    const draining = sequence.phase === "ended" && isTouched;
     const live = draining || (facts.isOwned(sequenceId) && lease !== "lapsed");
     if (!live) continue;
     for (const blockId of sequence.blockIds) accounted[blockId] = 1;

@@ -90,6 +90,13 @@ export class Incarnation {
     return prefixRoot({ tenantScope, fingerprint: exactFingerprint }, blockSize);
   }
 
+  /** Nothing that is cached now is reused by requests to come; routers are told. Answers with how many blocks were kept. */
+  clearCache(): number {
+    const count = this.engine.scheduler.pool.clear();
+    this.engine.apply({ kind: "TimePassed" });
+    return count;
+  }
+
   /**
    * The net below the hand-overs, which end by their own deadlines: closes the sequences of leases that ended and were not
    * released. Answers with those leases; there are none unless a hand-over has a defect.

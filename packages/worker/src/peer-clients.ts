@@ -31,6 +31,10 @@ export class PeerClients<S extends DescService> {
     const opened = call(used.client);
     opened.once("status", () => {
       if (--used.calls > 0) return;
+      if (this.#peers.get(address) !== used) {
+        used.client.channel.close();
+        return;
+      }
       used.timer = setTimeout(() => {
         this.#peers.delete(address);
         used.client.channel.close();
@@ -43,6 +47,18 @@ export class PeerClients<S extends DescService> {
   /** The client of an address that a call was opened to lately. */
   get(address: string): RpcClient<S> | undefined {
     return this.#peers.get(address)?.client;
+  }
+
+  /**
+   * Who does not answer may be behind a connection that is broken and does not know it: keep-alive looks only while calls are under way, and short
+   * ones end before that. The next call to the address gets a new connection.
+   */
+  forget(address: string): void {
+    const peer = this.#peers.get(address);
+    if (peer === undefined) return;
+    this.#peers.delete(address);
+    clearTimeout(peer.timer);
+    if (peer.calls === 0) peer.client.channel.close();
   }
 
   close(): void {

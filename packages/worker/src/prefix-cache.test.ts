@@ -164,8 +164,7 @@ describe.skipIf(!existsSync(SIDECAR_BINARY))("with real sidecars", () => {
       const found = await ask(fetchFrom(prefill, 320));
       expect(found.result.tokenIds).toEqual(alone.result.tokenIds);
       expect(found.prefill).toEqual({ prompt: 80, received: 320 * kvBytesPerToken });
-      // The holder computes the last of the lent blocks, and nothing else.
-      expect((await stats(prefill)).prompt - before.prompt).toBe(BLOCK_SIZE);
+      expect(await stats(prefill), "who lends computes nothing").toEqual(before);
       expect([found.result.cachedTokenCount, found.result.remoteTokenCount]).toEqual([0, 320]);
 
       // Nothing of this tenant is at the holder: it refuses, and all is computed.
@@ -180,6 +179,41 @@ describe.skipIf(!existsSync(SIDECAR_BINARY))("with real sidecars", () => {
       const lost = await ask(plan, freshScope());
       expect([lost.result.tokenIds, lost.prefill?.prompt]).toEqual([alone.result.tokenIds, 400]);
       await expectNothingHeld(prefill, other, decode);
+    } finally {
+      await other.stop();
+    }
+  });
+
+  test("a decode worker lends a conversation to the prefill worker of its next turn, and mixed workers lend to each other", async () => {
+    const other = await startRealWorker("mixed-2", "mixed", { model, stepTokenCount: STEP_TOKENS });
+    try {
+      const tenantScope = freshScope();
+      const first = Array.from({ length: 200 }, (_, index) => (index * 13) % 95);
+      const answer = await measured({ prefill, decode, tenantScope, change: { promptTokenIds: first }, maxTokens: 50 });
+      const second = [...first, ...answer.result.tokenIds, ...Array.from({ length: 70 }, (_, index) => index)];
+      const alone = await measured({ decode: mixed, change: { promptTokenIds: second }, maxTokens: 8 });
+      // The last token was sampled and never computed.
+      const held = Math.floor((200 + 49) / BLOCK_SIZE) * BLOCK_SIZE;
+      const fetch = { holder: refOf(decode), tokenEnd: held };
+      const turn = (placement: object) => ({
+        ...{ tenantScope, maxTokens: 8 },
+        change: { promptTokenIds: second, placement: { fetch, ...placement } },
+      });
+      const split = { mode: PlacementMode.SPLIT, decode: refOf(decode), prefill: refOf(prefill) };
+      const next = await measured({ ...turn(split), prefill, decode });
+      expect(next.result.tokenIds).toEqual(alone.result.tokenIds);
+      // The prompt of the first turn is at both.
+      const resident = cachedOf(201);
+      expect([next.result.cachedTokenCount, next.result.remoteTokenCount]).toEqual([resident, held - resident]);
+      expect(next.prefill?.prompt).toBe(second.length - held);
+      expect(next.decode).toEqual({ prompt: 0, received: (second.length - held) * kvBytesPerToken });
+
+      const both = { mode: PlacementMode.AGGREGATED, decode: refOf(other) };
+      const local = await measured({ ...turn(both), decode: other });
+      expect(local.result.tokenIds).toEqual(alone.result.tokenIds);
+      expect([local.result.cachedTokenCount, local.result.remoteTokenCount]).toEqual([0, held]);
+      expect(local.decode).toEqual({ prompt: second.length - held, received: held * kvBytesPerToken });
+      await expectNothingHeld(prefill, decode, mixed, other);
     } finally {
       await other.stop();
     }

@@ -158,6 +158,7 @@ async function start(
       state: () => ({ state: worker.isDraining ? "draining" : "serving", running: worker.workCount }),
       start: (deadlineMs = values.drainTimeoutMs) => askToDrain(deadlineMs),
     },
+    clearCache: () => worker.supervisor.current?.clearCache() ?? 0,
     extraSpans: async (traceId) => {
       const spans = (await worker.supervisor.current?.kernel.spans(traceId)) ?? [];
       return spans.map((span) => spanRecordFromSidecar(span, `${workerId}-sidecar`));

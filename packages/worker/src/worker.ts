@@ -48,7 +48,7 @@ export class Worker {
   readonly #options: WorkerOptions;
   readonly #server: RpcServer;
   readonly #peers: PrefillPeers;
-  readonly #stores: PeerClients<typeof LendingService>;
+  readonly #lenders: PeerClients<typeof LendingService>;
   readonly #loadWatchers = new Set<() => void>();
   #generationCount = 0;
   #runCount = 0;
@@ -66,7 +66,7 @@ export class Worker {
     this.supervisor = new Supervisor({ launch, nextEpoch, limits, stepStallMs, log, onStep, onLoad });
     this.#server = createServer(transport);
     this.#peers = new PrefillPeers(transport);
-    this.#stores = new PeerClients(LendingService, transport);
+    this.#lenders = new PeerClients(LendingService, transport);
     this.#addServices();
   }
 
@@ -117,7 +117,7 @@ export class Worker {
     await this.supervisor.stop();
     await this.#server.close(500);
     this.#peers.close();
-    this.#stores.close();
+    this.#lenders.close();
   }
 
   #addServices(): void {
@@ -146,6 +146,7 @@ export class Worker {
           ...shared,
           leaderToken: () => this.#leaderToken,
           peers,
+          lenders: this.#lenders,
           renewals,
           onGeneration,
           onLocalPrefill,
@@ -156,10 +157,7 @@ export class Worker {
       const onRun = (change: number) => {
         this.#runCount += change;
       };
-      this.#server.add(
-        PrefillService,
-        prefillService({ ...shared, peers: { workers: this.#peers, stores: this.#stores }, onRun }),
-      );
+      this.#server.add(PrefillService, prefillService({ ...shared, lenders: this.#lenders, onRun }));
     }
   }
 }

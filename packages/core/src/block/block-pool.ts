@@ -181,6 +181,18 @@ export class BlockPool {
     if (twin === undefined) this.journal.append("stored", this.#table.hashOf(blockId));
   }
 
+  /** Nothing that is there is reused any more; blocks that are held stay with their holders. Answers with how many were kept. */
+  clear(): number {
+    const { cachedCount } = this;
+    for (let blockId = 0; blockId < this.blockCount; blockId++) {
+      if (this.#idle.has(blockId)) this.#idle.remove(blockId);
+      if (this.#table.has(blockId)) this.#table.remove(blockId);
+    }
+    this.#lowestBlank = 0;
+    this.journal.clear();
+    return cachedCount;
+  }
+
   /** The blocks that have the KV of the hashes from number `begin` on, up to the first that nobody has. `hashes`: 16 bytes each. */
   find(hashes: Uint8Array, begin = 0): BlockId[] {
     const found: BlockId[] = [];

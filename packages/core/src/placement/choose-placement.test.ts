@@ -55,13 +55,30 @@ test("what a busy worker has cached is fetched by an idle one, where that is qui
   expect(names(outcome)[0]).toBe("p2 → d1");
   expect(outcome.candidates[0]).toMatchObject({ uncachedTokenCount: 36, fetch: { holder: busy, tokenEnd: 64 } });
   expect(describePlacement(outcome.candidates, request(100, 20), 0)).toContain(
-    "36 of 100 tokens, 64 of the others from p1,",
+    "fetches 64 tokens that p1 has cached: 2.1 ms, computing 64 ms;",
   );
   // A link on which it takes longer than computing it anew.
   const slow = attached("p2", {}, { kvBytesPerToken: 1e6 });
   const computed = choose([attached("d1"), busy, slow], request(100, 20), [], false, { p1: 64 });
   if (computed.kind !== "placed") throw new Error("not placed");
   expect(computed.candidates[0]).toMatchObject({ uncachedTokenCount: 100, fetch: undefined });
+  expect(describePlacement(computed.candidates, request(100, 20), 0)).toContain(
+    "computes 64 tokens that p1 has cached",
+  );
+  // KV of other weights or another number format is not what would be computed.
+  const other = attached("p2", {}, { exactFingerprint: "bb".repeat(16) });
+  const apart = choose([attached("d1"), busy, other], request(100, 20), [], false, { p1: 64 });
+  expect(apart.kind === "placed" && apart.candidates[0].fetch).toBeUndefined();
+});
+
+test("mixed workers fetch too, from each other and from prefill workers, and the idlest of equal holders lends", () => {
+  const busy = { queuedPromptTokenCount: 500, waitingCount: 2 };
+  const workers = [attached("m1", busy), attached("m2"), attached("p1", { ...busy, waitingCount: 1 })];
+  const outcome = choose(workers, request(100, 20), [], false, { m1: 64, p1: 64 });
+  if (outcome.kind !== "placed") throw new Error("not placed");
+  expect(outcome.candidates[0]).toMatchObject({ mode: "aggregated", uncachedTokenCount: 36 });
+  expect(outcome.candidates[0].decode.facts.workerId).toBe("m2");
+  expect(outcome.candidates[0].fetch?.holder.facts.workerId).toBe("p1");
 });
 
 test("a decode worker that has some of the prompt needs less room for it, and less travels", () => {

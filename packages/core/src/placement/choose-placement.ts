@@ -1,5 +1,5 @@
 import { type AttachedWorker, isOpen } from "./cluster-view.ts";
-import { bestFetch, type PrefixFetchPlan } from "./fetch-plan.ts";
+import { isWorthFetching, LongestHoldings, type PrefixFetchPlan } from "./fetch-plan.ts";
 import { canDecode, canPrefill } from "./fit.ts";
 import { kvDifference } from "./pair.ts";
 import {
@@ -27,8 +27,10 @@ export interface Candidate {
   readonly ttft: TtftParts;
   /** Of the prompt, to be computed where it is computed. */
   readonly uncachedTokenCount: number;
-  /** What the prefill worker should fetch first, from another one or a store; absent: nothing. */
+  /** What the worker that computes the prompt should fetch, from another one or a store; absent: nothing. */
   readonly fetch?: PrefixFetchPlan | undefined;
+  /** What it could fetch, and computes because that is not slower. */
+  readonly recompute?: PrefixFetchPlan | undefined;
   readonly tbtMs: number;
   /** Speed the TTFT was reckoned with. */
   readonly prefillTokensPerSecond: number;
@@ -125,11 +127,12 @@ function chooseAmong(
 ): ChoiceOutcome {
   const groups = new Map<string, LayoutGroup>();
   const mixed: Standing[] = [];
-  for (const worker of workers) {
-    const { facts } = worker;
+  const standings = workers.map((worker) => standingOf(worker, reservedOf, options));
+  const holdings = new LongestHoldings(standings);
+  for (const standing of standings) {
+    const { facts } = standing.worker;
     const isDecoder = canDecode(facts, request);
     if (!isDecoder && !canPrefill(facts, request)) continue;
-    const standing = standingOf(worker, reservedOf, options);
     if (facts.role === "mixed") {
       mixed.push(standing);
       continue;
@@ -154,18 +157,17 @@ function chooseAmong(
   for (const standing of mixed) {
     const { facts } = standing.worker;
     if (decodeBlockCount(request, facts.blockSize) > standing.load.freeBlockCount) continue;
-    candidates.push(aggregatedCandidate(standing, request, guesses));
+    candidates.push(aggregatedCandidate(standing, holdings, request, guesses));
   }
   for (const { prefillers, bestDecoders } of groups.values()) {
     const [any, ...more] = bestDecoders.values();
     if (any === undefined) continue;
     const bestOfAll = more.reduce(freer, any);
-    const holders = longestCached(prefillers);
     for (const standing of prefillers) {
       const { facts } = standing.worker;
       const bestDecoder = bestDecoders.get(facts.kvDtype) ?? bestOfAll;
       if (prefillBlockCount(request, facts.blockSize) > standing.load.freeBlockCount) continue;
-      candidates.push(splitCandidate(standing, bestDecoder, holders.get(facts.kvDtype), request, guesses));
+      candidates.push(splitCandidate(standing, bestDecoder, holdings, request, guesses));
     }
   }
   candidates.sort(byPreference);
@@ -184,12 +186,12 @@ function chooseLocal(
   reservedOf: (incarnation: string) => Reserved,
   options: ChoiceOptions,
 ): ChoiceOutcome | undefined {
-  const decoders = workers
-    .filter(({ facts }) => canDecode(facts, request))
-    .map((worker) => standingOf(worker, reservedOf, options));
+  const standings = workers.map((worker) => standingOf(worker, reservedOf, options));
+  const holdings = new LongestHoldings(standings);
+  const decoders = standings.filter(({ worker }) => canDecode(worker.facts, request));
   const [best, ...others] = decoders
     .filter(({ worker, load }) => decodeBlockCount(request, worker.facts.blockSize) <= load.freeBlockCount)
-    .map((standing) => ({ ...aggregatedCandidate(standing, request, options), isLocalPrefill: true }))
+    .map((standing) => ({ ...aggregatedCandidate(standing, holdings, request, options), isLocalPrefill: true }))
     .sort(byPreference);
   if (best !== undefined) return { kind: "placed", candidates: [best, ...others] };
   return decoders.length === 0 ? undefined : { kind: "full", message: shortage(decoders, new Map(), request) };
@@ -221,83 +223,84 @@ function freer(a: Standing, b: Standing): Standing {
   return difference > 0 || (difference === 0 && a.worker.facts.workerId < b.worker.facts.workerId) ? a : b;
 }
 
-/** For each element type, in which alone KV is exact, who has most of the prompt; the first by id of those that have as much. */
-function longestCached(standings: readonly Standing[]): ReadonlyMap<string, Standing> {
-  const longest = new Map<string, Standing>();
-  for (const standing of standings) {
-    const { kvDtype, workerId } = standing.worker.facts;
-    const known = longest.get(kvDtype);
-    const difference = standing.cachedTokenCount - (known?.cachedTokenCount ?? 0);
-    const isBefore = known !== undefined && workerId < known.worker.facts.workerId;
-    if (difference > 0 || (difference === 0 && isBefore)) longest.set(kvDtype, standing);
-  }
-  return longest;
-}
-
 /** Blocks that are free, or need not be taken. */
 function roomWithReuse({ worker, load, cachedTokenCount }: Standing): number {
   return load.freeBlockCount + cachedTokenCount / worker.facts.blockSize;
 }
 
-function aggregatedCandidate(standing: Standing, request: RequestShape, options: PredictionOptions): Candidate {
-  const { worker, load, cachedTokenCount } = standing;
-  const uncachedTokenCount = request.promptTokenCount - cachedTokenCount;
+/** What is computed where, and what is fetched for it instead. */
+type Source = Pick<Candidate, "fetch" | "recompute" | "uncachedTokenCount" | "prefillTokensPerSecond">;
+
+function sourceOf(
+  standing: Standing,
+  holdings: LongestHoldings,
+  request: RequestShape,
+  options: ChoiceOptions,
+): Source {
+  const { worker, cachedTokenCount } = standing;
   const prefillTokensPerSecond = worker.load?.prefillTokensPerSecond || options.prefillTokensPerSecond;
+  const msBeyond = (tokenCount: number) => ((request.promptTokenCount - tokenCount) / prefillTokensPerSecond) * 1_000;
+  const plan = holdings.planFor(standing, options.storedPrefixOf?.(worker.facts), msBeyond, options);
+  const isFetched = plan !== undefined && isWorthFetching(plan);
+  return {
+    fetch: isFetched ? plan : undefined,
+    recompute: isFetched ? undefined : plan,
+    uncachedTokenCount: request.promptTokenCount - (isFetched ? plan.tokenEnd : cachedTokenCount),
+    prefillTokensPerSecond,
+  };
+}
+
+/** It is fetched while others are computed. */
+function withFetch(ttft: TtftParts, { fetch }: Source): TtftParts {
+  return fetch === undefined ? ttft : { ...ttft, queueMs: Math.max(ttft.queueMs, fetch.fetchMs) };
+}
+
+function aggregatedCandidate(
+  standing: Standing,
+  holdings: LongestHoldings,
+  request: RequestShape,
+  options: ChoiceOptions,
+): Candidate {
+  const { worker, load } = standing;
+  const source = sourceOf(standing, holdings, request, options);
   const stepMs = worker.load?.decodeStepMs || options.decodeStepMs;
   const stepInProgressMs = load.sequenceCount > 0 ? stepMs : 0;
   const ttft = aggregatedTtft(
     load.queuedPromptTokenCount,
-    uncachedTokenCount,
-    prefillTokensPerSecond,
+    source.uncachedTokenCount,
+    source.prefillTokensPerSecond,
     stepInProgressMs,
   );
-  const costs = { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs, fetch: undefined };
-  return candidate("aggregated", undefined, standing, costs, options);
+  return candidate("aggregated", undefined, standing, { ...source, ttft: withFetch(ttft, source), stepMs }, options);
 }
 
 function splitCandidate(
   prefill: Standing,
   decode: Standing,
-  holder: Standing | undefined,
+  holdings: LongestHoldings,
   request: RequestShape,
   options: ChoiceOptions,
 ): Candidate {
-  const prefillTokensPerSecond = prefill.worker.load?.prefillTokensPerSecond || options.prefillTokensPerSecond;
+  const source = sourceOf(prefill, holdings, request, options);
   const stepMs = decode.worker.load?.decodeStepMs || options.decodeStepMs;
-  const { facts } = prefill.worker;
-  const { kvBytesPerToken } = facts;
-  const { cachedTokenCount } = prefill;
-  const stored = options.storedPrefixOf?.(facts);
-  const held = [
-    ...(holder === undefined ? [] : [{ holder: holder.worker, tokenEnd: holder.cachedTokenCount, diskTokenCount: 0 }]),
-    ...(stored === undefined ? [] : [stored]),
-  ];
-  const has = { cachedTokenCount, tokensPerSecond: prefillTokensPerSecond, kvBytesPerToken };
-  const fetched = bestFetch(held, has, options);
-  const uncachedTokenCount = request.promptTokenCount - (fetched?.plan.tokenEnd ?? cachedTokenCount);
-  const computed = splitTtft(
+  const ttft = splitTtft(
     prefill.load.queuedPromptTokenCount,
-    { uncached: uncachedTokenCount, moved: request.promptTokenCount - decode.cachedTokenCount },
-    prefillTokensPerSecond,
-    kvBytesPerToken,
+    { uncached: source.uncachedTokenCount, moved: request.promptTokenCount - decode.cachedTokenCount },
+    source.prefillTokensPerSecond,
+    prefill.worker.facts.kvBytesPerToken,
     options,
   );
-  // It is fetched while others are computed.
-  const ttft = fetched ? { ...computed, queueMs: Math.max(computed.queueMs, fetched.fetchMs) } : computed;
-  const costs = { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs, fetch: fetched?.plan };
-  return candidate("split", prefill, decode, costs, options);
+  return candidate("split", prefill, decode, { ...source, ttft: withFetch(ttft, source), stepMs }, options);
 }
 
 function candidate(
   mode: Candidate["mode"],
   prefill: Standing | undefined,
   decode: Standing,
-  costs: Pick<Candidate, "ttft" | "uncachedTokenCount" | "prefillTokensPerSecond" | "fetch"> & {
-    readonly stepMs: number;
-  },
+  costs: Source & { readonly ttft: TtftParts; readonly stepMs: number },
   options: PredictionOptions,
 ): Candidate {
-  const { ttft, uncachedTokenCount, prefillTokensPerSecond, stepMs, fetch } = costs;
+  const { ttft, stepMs, ...source } = costs;
   const { worker, load } = decode;
   return {
     mode,
@@ -306,10 +309,8 @@ function candidate(
     decode: worker,
     ttftMs: ttft.queueMs + ttft.computeMs + ttft.tailMs,
     ttft,
-    uncachedTokenCount,
-    fetch,
+    ...source,
     tbtMs: predictTbtMs(stepMs, worker.load?.runningCount ?? 0, load.sequenceCount, options),
-    prefillTokensPerSecond,
     freeBlockCount: load.freeBlockCount,
     prefillFreeBlockCount: prefill?.load.freeBlockCount ?? 0,
     sequenceCount: load.sequenceCount,

@@ -21,12 +21,10 @@ export function describePlacement(
   const { uncachedTokenCount } = best;
   const isCached = uncachedTokenCount < request.promptTokenCount;
   const tokens = isCached ? `${uncachedTokenCount} of ${request.promptTokenCount}` : `${uncachedTokenCount}`;
-  const { fetch } = best;
-  const fetched = fetch === undefined ? "" : `, ${fetch.tokenEnd} of the others from ${fetch.holder.facts.workerId},`;
   const parts = [
     ...(waitedMs >= 1 ? [`waited here ${ms(waitedMs)}`] : []),
     `queue ${ms(queueMs)}`,
-    `compute ${ms(computeMs)} (${tokens} tokens${fetched} at ${Math.round(best.prefillTokensPerSecond)}/s)`,
+    `compute ${ms(computeMs)} (${tokens} tokens at ${Math.round(best.prefillTokensPerSecond)}/s)`,
     `${best.mode === "split" ? "hand-over" : "running step"} ${ms(tailMs)}`,
   ];
   const alternatives = others.slice(0, ALTERNATIVE_MAX).map((other) => `${candidateName(other)} ${ms(other.ttftMs)}`);
@@ -34,9 +32,20 @@ export function describePlacement(
   const choice = alternatives.length === 0 ? "the only candidate" : `before ${alternatives.join(", ")}${rest}`;
   return (
     `${best.mode} on ${candidateName(best)}${best.isLocalPrefill ? ", as no prefill worker is left" : ""}: TTFT ${ms(waitedMs + best.ttftMs)} = ${parts.join(" + ")}; ` +
-    `TBT ${ms(best.tbtMs)} beside ${best.sequenceCount} sequences, ` +
+    `${reuse(best)}TBT ${ms(best.tbtMs)} beside ${best.sequenceCount} sequences, ` +
     `${best.freeBlockCount} of ${best.decode.facts.blockCount} blocks free; ${choice}`
   );
+}
+
+/** What is fetched rather than computed, or could be. */
+function reuse({ fetch, recompute }: Candidate): string {
+  const plan = fetch ?? recompute;
+  if (plan === undefined) return "";
+  const { tokenCount, holder, fetchMs, computeMs } = plan;
+  const tokens = `${tokenCount} tokens that ${holder.facts.workerId} has cached`;
+  return fetch === undefined
+    ? `computes ${tokens}: ${ms(computeMs)}, fetching ${ms(fetchMs)}; `
+    : `fetches ${tokens}: ${ms(fetchMs)}, computing ${ms(computeMs)}; `;
 }
 
 function ms(value: number): string {

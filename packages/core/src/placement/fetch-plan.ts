@@ -1,4 +1,9 @@
+import type { AttachedWorker } from "./cluster-view.ts";
 import type { PredictionOptions } from "./predict.ts";
+import type { WorkerFacts } from "./worker-facts.ts";
+
+/** The least time that a fetch of cached KV must save before it is worth a call. Larger: more is computed twice; smaller: more calls. */
+const FETCH_SAVES_MIN_MS = 5;
 
 /** Who lends KV: a worker or a store. */
 export interface PrefixHolder {
@@ -7,51 +12,100 @@ export interface PrefixHolder {
 }
 
 /** Tokens [0, `tokenEnd`) of a prompt are cached elsewhere. */
-export interface PrefixFetchPlan {
+export interface HeldPrefix {
   readonly holder: PrefixHolder;
   readonly tokenEnd: number;
-  /** Absent: a prefill worker. */
+  /** Absent: a worker. */
   readonly isStore?: boolean;
-}
-
-/** What a fetch can get. */
-export interface HeldPrefix extends PrefixFetchPlan {
   /** Of them, those that a store reads from disk. */
   readonly diskTokenCount: number;
 }
 
-export interface PlannedFetch {
-  readonly plan: PrefixFetchPlan;
+/** What the worker that computes a prompt may fetch of it. */
+export interface PrefixFetchPlan extends HeldPrefix {
+  /** Beyond what it has itself. */
+  readonly tokenCount: number;
   readonly fetchMs: number;
+  /** What computing them would take. */
+  readonly computeMs: number;
 }
 
-/** The least time that a fetch of cached KV must save before it is worth a call. Larger: more is computed twice; smaller: more calls. */
-const FETCH_SAVES_MIN_MS = 5;
+/** A worker, and how much of a prompt it has cached. */
+export interface Holding {
+  readonly worker: AttachedWorker;
+  readonly cachedTokenCount: number;
+}
 
-/** Of those who hold more of a prompt than its worker does, the one whose KV saves most time; undefined: computing is as quick. */
-export function bestFetch(
-  held: readonly HeldPrefix[],
-  prefill: {
-    readonly cachedTokenCount: number;
-    readonly tokensPerSecond: number;
-    readonly kvBytesPerToken: number;
-  },
-  options: PredictionOptions,
-): PlannedFetch | undefined {
-  let best: PlannedFetch | undefined;
-  let bestSavedMs = FETCH_SAVES_MIN_MS;
-  for (const { diskTokenCount, ...plan } of held) {
-    const tokenCount = plan.tokenEnd - prefill.cachedTokenCount;
-    if (tokenCount <= 0) continue;
-    const msOf = (tokens: number, bytesPerSecond: number) =>
-      ((tokens * prefill.kvBytesPerToken) / bytesPerSecond) * 1_000;
-    const fromDisk = Math.min(tokenCount, diskTokenCount);
-    const fetchMs =
-      options.handoverMs + msOf(tokenCount, options.kvBytesPerSecond) + msOf(fromDisk, options.storeDiskBytesPerSecond);
-    const savedMs = (tokenCount / prefill.tokensPerSecond) * 1_000 - fetchMs;
-    if (savedMs < bestSavedMs || (best !== undefined && savedMs === bestSavedMs)) continue;
-    best = { plan, fetchMs };
-    bestSavedMs = savedMs;
+/** Of a prompt's holders among the workers, for each kind of blocks the one that has most; of those that have as much the idlest. */
+export class LongestHoldings {
+  readonly #longest = new Map<string, Holding>();
+
+  constructor(holdings: Iterable<Holding>) {
+    for (const holding of holdings) {
+      if (holding.cachedTokenCount === 0) continue;
+      const kind = kindOf(holding.worker.facts);
+      const known = this.#longest.get(kind);
+      if (known === undefined || precedes(holding, known)) this.#longest.set(kind, holding);
+    }
   }
-  return best;
+
+  /**
+   * What a worker could fetch: of those who have more than it, what saves most time; undefined when nobody has. `computeMsBeyond`: to compute the
+   * prompt when so many tokens of it are there.
+   */
+  planFor(
+    { worker: { facts }, cachedTokenCount }: Holding,
+    stored: HeldPrefix | undefined,
+    computeMsBeyond: (tokenCount: number) => number,
+    options: PredictionOptions,
+  ): PrefixFetchPlan | undefined {
+    const longest = this.#longest.get(kindOf(facts));
+    const held: HeldPrefix[] = stored === undefined ? [] : [stored];
+    if (longest) held.unshift({ holder: longest.worker, tokenEnd: longest.cachedTokenCount, diskTokenCount: 0 });
+    let best: PrefixFetchPlan | undefined;
+    for (const prefix of held) {
+      if (prefix.tokenEnd <= cachedTokenCount) continue;
+      const tokenCount = prefix.tokenEnd - cachedTokenCount;
+      const fetchMs = fetchMsOf(tokenCount, prefix.diskTokenCount, facts, options);
+      const computeMs = computeMsBeyond(cachedTokenCount) - computeMsBeyond(prefix.tokenEnd);
+      const plan = { ...prefix, tokenCount, fetchMs, computeMs };
+      if (best === undefined || savedMs(plan) > savedMs(best)) best = plan;
+    }
+    return best;
+  }
+}
+
+/** Whether fetching is enough quicker than computing. */
+export function isWorthFetching(plan: PrefixFetchPlan): boolean {
+  return savedMs(plan) >= FETCH_SAVES_MIN_MS;
+}
+
+function savedMs({ fetchMs, computeMs }: PrefixFetchPlan): number {
+  return computeMs - fetchMs;
+}
+
+function fetchMsOf(
+  tokenCount: number,
+  diskTokenCount: number,
+  { kvBytesPerToken }: WorkerFacts,
+  { handoverMs, kvBytesPerSecond, storeDiskBytesPerSecond }: PredictionOptions,
+): number {
+  const msOf = (tokens: number, bytesPerSecond: number) => ((tokens * kvBytesPerToken) / bytesPerSecond) * 1_000;
+  const fromDisk = Math.min(tokenCount, diskTokenCount);
+  return handoverMs + msOf(tokenCount, kvBytesPerSecond) + msOf(fromDisk, storeDiskBytesPerSecond);
+}
+
+/** Blocks of one kind have the same hashes for the same text, and the same bits in them. */
+function kindOf({ exactFingerprint, blockSize }: WorkerFacts): string {
+  return `${exactFingerprint} ${blockSize}`;
+}
+
+function precedes(a: Holding, b: Holding): boolean {
+  if (a.cachedTokenCount !== b.cachedTokenCount) return a.cachedTokenCount > b.cachedTokenCount;
+  const difference = busyness(a) - busyness(b);
+  return difference < 0 || (difference === 0 && a.worker.facts.workerId < b.worker.facts.workerId);
+}
+
+function busyness({ worker: { load } }: Holding): number {
+  return (load?.runningCount ?? 0) + (load?.waitingCount ?? 0);
 }

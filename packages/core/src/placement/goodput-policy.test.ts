@@ -1,4 +1,5 @@
 import { expect, test } from "vitest";
+import type { Candidate } from "./choose-placement.ts";
 import type { AttachedWorker } from "./cluster-view.ts";
 import { candidateName } from "./describe-placement.ts";
 import { GoodputPolicy } from "./goodput-policy.ts";
@@ -11,6 +12,8 @@ import type { Objectives } from "./worker-facts.ts";
 class World {
   readonly policy = new GoodputPolicy();
   readonly workers: readonly AttachedWorker[];
+  kvBytesPerSecond = PREDICTION_DEFAULTS.kvBytesPerSecond;
+  last: Candidate | undefined;
   #key = 0;
 
   constructor(...workers: AttachedWorker[]) {
@@ -33,13 +36,14 @@ class World {
       reservedOf: () => NOTHING_RESERVED,
       exclusionOf: () => "none",
       options: {
-        ...PREDICTION_DEFAULTS,
+        ...{ ...PREDICTION_DEFAULTS, kvBytesPerSecond: this.kvBytesPerSecond },
         mayPrefillLocally: false,
         cachedTokensOf: ({ workerId }) => cached[workerId] ?? 0,
       },
       now: at(nowMs),
     });
     if (outcome.kind !== "placed") return outcome.kind;
+    this.last = outcome.candidates[0];
     this.policy.placed(++this.#key as RequestKey, outcome.candidates[0], shape, at(nowMs));
     return candidateName(outcome.candidates[0]);
   }
@@ -47,10 +51,45 @@ class World {
 
 test("a cache is followed as long as its owner's queue leaves time, then the prompt is computed elsewhere too", () => {
   const world = new World(attached("m0"), attached("m1"));
+  // A link on which nothing is worth fetching.
+  world.kvBytesPerSecond = 500;
   const cached = { m1: 160 };
   const places = Array.from({ length: 8 }, () => world.place({ ttftMs: 500 }, cached));
   expect(places.slice(0, 3)).toEqual(["m1", "m1", "m1"]);
   expect(places).toContain("m0");
+});
+
+test("what the owner of a cache has no time for is fetched by another one, unless computing it is quicker", () => {
+  const world = new World(attached("m0"), attached("m1"));
+  const cached = { m1: 160 };
+  expect([world.place({ ttftMs: 500 }, cached), world.last?.fetch]).toEqual(["m1", undefined]);
+  expect(world.place({ ttftMs: 500 }, cached)).toBe("m0");
+  expect(world.last).toMatchObject({ uncachedTokenCount: 40, fetch: { tokenEnd: 160, tokenCount: 160 } });
+  expect(world.last?.fetch?.holder.facts.workerId).toBe("m1");
+  // 160 KB in 145 ms, where 160 tokens are computed in as many.
+  world.kvBytesPerSecond = 1.1e6;
+  world.place({ ttftMs: 500 }, { m1: 160 }, 200, 10_000);
+  world.place({ ttftMs: 500 }, { m1: 160 }, 200, 10_000);
+  expect(world.last?.fetch).toBeUndefined();
+});
+
+test("a hot prefix is copied to all who are needed for it, and computed once", () => {
+  const world = new World(attached("m0"), attached("m1"), attached("m2"), attached("m3"));
+  const cached: Record<string, number> = { m0: 160 };
+  const places = new Map<string, number>();
+  let computed = 0;
+  for (let index = 0; index < 24; index++) {
+    world.place({ ttftMs: 250 }, cached, 200, index * 12);
+    const { decode = attached(""), uncachedTokenCount = 0 } = world.last ?? {};
+    const { workerId } = decode.facts;
+    places.set(workerId, (places.get(workerId) ?? 0) + 1);
+    cached[workerId] = 160;
+    computed += uncachedTokenCount;
+  }
+  expect([...places.keys()].sort()).toEqual(["m0", "m1", "m2", "m3"]);
+  const counts = [...places.values()];
+  expect(Math.max(...counts) - Math.min(...counts)).toBeLessThanOrEqual(2);
+  expect(computed).toBe(24 * 40);
 });
 
 test("without a cache a burst is spread over equal workers, though no report came in between", () => {

@@ -2,6 +2,7 @@ import type { StepCost } from "../cost/step-cost.ts";
 import type { Instant } from "../time.ts";
 import { type Candidate, choosePlacement } from "./choose-placement.ts";
 import { type AttachedWorker, isOpen } from "./cluster-view.ts";
+import { isWorthFetching, LongestHoldings, type PrefixFetchPlan } from "./fetch-plan.ts";
 import { canDecode, canPrefill } from "./fit.ts";
 import type { PlacementPolicy, PlacementQuestion, PolicyOutcome, RequestOutcome } from "./placement-policy.ts";
 import type { RequestKey } from "./reservations.ts";
@@ -173,11 +174,13 @@ export class GoodputPolicy implements PlacementPolicy {
       stepTokenCount: this.#options.stepTokenCount,
       leastCost: this.#leastCost(request.model, looked, now),
     };
+    const outlooks: WorkerOutlook[] = [];
     for (const worker of looked) {
       const { facts } = worker;
       const cached = options.cachedTokensOf(facts);
       const work = this.#ledger.standing(worker.incarnation, now);
       const outlook = new WorkerOutlook(worker, reservedOf(worker.incarnation), cached, work, settings);
+      outlooks.push(outlook);
       const { freeBlockCount } = outlook.load;
       const cachedBlockCount = Math.floor(cached / facts.blockSize);
       if (canDecode(facts, request)) {
@@ -186,43 +189,64 @@ export class GoodputPolicy implements PlacementPolicy {
         if (prefillBlockCount(request, facts.blockSize) - cachedBlockCount <= freeBlockCount) prefills.push(outlook);
       }
     }
-    const scored = decodes.flatMap((decode) => this.#both(decode, contextTokenCount, question));
+    const holdings = new LongestHoldings(outlooks);
+    const scored: Scored[] = [];
+    for (const decode of decodes) {
+      const best = this.#sources(decode, holdings, question)
+        .flatMap((source) => this.#both(decode, source, contextTokenCount, question))
+        .sort(byGoodput)[0];
+      if (best !== undefined) scored.push(best);
+    }
     const receivers = bestReceivers(decodes, contextTokenCount);
     for (const prefill of prefills) {
       const decode = receiverFor(prefill, receivers);
-      if (decode !== undefined) scored.push(this.#split(prefill, decode, contextTokenCount, question));
+      if (decode === undefined) continue;
+      const [best] = this.#sources(prefill, holdings, question)
+        .map((source) => this.#split(prefill, decode, source, contextTokenCount, question))
+        .sort(byGoodput);
+      if (best !== undefined) scored.push(best);
     }
     return scored;
   }
 
+  /** Where a worker could have the prompt's beginning from: its own cache, and that of who has more of it. */
+  #sources(worker: WorkerOutlook, holdings: LongestHoldings, { request, options }: PlacementQuestion): Source[] {
+    const { cachedTokenCount } = worker;
+    const msBeyond = (tokenCount: number) => worker.computeMs(request.promptTokenCount, tokenCount);
+    const plan = holdings.planFor(worker, options.storedPrefixOf?.(worker.worker.facts), msBeyond, options);
+    const own: Source = { thereCount: cachedTokenCount, fetch: undefined, recompute: plan };
+    if (plan === undefined || !isWorthFetching(plan)) return [own];
+    return [own, { thereCount: plan.tokenEnd, fetch: plan, recompute: undefined }];
+  }
+
   /** Prompt and answer on one worker. */
-  #both(decode: WorkerOutlook, contextTokenCount: number, question: PlacementQuestion): Scored[] {
+  #both(decode: WorkerOutlook, source: Source, contextTokenCount: number, question: PlacementQuestion): Scored[] {
     const { request } = question;
-    const computeMs = decode.computeBesideDecodesMs(request.promptTokenCount);
-    const besideMs = decode.besideMs(request.promptTokenCount);
-    const queueMs = decode.queueMs();
+    const computeMs = decode.computeBesideDecodesMs(request.promptTokenCount, source.thereCount);
+    const besideMs = decode.besideMs(request.promptTokenCount, source.thereCount);
     const tbtMs = decode.tbtMs(contextTokenCount, besideMs, 0);
     const isMixed = decode.worker.facts.role === "mixed";
     const strictest = decode.strictestTbtMs;
     if (!isMixed && tbtMs > this.#options.localShareMax * Math.min(strictest, request.objectives?.tbtMs ?? strictest)) {
       return [];
     }
-    const ttft = { queueMs, computeMs, tailMs: 0 };
+    const ttft = { queueMs: queueMs(decode, source), computeMs, tailMs: 0 };
     const work = { prefillMs: computeMs, besideMs, contextTokenCount };
-    return [this.#scored(undefined, decode, ttft, { tbtMs, tbtNowMs: tbtMs }, work, question)];
+    return [this.#scored(undefined, decode, source, ttft, { tbtMs, tbtNowMs: tbtMs }, work, question)];
   }
 
   #split(
     prefill: WorkerOutlook,
     decode: WorkerOutlook,
+    source: Source,
     contextTokenCount: number,
     question: PlacementQuestion,
   ): Scored {
     const { request, options } = question;
-    const computeMs = prefill.computeMs(request.promptTokenCount);
+    const computeMs = prefill.computeMs(request.promptTokenCount, source.thereCount);
     const moved = request.promptTokenCount - decode.cachedTokenCount;
     const transferMs = ((moved * prefill.worker.facts.kvBytesPerToken) / options.kvBytesPerSecond) * 1_000;
-    const ttft = { queueMs: prefill.queueMs(), computeMs, tailMs: options.handoverMs };
+    const ttft = { queueMs: queueMs(prefill, source), computeMs, tailMs: options.handoverMs };
     // KV flows while chunks are computed; what is left of it after the first token delays the second one, spread over all of them.
     const lateMs = Math.max(
       transferMs / Math.ceil(request.promptTokenCount / this.#options.stepTokenCount),
@@ -232,13 +256,15 @@ export class GoodputPolicy implements PlacementPolicy {
     const tbtMs = decode.tbtMs(contextTokenCount, 0, ttft.queueMs + computeMs) + restMs;
     // A price that fell with the wait would make waiting look cheap.
     const tbtNowMs = decode.tbtMs(contextTokenCount, 0, 0) + restMs;
-    const work = { prefillMs: computeMs, besideMs: prefill.besideMs(request.promptTokenCount), contextTokenCount };
-    return this.#scored(prefill, decode, ttft, { tbtMs, tbtNowMs }, work, question);
+    const besideMs = prefill.besideMs(request.promptTokenCount, source.thereCount);
+    const work = { prefillMs: computeMs, besideMs, contextTokenCount };
+    return this.#scored(prefill, decode, source, ttft, { tbtMs, tbtNowMs }, work, question);
   }
 
   #scored(
     prefill: WorkerOutlook | undefined,
     decode: WorkerOutlook,
+    { thereCount, fetch, recompute }: Source,
     ttft: Candidate["ttft"],
     { tbtMs, tbtNowMs }: { readonly tbtMs: number; readonly tbtNowMs: number },
     work: Pick<Scored, "prefillMs" | "besideMs" | "contextTokenCount">,
@@ -263,7 +289,9 @@ export class GoodputPolicy implements PlacementPolicy {
       ttft,
       tbtMs,
       prefillTokensPerSecond: source.worker.load?.prefillTokensPerSecond ?? 0,
-      uncachedTokenCount: request.promptTokenCount - source.cachedTokenCount,
+      uncachedTokenCount: request.promptTokenCount - thereCount,
+      fetch,
+      recompute,
       freeBlockCount: decode.load.freeBlockCount,
       prefillFreeBlockCount: prefill?.load.freeBlockCount ?? 0,
       sequenceCount: decode.load.sequenceCount,
@@ -323,6 +351,18 @@ export class GoodputPolicy implements PlacementPolicy {
     }
     return [...sample];
   }
+}
+
+/** A prompt's beginning that need not be computed. */
+interface Source {
+  readonly thereCount: number;
+  readonly fetch: PrefixFetchPlan | undefined;
+  readonly recompute: PrefixFetchPlan | undefined;
+}
+
+/** It is fetched while others are computed. */
+function queueMs(worker: WorkerOutlook, { fetch }: Source): number {
+  return Math.max(worker.queueMs(), fetch?.fetchMs ?? 0);
 }
 
 /** Chances closer than this count as equal, so that price decides among them. */

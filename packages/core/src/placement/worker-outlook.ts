@@ -52,24 +52,24 @@ export class WorkerOutlook {
     return this.#work.queueMs + this.#work.slowness * this.#cost.promptTokenMs * foreign;
   }
 
-  /** To compute the prompt alone. */
-  computeMs(promptTokenCount: number): number {
-    return this.#work.slowness * prefillMs(this.#cost, promptTokenCount, this.cachedTokenCount, this.#stepTokenCount);
+  /** To compute the prompt alone when so many of its tokens are there. */
+  computeMs(promptTokenCount: number, thereCount: number): number {
+    return this.#work.slowness * prefillMs(this.#cost, promptTokenCount, thereCount, this.#stepTokenCount);
   }
 
   /** What computing it adds to steps that run anyway. */
-  besideMs(promptTokenCount: number): number {
-    const steps = prefillStepCount(promptTokenCount, this.cachedTokenCount, this.#stepTokenCount);
-    return this.computeMs(promptTokenCount) - this.#work.slowness * steps * this.#cost.fixedMs;
+  besideMs(promptTokenCount: number, thereCount: number): number {
+    const steps = prefillStepCount(promptTokenCount, thereCount, this.#stepTokenCount);
+    return this.computeMs(promptTokenCount, thereCount) - this.#work.slowness * steps * this.#cost.fixedMs;
   }
 
   /** To compute it in steps that also decode what runs here. */
-  computeBesideDecodesMs(promptTokenCount: number): number {
+  computeBesideDecodesMs(promptTokenCount: number, thereCount: number): number {
     const decodeCount = this.load.sequenceCount;
     const room = Math.max(1, this.#stepTokenCount - decodeCount);
-    const steps = prefillStepCount(promptTokenCount, this.cachedTokenCount, room);
+    const steps = prefillStepCount(promptTokenCount, thereCount, room);
     const besides = this.#cost.decodeMs * decodeCount + this.#cost.contextTokenMs * this.#contextTokenCount;
-    const alone = prefillMs(this.#cost, promptTokenCount, this.cachedTokenCount, room);
+    const alone = prefillMs(this.#cost, promptTokenCount, thereCount, room);
     return this.#work.slowness * (alone + steps * besides);
   }
 

@@ -22,6 +22,8 @@ export class CacheJournal {
   readonly #kinds: Uint8Array;
   readonly #capacity: number;
   #next = 0;
+  /** Changes before it are forgotten. */
+  #first = 0;
 
   /** `capacity`: changes that are remembered. Larger: a slow reader catches up with differences; smaller: with a snapshot. */
   constructor(capacity: number) {
@@ -42,10 +44,16 @@ export class CacheJournal {
     this.#next++;
   }
 
+  /** What is there now did not come about by changes: every reader begins anew. */
+  clear(): void {
+    this.#next++;
+    this.#first = this.#next;
+  }
+
   /** At most `countMax` changes from number `from` on. */
   read(from: number, countMax: number): JournalReading {
     assert(from <= this.#next, `change ${from} is read, the next one is ${this.#next}`);
-    if (from < this.#next - this.#capacity) return { kind: "gap" };
+    if (from < Math.max(this.#first, this.#next - this.#capacity)) return { kind: "gap" };
     const end = Math.min(this.#next, from + countMax);
     const places = this.#lastPlaces(from, end);
     const packed = (kind: number): Uint8Array => {

@@ -22,6 +22,10 @@ export function checkSequences(
       sequence.inputPlannedCount <= sequence.inputTokenIds.length,
       `sequence ${sequenceId} is planned beyond its input`,
     );
+    assert(
+      sequence.awaited === undefined || sequence.awaited.begin >= sequence.inputPlannedCount,
+      `sequence ${sequenceId} is planned into what a fetch may write`,
+    );
     if (sequence.phase === "pinned") pinned += sequence.blockIds.length;
     else if (sequence.phase !== "waiting" && sequence.phase !== "ended") active++;
   }

@@ -1,5 +1,6 @@
 import type { BlockId } from "../block/block-pool.ts";
 import type { BlockHashChain } from "../prefix/block-hash.ts";
+import type { TokenSpan } from "../prefix-fetch/decide-fetch.ts";
 import type { Instant } from "../time.ts";
 
 /** One request inside one engine; unique for the life of the engine. */
@@ -27,11 +28,8 @@ export interface SequenceSpec {
   readonly scope?: RequestScope;
   /** The chain of the prompt under that root, where it is known already; else it is computed. */
   readonly promptChain?: BlockHashChain;
-  /**
-   * Prefill kind: another worker waits for KV that is here. At most a block of it is computed, before other prompts, so that the rest is lent
-   * without a wait behind them.
-   */
-  readonly lends?: boolean;
+  /** Local kind: KV of the prompt may be fetched, so that its blocks are taken and told at admission. */
+  readonly fetches?: boolean;
   /** Every token of the prompt is computed, because more is wanted of it than its KV. What is computed is kept all the same. */
   readonly computesWholePrompt?: boolean;
   /**
@@ -120,10 +118,12 @@ export type SchedulerEvent =
       readonly isApproximate?: boolean;
     }
   /**
-   * Prefill kind, before its export opens: the KV of the prompt's first tokens came from another worker, and nothing writes it any more. Whole
-   * blocks of it count as computed.
+   * Prefill kind, or one that `fetches`, admitted: a fetch may write these tokens of the prompt, whole blocks, from now on, and nothing of them is
+   * planned. They are not planned yet, and not the prompt's last. Again, with a later beginning: what is before it is computed here after all.
    */
-  | { readonly kind: "KvFetched"; readonly sequenceId: SequenceId; readonly verifiedTokenCount: number }
+  | { readonly kind: "KvAwaited"; readonly sequenceId: SequenceId; readonly span: TokenSpan }
+  /** No fetch writes any more. Of what was awaited these spans, whole blocks in their order, are there, and the others are computed. */
+  | { readonly kind: "KvFetched"; readonly sequenceId: SequenceId; readonly spans: readonly TokenSpan[] }
   /** No transfer reads (Release answered) or writes (Fence answered) the sequence's blocks any more. */
   | { readonly kind: "TransferClosed"; readonly sequenceId: SequenceId }
   /** The device answered the oldest step in flight. */
@@ -135,8 +135,8 @@ export type SequenceEnd = "stop" | "length";
 
 export type SchedulerEffect =
   /**
-   * Admitted. `blockIds`: the prompt's blocks for prefill kind, which must now be published; those that are reused for the others, with
-   * the KV of the input's first `cachedTokenCount` tokens.
+   * Admitted. `blockIds`: the prompt's blocks for prefill kind, which must now be published, and for those that fetch; those that are reused for
+   * the others. With the KV of the input's first `cachedTokenCount` tokens.
    */
   | {
       readonly kind: "AnnounceAdmission";

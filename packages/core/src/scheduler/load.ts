@@ -1,4 +1,4 @@
-import type { Sequence } from "./sequence.ts";
+import { type Sequence, uncomputedCount } from "./sequence.ts";
 
 export interface SchedulerLoad {
   /** Blocks neither held nor reserved. */
@@ -6,7 +6,7 @@ export interface SchedulerLoad {
   readonly runningCount: number;
   /** Not yet admitted, or admitted and without its first step or its KV. */
   readonly waitingCount: number;
-  /** Prompt tokens of sequences to compute here that are not planned yet. */
+  /** Prompt tokens of sequences to compute here that are neither planned nor fetched. */
   readonly queuedPromptTokenCount: number;
   /** Context over the sequences that decode. */
   readonly contextTokenCount: number;
@@ -17,10 +17,10 @@ export function loadOf(sequences: Iterable<Sequence>, availableBlockCount: numbe
   let contextTokenCount = 0;
   let waitingCount = 0;
   let runningCount = 0;
-  for (const { phase, spec, inputTokenIds, inputPlannedCount, samplePlannedCount, started } of sequences) {
+  for (const sequence of sequences) {
+    const { phase, spec, samplePlannedCount, started } = sequence;
     if (phase === "ended" || phase === "pinned") continue;
-    if (spec.kind !== "decode" || phase === "prompting")
-      queuedPromptTokenCount += inputTokenIds.length - inputPlannedCount;
+    if (spec.kind !== "decode" || phase === "prompting") queuedPromptTokenCount += uncomputedCount(sequence);
     if (phase === "decoding") contextTokenCount += spec.promptTokenIds.length + samplePlannedCount;
     if (phase === "decoding" || (phase === "prompting" && started)) runningCount++;
     else waitingCount++;

@@ -147,24 +147,32 @@ test("a prefill sequence that waited copies into the blocks that it has named, a
   expect(bench.arrive(3, "prefill", text(9))).toBe(8);
 });
 
-test("a prefill sequence goes on from what it fetched, and one that lends comes before other prompts", () => {
+test("a prefill sequence computes around what it fetches, behind others, and keeps all of it for those who follow", () => {
   const bench = new Bench(32, 16);
   bench.arrive(1, "prefill", text(30));
-  bench.apply({ kind: "KvFetched", sequenceId: id(1), verifiedTokenCount: 19 });
+  bench.apply({ kind: "KvAwaited", sequenceId: id(1), span: { begin: 0, end: 28 } });
   bench.apply({ kind: "ExportOpened", sequenceId: id(1) });
-  expect(bench.steps.pool.cachedCount).toBe(4);
-  expect(bench.plan()).toMatchObject({
-    slices: [{ startPosition: 16, tokenCount: 14 }],
-    starts: [{ cachedTokenCount: 0 }],
-  });
-  bench.settle();
-  bench.arrive(2, "prefill", text(60, 100));
-  expect(bench.arrive(3, "prefill", text(28), { lends: true })).toBe(24);
-  for (const sequenceId of [2, 3]) bench.apply({ kind: "ExportOpened", sequenceId: id(sequenceId) });
+  expect(bench.steps.load().queuedPromptTokenCount).toBe(2);
+  expect(bench.plan()).toBeUndefined();
+  // Its front is computed after all, behind others.
+  bench.apply({ kind: "KvAwaited", sequenceId: id(1), span: { begin: 12, end: 28 } });
+  bench.arrive(4, "local", text(9, 300), { maxTokens: 1 });
   expect(bench.plan()?.slices).toMatchObject([
-    { sequenceId: 3, startPosition: 24, tokenCount: 4 },
-    { sequenceId: 2, startPosition: 0, tokenCount: 12 },
+    { sequenceId: 4, tokenCount: 9 },
+    { sequenceId: 1, startPosition: 0, tokenCount: 7 },
   ]);
+  expect(bench.plan()?.slices).toMatchObject([{ sequenceId: 1, startPosition: 7, tokenCount: 5 }]);
+  bench.settle();
+  const spans = [
+    { begin: 12, end: 20 },
+    { begin: 24, end: 28 },
+  ];
+  bench.apply({ kind: "KvFetched", sequenceId: id(1), spans });
+  expect(bench.steps.load().queuedPromptTokenCount).toBe(6);
+  expect(bench.plan()?.slices).toMatchObject([{ sequenceId: 1, startPosition: 20, tokenCount: 4 }]);
+  expect(bench.plan()?.slices).toMatchObject([{ sequenceId: 1, startPosition: 28, tokenCount: 2 }]);
+  bench.settle();
+  expect(bench.arrive(2, "prefill", text(30))).toBe(28);
 });
 
 test("a decode sequence fetches beyond what it has, and may go on from there without a fetch", () => {

@@ -36,12 +36,12 @@ export class PrefixReuse {
   }
 
   /**
-   * Looks again before the first chunk is planned. A sequence whose table ends where its KV does goes on with the blocks found; one whose blocks
+   * Looks again before the first chunk is planned, unless KV of it is fetched. A sequence whose table ends where its KV does goes on with the blocks found; one whose blocks
    * are named to a peer already gets copies, which cost a hundredth of computing.
    */
   findMore(sequence: Sequence, copies: PlannedCopy[]): void {
-    const { inputPlannedCount } = sequence;
-    if (inputPlannedCount % this.#blockSize !== 0) return;
+    const { inputPlannedCount, awaited, arrived } = sequence;
+    if (inputPlannedCount % this.#blockSize !== 0 || awaited !== undefined || arrived.length > 0) return;
     const beginBlock = inputPlannedCount / this.#blockSize;
     const found = this.find(sequence, beginBlock);
     const endBlock = beginBlock + this.#holdMore(sequence, found, beginBlock, copies);
@@ -79,18 +79,10 @@ export class PrefixReuse {
     sequence.keptBlockCount = end;
   }
 
-  /** So much of a prompt came from another worker: of its whole blocks nothing is computed but what holds the last token. */
-  fetched(sequence: Sequence, verifiedTokenCount: number): void {
-    const { spec, inputPlannedCount } = sequence;
-    const tokenCount = Math.min(verifiedTokenCount, spec.promptTokenIds.length - 1);
-    sequence.inputPlannedCount = Math.max(inputPlannedCount, tokenCount - (tokenCount % this.#blockSize));
-    this.keep(sequence, sequence.inputPlannedCount);
-  }
-
-  /** What stores are told of a sequence that ends; a loan to another worker is no use. */
+  /** What stores are told of a sequence that ends. */
   used({ spec, chain, keptBlockCount }: Sequence): readonly SchedulerEffect[] {
-    const { scope, sequenceId, lends } = spec;
-    if (scope === undefined || chain === undefined || keptBlockCount === 0 || lends === true) return [];
+    const { scope, sequenceId } = spec;
+    if (scope === undefined || chain === undefined || keptBlockCount === 0) return [];
     return [{ kind: "TellUsedBlocks", sequenceId, scope, hashes: chain.bytes(keptBlockCount).slice() }];
   }
 

@@ -1,6 +1,7 @@
 import { assert } from "../assert.ts";
 import type { BlockId } from "../block/block-pool.ts";
 import { BlockHashChain } from "../prefix/block-hash.ts";
+import type { TokenSpan } from "../prefix-fetch/decide-fetch.ts";
 import type { Instant } from "../time.ts";
 import type { SequenceEnd, SequenceSpec, SliceOutcome } from "./events.ts";
 
@@ -46,6 +47,10 @@ export interface Sequence {
   inFlightCount: number;
   /** A transfer may read or write its blocks. */
   transferOpen: boolean;
+  /** A fetch may write these tokens of its prompt. */
+  awaited: TokenSpan | undefined;
+  /** Fetched tokens beyond those that are planned, in order. */
+  arrived: readonly TokenSpan[];
   /** Further answers that wait for this one's prompt. */
   branches: Sequence[];
   /** Blocks that its own are copied from, held until that is done. */
@@ -90,26 +95,65 @@ export function newSequence(
     started: false,
     inFlightCount: 0,
     transferOpen: false,
+    awaited: undefined,
+    arrived: [],
     branches: [],
     copySources: [],
   };
 }
 
-/**
- * In which order prompts are planned: first those whose KV another worker waits for, as long as they take at most half of the budget, so that the
- * oldest of the others always moves; then in order of admission.
- */
-export function planOrder(prompting: Iterable<Sequence>, budget: number): Sequence[] {
+/** In which order prompts are planned: that of admission, and last those whose own KV may still arrive, with what nobody else needs of a step. */
+export function planOrder(prompting: Iterable<Sequence>): Sequence[] {
   const first: Sequence[] = [];
-  const others: Sequence[] = [];
-  let left = budget / 2;
-  for (const sequence of prompting) {
-    const tokenCount = sequence.inputTokenIds.length - sequence.inputPlannedCount;
-    const isFirst = sequence.spec.lends === true && tokenCount <= left;
-    if (isFirst) left -= tokenCount;
-    (isFirst ? first : others).push(sequence);
+  const last: Sequence[] = [];
+  for (const sequence of prompting) (sequence.awaited === undefined ? first : last).push(sequence);
+  return [...first, ...last];
+}
+
+/** What may be planned of a sequence's input: from behind what has arrived, up to what is awaited or has arrived further on. */
+export function nextChunk(sequence: Sequence, budget: number): TokenSpan {
+  for (let [next] = sequence.arrived; next?.begin === sequence.inputPlannedCount; [next] = sequence.arrived) {
+    sequence.inputPlannedCount = next.end;
+    sequence.arrived = sequence.arrived.slice(1);
   }
-  return [...first, ...others];
+  const { awaited, arrived, inputTokenIds, inputPlannedCount } = sequence;
+  const limit = Math.min(awaited?.begin ?? inputTokenIds.length, arrived[0]?.begin ?? inputTokenIds.length);
+  return { begin: inputPlannedCount, end: Math.min(limit, inputPlannedCount + budget) };
+}
+
+/** Of its input, still to be computed here as far as is known. */
+export function uncomputedCount({ inputTokenIds, inputPlannedCount, awaited, arrived }: Sequence): number {
+  const spans = awaited === undefined ? arrived : [...arrived, awaited];
+  return spans.reduce((count, span) => count - (span.end - span.begin), inputTokenIds.length - inputPlannedCount);
+}
+
+/** A fetch may write these tokens from now on; nothing, where the sequence has ended meanwhile. */
+export function awaitKv(sequence: Sequence, span: TokenSpan, blockSize: number): void {
+  const { spec, phase, inputPlannedCount, blockIds } = sequence;
+  const isFetching = spec.kind === "prefill" || (spec.kind === "local" && spec.fetches === true);
+  if (!isFetching || (phase !== "reserved" && phase !== "prompting")) return;
+  const isWhole = span.begin % blockSize === 0 && span.end % blockSize === 0 && span.begin < span.end;
+  assert(
+    isWhole && span.begin >= inputPlannedCount && span.end < spec.promptTokenIds.length,
+    `sequence ${spec.sequenceId} awaits [${span.begin}, ${span.end}) with ${inputPlannedCount} of ${spec.promptTokenIds.length} planned`,
+  );
+  assert(span.end <= blockIds.length * blockSize, `sequence ${spec.sequenceId} awaits KV beyond its blocks`);
+  sequence.awaited = span;
+}
+
+/** No fetch writes any more, and so much came. */
+export function keepFetched(sequence: Sequence, spans: readonly TokenSpan[]): void {
+  const { spec, awaited, inputPlannedCount } = sequence;
+  let end = Math.max(awaited?.begin ?? spec.promptTokenIds.length, inputPlannedCount);
+  for (const span of spans) {
+    assert(
+      span.begin >= end && span.end > span.begin,
+      `sequence ${spec.sequenceId} has not awaited [${span.begin}, ${span.end})`,
+    );
+    end = span.end;
+  }
+  sequence.awaited = undefined;
+  sequence.arrived = spans;
 }
 
 /** How a sampled token ends its sequence, if it does. */

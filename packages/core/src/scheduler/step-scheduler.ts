@@ -18,11 +18,14 @@ import type {
 import { loadOf, type SchedulerLoad } from "./load.ts";
 import { PrefixReuse } from "./prefix-reuse.ts";
 import {
+  awaitKv,
   endOf,
   groupOf,
   isCoherent,
+  keepFetched,
   keepReceived,
   newSequence,
+  nextChunk,
   planOrder,
   promptChain,
   type Sequence,
@@ -113,38 +116,30 @@ export class StepScheduler {
 
   apply(event: SchedulerEvent, now: Instant): readonly SchedulerEffect[] {
     const effects: SchedulerEffect[] = [];
+    const sequence = "sequenceId" in event ? this.#sequences.get(event.sequenceId) : undefined;
     switch (event.kind) {
       case "SequenceArrived":
         this.#arrive(event.spec, event.waitUntil);
         break;
-      case "SequenceClosed": {
-        const sequence = this.#sequences.get(event.sequenceId);
+      case "SequenceClosed":
         if (sequence && sequence.phase !== "ended") this.#end(sequence, effects);
         break;
-      }
-      case "ExportOpened": {
-        const sequence = this.#sequences.get(event.sequenceId);
+      case "ExportOpened":
         if (sequence?.phase === "reserved" && sequence.spec.kind === "prefill") this.#startPrompt(sequence);
         break;
-      }
-      case "KvOffered": {
-        const sequence = this.#sequences.get(event.sequenceId);
+      case "KvOffered":
         if (sequence?.phase !== "reserved" || sequence.spec.kind !== "decode") break;
         sequence.phase = "receiving";
         sequence.transferOpen = true;
         this.#cover(sequence, sequence.spec.promptTokenIds.length);
         effects.push({ kind: "OpenFetch", sequenceId: event.sequenceId, blockIds: sequence.blockIds.slice() });
         break;
-      }
-      case "KvArrived": {
-        const sequence = this.#sequences.get(event.sequenceId);
+      case "KvArrived":
         if (sequence?.phase !== "receiving") break;
         sequence.isApproximate = event.isApproximate ?? false;
         this.#receive(sequence, event.firstTokenId, effects);
         break;
-      }
-      case "KvLost": {
-        const sequence = this.#sequences.get(event.sequenceId);
+      case "KvLost":
         if (sequence?.spec.kind !== "decode") break;
         if (sequence.phase === "receiving" || sequence.phase === "reserved") {
           sequence.isApproximate = event.isApproximate ?? false;
@@ -153,20 +148,19 @@ export class StepScheduler {
           this.#startPrompt(sequence);
         }
         break;
-      }
-      case "KvFetched": {
-        const sequence = this.#sequences.get(event.sequenceId);
-        if (sequence?.phase !== "reserved" || sequence.spec.kind !== "prefill") break;
-        this.#reuse.fetched(sequence, event.verifiedTokenCount);
+      case "KvAwaited":
+        if (sequence !== undefined) awaitKv(sequence, event.span, this.options.blockSize);
         break;
-      }
-      case "TransferClosed": {
-        const sequence = this.#sequences.get(event.sequenceId);
+      case "KvFetched":
+        if (sequence?.awaited === undefined) break;
+        keepFetched(sequence, event.spans);
+        this.#freeIfQuiet(sequence, effects);
+        break;
+      case "TransferClosed":
         if (sequence === undefined) break;
         sequence.transferOpen = false;
         this.#freeIfQuiet(sequence, effects);
         break;
-      }
       case "StepCompleted":
         this.#completeStep(event.stepId, event.results, effects);
         break;
@@ -197,9 +191,10 @@ export class StepScheduler {
     const decodeTokenCount = slices.length;
     let budget = this.options.tokenBudget - decodeTokenCount;
     // Of what is there now: a branch starts in a later step than the prompt that it copies from.
-    for (const sequence of this.#prompting.size > 0 ? planOrder(this.#prompting, budget) : []) {
+    for (const sequence of this.#prompting.size > 0 ? planOrder(this.#prompting) : []) {
       if (budget <= 0) break;
       const slice = this.#planChunk(sequence, budget, starts, copies);
+      if (slice === undefined) continue;
       budget -= slice.tokenCount;
       add(sequence, slice);
     }
@@ -225,6 +220,12 @@ export class StepScheduler {
     return Math.min(...this.#waiting.map(({ waitUntil }) => waitUntil)) as Instant;
   }
 
+  /** Of a sequence's input, what is planned, reused or fetched from its beginning on; undefined once it has ended. */
+  plannedCount(sequenceId: SequenceId): number | undefined {
+    const sequence = this.#sequences.get(sequenceId);
+    return sequence?.phase === "ended" ? undefined : sequence?.inputPlannedCount;
+  }
+
   get waitingCount(): number {
     return this.#waiting.length;
   }
@@ -239,10 +240,10 @@ export class StepScheduler {
   }
 
   checkInvariants(): void {
-    const { sequenceCountMax: activeMax } = this.options;
+    const activeMax = this.options.sequenceCountMax;
     const counted = { active: this.#activeCount, pinned: this.#pinnedBlockCount, activeMax };
     checkSequences(this.#sequences.values(), this.pool, counted);
-    assert(this.#inFlight.length <= STEPS_IN_FLIGHT_MAX, `${this.#inFlight.length} steps are in flight`);
+    assert(this.inFlightCount <= STEPS_IN_FLIGHT_MAX, `${this.inFlightCount} steps are in flight`);
   }
 
   #arrive(spec: SequenceSpec, waitUntil: Instant): void {
@@ -257,7 +258,7 @@ export class StepScheduler {
     const { branches = [], ...common } = spec;
     for (const { sequenceId, outputTokenIds = [] } of branches) {
       assert(!this.#sequences.has(sequenceId), `sequence ${sequenceId} arrives twice`);
-      const own: SequenceSpec = { ...common, sequenceId, kind: "local", outputTokenIds };
+      const own: SequenceSpec = { ...common, sequenceId, kind: "local", outputTokenIds, fetches: false };
       const branch = newSequence(own, waitUntil, branchWorstCaseOf(spec, this.options.blockSize), chain);
       branch.inputPlannedCount = spec.promptTokenIds.length - 1;
       this.#sequences.set(sequenceId, branch);
@@ -266,8 +267,8 @@ export class StepScheduler {
   }
 
   #refuseOverdue(now: Instant, effects: SchedulerEffect[]): void {
-    if (!this.#waiting.some((sequence) => sequence.waitUntil <= now)) return;
     const overdue = this.#waiting.filter((sequence) => sequence.waitUntil <= now);
+    if (overdue.length === 0) return;
     this.#waiting = this.#waiting.filter((sequence) => sequence.waitUntil > now);
     for (const { spec } of overdue.flatMap(groupOf)) {
       this.#sequences.delete(spec.sequenceId);
@@ -295,11 +296,9 @@ export class StepScheduler {
       }
       this.#reuse.begin(head, found);
       if (kind === "local") this.#startPrompt(head);
-      if (kind === "prefill") {
-        // Its blocks are named in the export, which is opened before anything is computed.
-        this.#cover(head, promptTokenIds.length);
-        head.transferOpen = true;
-      }
+      // Its blocks are named in the export or the fetch, which is opened before anything is computed.
+      if (kind === "prefill" || head.spec.fetches) this.#cover(head, promptTokenIds.length);
+      if (kind === "prefill") head.transferOpen = true;
       const { blockIds, cachedTokenCount } = head;
       effects.push({ kind: "AnnounceAdmission", sequenceId, blockIds: blockIds.slice(), cachedTokenCount });
     }
@@ -362,25 +361,27 @@ export class StepScheduler {
     return { sequenceId, startPosition, tokenCount: 1, tokenIds, appendedBlockIds, sample: true };
   }
 
-  #planChunk(sequence: Sequence, budget: number, starts: PlannedStart[], copies: PlannedCopy[]): PlannedSlice {
+  /** Undefined while everything that is left to compute stands behind KV that may still arrive. */
+  #planChunk(
+    sequence: Sequence,
+    budget: number,
+    starts: PlannedStart[],
+    copies: PlannedCopy[],
+  ): PlannedSlice | undefined {
     const { inputTokenIds, copySources } = sequence;
     const { sequenceId, kind } = sequence.spec;
     const [parentBlockId] = copySources;
     if (!sequence.started) this.#reuse.findMore(sequence, copies);
-    const startPosition = sequence.inputPlannedCount;
-    const tokenCount = Math.min(inputTokenIds.length - startPosition, budget);
-    const end = startPosition + tokenCount;
+    const { begin: startPosition, end } = nextChunk(sequence, budget);
+    if (end === startPosition) return undefined;
     // The whole input at once, so that it lies in one run where there is one.
     const appendedBlockIds = this.#cover(sequence, inputTokenIds.length);
     if (!sequence.started) this.#start(sequence, appendedBlockIds.length, starts);
     const [targetBlockId] = appendedBlockIds;
     // A branch begins within a block of its parent.
     if (parentBlockId !== undefined && targetBlockId !== undefined) {
-      copies.push({
-        sourceBlockId: parentBlockId,
-        targetBlockId,
-        tokenCount: startPosition % this.options.blockSize,
-      });
+      const inBlockCount = startPosition % this.options.blockSize;
+      copies.push({ sourceBlockId: parentBlockId, targetBlockId, tokenCount: inBlockCount });
     }
     const sample = end === inputTokenIds.length;
     sequence.inputPlannedCount = end;
@@ -398,13 +399,13 @@ export class StepScheduler {
       }
     }
     const tokenIds = inputTokenIds.slice(startPosition, end);
-    return { sequenceId, startPosition, tokenCount, tokenIds, appendedBlockIds, sample };
+    return { sequenceId, startPosition, tokenCount: end - startPosition, tokenIds, appendedBlockIds, sample };
   }
 
   /** Names the sequence to the device with the blocks it held before this step's own. */
   #start(sequence: Sequence, appendedCount: number, starts: PlannedStart[]): void {
-    const { sequenceId, promptTokenIds } = sequence.spec;
-    const { cachedTokenCount } = sequence;
+    const { cachedTokenCount, spec } = sequence;
+    const { sequenceId, promptTokenIds } = spec;
     const blockIds = sequence.blockIds.slice(0, sequence.blockIds.length - appendedCount);
     starts.push({ sequenceId, promptTokenCount: promptTokenIds.length, blockIds, cachedTokenCount });
     sequence.started = true;
@@ -487,7 +488,7 @@ export class StepScheduler {
   }
 
   #freeIfQuiet(sequence: Sequence, effects: SchedulerEffect[]): void {
-    if (sequence.phase !== "ended" || sequence.inFlightCount > 0 || sequence.transferOpen) return;
+    if (sequence.phase !== "ended" || sequence.inFlightCount > 0 || sequence.transferOpen || sequence.awaited) return;
     const { sequenceId } = sequence.spec;
     if (!this.#sequences.delete(sequenceId)) return;
     this.#freeCopySources(sequence);

@@ -27,7 +27,7 @@ export const PLANES: Readonly<Record<string, Plane>> = {
   },
   "kvasir.kvstore.v1.LendingService": {
     servers: ["prefill", "decode", "mixed", "store"],
-    callers: { Lend: ["prefill", "mixed", "store"] },
+    callers: { Lend: ["prefill", "decode", "mixed", "store"] },
   },
   "kvasir.kvstore.v1.CacheFeedService": {
     servers: ["prefill", "decode", "mixed"],

@@ -54,8 +54,9 @@ export class FakeDevice {
       if (!sequence) throw refused(`slice of unknown sequence ${sequenceId}`);
       sequence.blockIds.push(...slice.appendedBlockIds);
       if (sequence.stopped) return { sequenceId, outcome: SliceOutcome.SKIPPED };
-      // The caller vouches for the KV before the first slice.
-      if (sequence.position === -1) sequence.position = startPosition;
+      // The caller vouches for the KV before the first slice, and for what it skips of the prompt.
+      const isSkipping = startPosition > sequence.position && startPosition < sequence.promptTokenCount;
+      if (sequence.position === -1 || isSkipping) sequence.position = startPosition;
       if (startPosition !== sequence.position) {
         throw refused(`sequence ${sequenceId} has ${sequence.position} tokens, the slice starts at ${startPosition}`);
       }

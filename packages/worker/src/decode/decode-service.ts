@@ -3,6 +3,7 @@ import { type DecodeService, type GenerateRequest, PlacementMode, type WorkerRef
 import { contextFromMetadata, type Implementation } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
+import type { Lenders } from "../fetch/borrow.ts";
 import type { Incarnation } from "../incarnation.ts";
 import { invalid } from "../invalid.ts";
 import type { LocalPrefillCause } from "../metrics.ts";
@@ -24,6 +25,7 @@ export interface DecodeServiceOptions {
   readonly leaderToken: () => bigint;
   readonly tracer: Tracer;
   readonly peers: PrefillPeers;
+  readonly lenders: Lenders;
   readonly renewals: LeaseRenewals;
   readonly leaseMs: number;
   readonly admissionWaitMs: number;
@@ -113,7 +115,7 @@ async function generate(
         options.onLocalPrefill("no_prefill_worker");
         traced.span.setAttribute("kvasir.local_prefill", "no_prefill_worker");
       }
-      return untilDone(call, generateLocally(facts));
+      return untilDone(call, generateLocally({ ...facts, lenders: options.lenders, fetch: placement.fetch }));
     }
     case PlacementMode.SPLIT: {
       const { prefill } = placement;

@@ -1,13 +1,24 @@
 import { addNanos, KvasirError, msFromNanos, nanosFromMs, type SequenceEnd, type Token } from "@kvasir/core";
+import type { PrefixFetch as FetchPlan } from "@kvasir/proto";
 import { now } from "../clock.ts";
+import { beginFetch, NOTHING_FETCHED } from "../fetch/begin-fetch.ts";
+import type { Lenders } from "../fetch/borrow.ts";
+import type { PrefixFetch } from "../fetch/prefix-fetch.ts";
 import { startQueueSpan, startSpan, traceparentOf } from "../tracing.ts";
 import { Generation, type GenerationFacts } from "./generation.ts";
 
+export interface LocalFacts extends GenerationFacts {
+  readonly lenders: Lenders;
+  /** What another worker or a store has cached, by the router's plan. */
+  readonly fetch: FetchPlan | undefined;
+}
+
 /** Aggregated: the prompt is computed here too. Answers with what cancels it. */
-export function generateLocally(facts: GenerationFacts): { readonly done: Promise<void>; readonly cancel: () => void } {
+export function generateLocally(facts: LocalFacts): { readonly done: Promise<void>; readonly cancel: () => void } {
   const generation = new Generation(facts);
   const { incarnation, request, arrivedAt, admissionWaitMs, tracer, traced, requestId, workerId } = facts;
-  const { promptTokenIds, reuse } = request;
+  const { promptTokenIds } = request;
+  const reuse = { ...request.reuse, fetches: facts.fetch !== undefined };
   const { sampling } = generation;
   const { outputTokenIds } = facts.choices[0];
   const { engine } = incarnation;
@@ -18,6 +29,9 @@ export function generateLocally(facts: GenerationFacts): { readonly done: Promis
   });
   const queue = startQueueSpan(tracer, prefill, engine);
   let plannedAt = arrivedAt;
+  let resident = 0;
+  let fetched = NOTHING_FETCHED;
+  let fetch: PrefixFetch | undefined;
   const sequenceIds = engine.submitGroup(
     {
       ...{ kind: "local", promptTokenIds, outputTokenIds, sampling, maxTokens: sampling.maxTokens },
@@ -27,13 +41,23 @@ export function generateLocally(facts: GenerationFacts): { readonly done: Promis
     },
     addNanos(arrivedAt, nanosFromMs(admissionWaitMs)),
     {
-      admitted: () => generation.accepted(),
+      admitted(blockIds, cachedTokenCount) {
+        generation.accepted();
+        const [sequenceId] = sequenceIds;
+        const { fetch: plan, lenders, requests } = facts;
+        fetch = beginFetch(
+          { incarnation, sequenceId, blockIds, cachedTokenCount },
+          { plan, request, lenders, traced: prefill, requests },
+          (tokens) => {
+            fetched = tokens;
+          },
+        );
+      },
       refused: () => generation.fail(overloaded()),
       planned(cachedTokenCount) {
         plannedAt = now();
-        const resident = Math.min(cachedTokenCount, promptTokenIds.length);
+        resident = Math.min(cachedTokenCount, promptTokenIds.length);
         facts.requests.lookedUp({ promptTokenCount: promptTokenIds.length, cachedTokenCount: resident });
-        generation.cached({ resident });
         prefill.span.setAttribute("kvasir.cached_tokens", resident);
         queue.span.end();
         generation.timings.prefillQueueMs = msFromNanos(plannedAt - arrivedAt);
@@ -41,6 +65,7 @@ export function generateLocally(facts: GenerationFacts): { readonly done: Promis
       sampled(token: Token, tokenIndex: number, end: SequenceEnd | undefined) {
         if (tokenIndex === outputTokenIds.length) {
           const { timings } = generation;
+          generation.cached({ resident, ...fetched });
           timings.prefillComputeMs = msFromNanos(now() - plannedAt);
           facts.requests.prefilled(timings.prefillComputeMs / 1_000);
           prefill.span.setAttributes({
@@ -56,6 +81,7 @@ export function generateLocally(facts: GenerationFacts): { readonly done: Promis
     },
   );
   const settled = generation.done.finally(() => {
+    fetch?.stop();
     for (const { span } of [queue, prefill]) if (span.isRecording()) span.end();
   });
   return {

@@ -31,7 +31,7 @@ export interface SequenceRequest extends Pick<StartFacts, "sampling" | "tracepar
   readonly outputTokenIds?: readonly number[];
   /** Further answers to the same prompt. */
   readonly branches?: readonly BranchRequest[];
-  readonly reuse: Pick<SequenceSpec, "prefixRoot" | "scope" | "computesWholePrompt" | "lends">;
+  readonly reuse: Pick<SequenceSpec, "prefixRoot" | "scope" | "computesWholePrompt" | "fetches">;
 }
 
 export interface BranchRequest {

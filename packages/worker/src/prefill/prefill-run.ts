@@ -22,17 +22,15 @@ import type { PrefixFetch as FetchPlan, RunRequest, RunResponseSchema, RunTicket
 import { errorFromService } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
+import { beginFetch, NOTHING_FETCHED } from "../fetch/begin-fetch.ts";
+import type { Lenders } from "../fetch/borrow.ts";
+import type { PrefixFetch } from "../fetch/prefix-fetch.ts";
 import type { Incarnation } from "../incarnation.ts";
 import type { CheckedRequest } from "../request-check.ts";
 import type { RequestMeter } from "../request-meter.ts";
 import { signTicket } from "../ticket.ts";
 import { endSpan, metadataOf, startQueueSpan, type Traced, traceparentOf } from "../tracing.ts";
 import { wireToken } from "../wire-token.ts";
-import { type FetchPeers, fetchRange, PrefixFetch } from "./prefix-fetch.ts";
-
-/** Shortest time for KV of another worker, and the time where it is not known how long computing takes. Larger: slow holders hold prompts up. */
-const FETCH_WAIT_MIN_MS = 100;
-const FETCH_WAIT_UNKNOWN_MS = 2_000;
 
 /** Longest life of a transfer, however alive its decode worker: as long as a request may take. */
 const TRANSFER_MAX_MS = 600_000;
@@ -53,11 +51,9 @@ export interface PrefillRunFacts {
   readonly tracer: Tracer;
   readonly requests: RequestMeter;
   readonly requestId: string;
-  readonly peers: FetchPeers;
-  /** What another prefill worker has cached, by the router's plan. */
+  readonly lenders: Lenders;
+  /** What another worker or a store has cached, by the router's plan. */
   readonly fetch: FetchPlan | undefined;
-  /** What is cached here is wanted, and no more than a block of it may be computed. */
-  readonly lends: boolean;
   /** `prefill.run`; ended here. */
   readonly traced: Traced;
 }
@@ -79,8 +75,7 @@ export class PrefillRun {
   #publishing: Promise<unknown> | undefined;
   #plannedAt: Instant | undefined;
   #cachedTokenCount = 0;
-  /** Tokens that came from elsewhere, by where they were. */
-  #fetched = { remoteWorker: 0, storeDram: 0, storeDisk: 0 };
+  #fetched = NOTHING_FETCHED;
   #fetch: PrefixFetch | undefined;
   #timer: NodeJS.Timeout | undefined;
   #blockIds: readonly BlockId[] = [];
@@ -90,8 +85,7 @@ export class PrefillRun {
     this.#facts = facts;
     this.#leaseId = `pin ${Buffer.from(facts.transferId).toString("hex")}`;
     const { incarnation, request, traced } = facts;
-    const { promptTokenIds, sampling } = request;
-    const reuse = { ...request.reuse, lends: facts.lends };
+    const { promptTokenIds, sampling, reuse } = request;
     this.#queue = startQueueSpan(facts.tracer, traced, incarnation.engine);
     const waitUntil = addNanos(this.#arrivedAt, nanosFromMs(facts.admissionWaitMs));
     this.#state = newPrefillHandover(waitUntil);
@@ -168,14 +162,8 @@ export class PrefillRun {
   }
 
   #admitted(blockIds: readonly BlockId[], cachedTokenCount: number): void {
-    const { incarnation, leaseMs, lends, request } = this.#facts;
+    const { incarnation, leaseMs } = this.#facts;
     this.#cachedTokenCount = cachedTokenCount;
-    const missing = request.promptTokenIds.length - cachedTokenCount;
-    if (lends && missing > incarnation.layout.blockSize) {
-      const message = `${missing} tokens of what was to be lent are not cached here any more; compute them`;
-      this.#apply({ kind: "Failed", error: { reason: "lease_expired", message } });
-      return;
-    }
     const lease = incarnation.leases.grant(this.#leaseId, "pin", this.#sequenceId, nanosFromMs(leaseMs), now());
     this.#blockIds = blockIds;
     this.#apply({ kind: "BlocksTaken", leaseEnd: lease.expiresAt });
@@ -195,7 +183,7 @@ export class PrefillRun {
         break;
       case "SendTicket":
         this.#say({ kind: { case: "ticket", value: this.#ticket } });
-        void this.#compute();
+        this.#compute();
         break;
       case "SendFirstToken":
         this.#sendFirstToken(effect.token, effect.stopped);
@@ -252,39 +240,17 @@ export class PrefillRun {
   }
 
   /** Fetches what the plan says and is still missing, and computes the rest. */
-  async #compute(): Promise<void> {
-    const { incarnation, request, requests, fetch, traced, peers, requestId } = this.#facts;
-    const { engine, layout } = incarnation;
-    const range = fetchRange(fetch, {
-      promptTokenCount: request.promptTokenIds.length,
-      cachedTokenCount: this.#cachedTokenCount,
-      blockSize: layout.blockSize,
-    });
-    if (range !== undefined && request.reuse.prefixRoot !== undefined && !request.reuse.computesWholePrompt) {
-      const { tokenBegin, tokenEnd, holder, fromStore } = range;
-      const computeMs = ((tokenEnd - tokenBegin) / engine.meter.prefillTokensPerSecond) * 1_000;
-      const withinMs = Number.isFinite(computeMs) ? Math.max(FETCH_WAIT_MIN_MS, computeMs) : FETCH_WAIT_UNKNOWN_MS;
-      const metadata = metadataOf(traced);
-      const blockIds = this.#blockIds;
-      const common = { peers, incarnation, request, requestId, blockIds, metadata, withinMs };
-      this.#fetch = new PrefixFetch({ ...common, ...range });
-      const { verifiedTokenCount, bytes, fromDisk, failure } = await this.#fetch.ended;
-      const tokenCount = verifiedTokenCount - (verifiedTokenCount % layout.blockSize) - tokenBegin;
-      const storeDisk = fromDisk.filter(Boolean).length * layout.blockSize;
-      if (fromStore) this.#fetched = { remoteWorker: 0, storeDram: tokenCount - storeDisk, storeDisk };
-      else this.#fetched = { remoteWorker: tokenCount, storeDram: 0, storeDisk: 0 };
-      requests.prefixFetched(fromStore ? "store" : "worker", failure ?? "complete", { tokenCount, bytes });
-      traced.span.setAttributes({
-        "kvasir.fetch_holder": holder.workerId,
-        "kvasir.fetch_wanted_tokens": tokenEnd - tokenBegin,
-        "kvasir.fetch_source": fromStore ? "store" : "worker",
-        "kvasir.fetched_tokens": tokenCount,
-        "kvasir.fetched_bytes": bytes,
-        ...(failure === undefined ? {} : { "kvasir.fetch_failure": failure }),
-      });
-      engine.apply({ kind: "KvFetched", sequenceId: this.#sequenceId, verifiedTokenCount });
-    }
-    engine.apply({ kind: "ExportOpened", sequenceId: this.#sequenceId });
+  #compute(): void {
+    const { incarnation, fetch: plan, traced, requests, lenders, request } = this.#facts;
+    const sequenceId = this.#sequenceId;
+    this.#fetch = beginFetch(
+      { incarnation, sequenceId, blockIds: this.#blockIds, cachedTokenCount: this.#cachedTokenCount },
+      { plan, request, lenders, traced, requests },
+      (fetched) => {
+        this.#fetched = fetched;
+      },
+    );
+    incarnation.engine.apply({ kind: "ExportOpened", sequenceId });
   }
 
   #sendFirstToken(token: Token, stopped: boolean): void {
@@ -306,7 +272,7 @@ export class PrefillRun {
     const { engine, kernel, leases } = incarnation;
     engine.close(this.#sequenceId);
     leases.release(this.#leaseId);
-    await this.#fetch?.stop();
+    this.#fetch?.stop();
     if (this.#publishing) {
       await this.#publishing;
       await kernel.release(transferId);

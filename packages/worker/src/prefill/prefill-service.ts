@@ -4,13 +4,13 @@ import type { PrefillService, RunRequest, RunStart } from "@kvasir/proto";
 import { contextFromMetadata, type Implementation, messages } from "@kvasir/rpc";
 import type { Tracer } from "@opentelemetry/api";
 import { now } from "../clock.ts";
+import type { Lenders } from "../fetch/borrow.ts";
 import type { Incarnation } from "../incarnation.ts";
 import { invalid } from "../invalid.ts";
 import { checkEpoch, checkQueue, checkRequest, tooLarge } from "../request-check.ts";
 import type { RequestMeter } from "../request-meter.ts";
 import { endSpan, startSpan } from "../tracing.ts";
 import { PrefillRun, type RunCall } from "./prefill-run.ts";
-import type { FetchPeers } from "./prefix-fetch.ts";
 
 const TRANSFER_ID_BYTES = 16;
 /** Time for a gateway to notice that a decode worker is lost and to place its request elsewhere. Larger: less is computed twice; smaller: blocks return sooner. */
@@ -23,7 +23,7 @@ export interface PrefillServiceOptions {
   readonly leaseMs: number;
   readonly admissionWaitMs: number;
   readonly requests: RequestMeter;
-  readonly peers: FetchPeers;
+  readonly lenders: Lenders;
   /** Tells of each hand-over's start and end. */
   readonly onRun: (change: 1 | -1) => void;
 }
@@ -71,9 +71,8 @@ export function prefillService(options: PrefillServiceOptions): Implementation<t
         traced,
         requests,
         requestId: request.requestId,
-        peers: options.peers,
+        lenders: options.lenders,
         fetch: request.fetch,
-        lends: request.lends,
       };
       run = new PrefillRun(facts);
     } catch (error) {

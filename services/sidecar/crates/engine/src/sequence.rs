@@ -9,7 +9,8 @@ pub(crate) struct Sequence {
     pub(crate) prompt_token_count: u32,
     pub(crate) sampling: SamplingParams,
     pub(crate) blocks: Vec<u32>,
-    /// Position of the next token; unknown before the first slice, whose start the caller vouches for.
+    /// Position of the next token; unknown before the first slice, whose start the caller vouches for. Within the prompt the caller may skip
+    /// what is in the pool already.
     pub(crate) next_position: Option<u32>,
     /// The token for `next_position`, if the last slice sampled one.
     pub(crate) sampled: Option<u32>,

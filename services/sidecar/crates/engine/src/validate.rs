@@ -108,7 +108,10 @@ fn check_slice(slice: &Slice, view: &View<'_>, limits: Limits, written: &mut Vec
         return Err(StepError::EmptySlice { sequence_id });
     }
     let is_gap = match view.next_position {
-        Some(expected) => start_position != expected,
+        // What lies between came from elsewhere: the caller vouches for it, as for what is before the first slice.
+        Some(expected) => {
+            start_position != expected && !(expected < start_position && start_position < view.prompt_token_count)
+        }
         // Sampling reads the output: none of it may lie before the first slice.
         None => start_position > view.prompt_token_count,
     };

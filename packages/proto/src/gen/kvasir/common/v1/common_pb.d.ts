@@ -658,7 +658,7 @@ export declare type Placement = Message<"kvasir.common.v1.Placement"> & {
   leaderToken: bigint;
 
   /**
-   * What the prefill worker should fetch before it computes the rest; absent: nothing.
+   * What the worker that computes the prompt should fetch of it; absent: nothing.
    *
    * @generated from field: kvasir.common.v1.PrefixFetch fetch = 10;
    */
@@ -693,8 +693,8 @@ export declare type Placement = Message<"kvasir.common.v1.Placement"> & {
 export declare const PlacementSchema: GenMessage<Placement>;
 
 /**
- * A prompt's first tokens, whose KV another prefill worker or a store has cached. A hint: the holder looks again, and who fetches computes what
- * does not come, or not in the time that computing would take.
+ * A prompt's first tokens, whose KV another worker or a store has cached. A hint: the holder looks again, and who fetches computes what
+ * does not come, or would come later than computing takes.
  *
  * @generated from message kvasir.common.v1.PrefixFetch
  */
@@ -714,7 +714,7 @@ export declare type PrefixFetch = Message<"kvasir.common.v1.PrefixFetch"> & {
   tokenEnd: number;
 
   /**
-   * The holder is a store, which lends by LendingService; else a worker, which lends by PrefillService.
+   * The holder is a store; else a worker.
    *
    * @generated from field: bool from_store = 3;
    */

@@ -319,8 +319,8 @@ export declare type SequenceSlice = Message<"kvasir.kernel.v1.SequenceSlice"> & 
   sequenceId: bigint;
 
   /**
-   * Position of the first token; everything before it must be in the pool. Of a new sequence none of the output may be before it, since
-   * sampling reads the output: at most prompt_token_count.
+   * Position of the first token: where the sequence's last slice ended. Within the prompt, and in a new sequence, it may be a later one:
+   * everything before it must be in the pool. None of the output may be skipped, since sampling reads the output.
    *
    * @generated from field: uint32 start_position = 2;
    */

@@ -572,13 +572,6 @@ export declare type RunStart = Message<"kvasir.worker.v1.RunStart"> & {
    * @generated from field: kvasir.common.v1.PrefixFetch fetch = 8;
    */
   fetch?: PrefixFetch | undefined;
-
-  /**
-   * Another prefill worker wants what is cached of this prompt: at most a block is computed for it, and LEASE_EXPIRED says that more would be.
-   *
-   * @generated from field: bool lends = 9;
-   */
-  lends: boolean;
 };
 
 /**
@@ -835,7 +828,7 @@ export declare const DecodeService: GenService<{
 }>;
 
 /**
- * Computes prompts, and lends what is cached of them. Offered by prefill and mixed workers.
+ * Computes prompts. Offered by prefill and mixed workers.
  *
  * @generated from service kvasir.worker.v1.PrefillService
  */
