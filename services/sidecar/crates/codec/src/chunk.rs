@@ -28,7 +28,7 @@ pub const LEVEL_LOSSLESS: u8 = 1;
 pub const LEVEL_LOSSY_FROM: u8 = 2;
 
 const MAGIC: [u8; 4] = *b"KVCD";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// How a lossy chunk says what the text's first token holds. Its KV is far from all others' (attention sinks), depends on nothing but the
 /// token, and every later token attends to it.

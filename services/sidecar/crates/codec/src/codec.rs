@@ -5,11 +5,12 @@ use crate::chunk::{
     CHUNK_HEADER_BYTES, Chunk, ChunkRange, FirstToken, LEVEL_LOSSLESS, LEVEL_LOSSY_FROM, LEVEL_RAW, TOKENS_MAX, seal,
 };
 use crate::error::CodecError;
-use crate::lossless;
-use crate::lossy::{Lossy, Matrices, Rows};
+use crate::lossless::Lossless;
+use crate::lossy::{Columns, Lossy};
+use crate::matrices::Matrices;
 use crate::profile::{Level, Profile, ProfileId};
 use crate::section::Scratch;
-use kvasir_kernels::{Cpu, Isa, KeyTurns, KvDtype, PackedShape, packed_from_rows, rows_from_packed};
+use kvasir_kernels::{Isa, KeyTurns, KvDtype, PackedShape, column_stride, columns_from_packed, packed_from_columns};
 use std::sync::Arc;
 
 /// How far the first token may lie from the profile's, as a share of its length in each layer, and still be taken for it.
@@ -38,6 +39,8 @@ pub struct Prepared {
     id: ProfileId,
     /// Of each level, of each group.
     matrices: Vec<Vec<Matrices>>,
+    /// Symbols of each table of exponents.
+    exponent_counts: Vec<u8>,
 }
 
 impl Prepared {
@@ -48,14 +51,14 @@ impl Prepared {
     pub fn new(profile: Profile, id: ProfileId) -> Result<Self, CodecError> {
         profile.check()?;
         let of_level = |level: &Level| -> Result<Vec<Matrices>, CodecError> {
-            let groups = level.groups.iter().enumerate().filter(|_| level.rotated);
-            groups
-                .map(|(index, group)| Matrices::new(&profile, index, group.axes.len()))
-                .collect()
+            let groups = (0..level.groups.len()).filter(|_| level.rotated);
+            groups.map(|index| Matrices::new(&profile, level, index)).collect()
         };
         let matrices: Result<Vec<_>, _> = profile.levels.iter().map(of_level).collect();
+        let tables = profile.exponents.tables.iter();
         Ok(Self {
             matrices: matrices?,
+            exponent_counts: tables.map(|table| table.symbol_count() as u8).collect(),
             profile,
             id,
         })
@@ -74,11 +77,11 @@ impl Prepared {
 
 /// Encodes and decodes chunks of one model's KV on the caller's thread. Keeps its buffers between calls.
 pub struct Codec {
-    cpu: Cpu,
+    isa: Isa,
     shape: KvShapeOfModel,
     prepared: Option<Arc<Prepared>>,
     scratch: Scratch,
-    rows: Rows,
+    columns: Columns,
 }
 
 impl Codec {
@@ -95,7 +98,6 @@ impl Codec {
     /// # Errors
     /// As [`Codec::new`].
     pub fn with_isa(isa: Isa, shape: KvShapeOfModel, prepared: Option<Arc<Prepared>>) -> Result<Self, CodecError> {
-        let cpu = Cpu::with_isa(isa, 1).map_err(|_| CodecError::Layout("the number of threads"))?;
         if let Some(prepared) = &prepared {
             let own = (shape.layer_count, shape.kv_head_count, shape.head_size);
             let profile = &prepared.profile;
@@ -103,13 +105,13 @@ impl Codec {
                 return Err(CodecError::Layout("the shape of the KV"));
             }
         }
-        let (scratch, rows) = Default::default();
+        let (scratch, columns) = Default::default();
         Ok(Self {
-            cpu,
+            isa,
             shape,
             prepared,
             scratch,
-            rows,
+            columns,
         })
     }
 
@@ -188,24 +190,17 @@ impl Codec {
         }
         let prepared = self.prepared.clone().ok_or(CodecError::Level(level))?;
         chunk.profile = prepared.id;
-        let (isa, layer_begin) = (self.cpu.isa, usize::from(range.layers.start));
+        let layer_begin = usize::from(range.layers.start);
         if level == LEVEL_LOSSLESS {
-            lossless::encode(
-                isa,
-                &prepared.profile.exponents,
-                &shape,
-                layer_begin,
-                packed,
-                &mut self.scratch,
-                out,
-            )?;
+            let lossless = prepared.lossless(self.isa, shape, layer_begin);
+            lossless.encode(packed, &mut self.scratch, out)?;
             return seal(out, at, &chunk);
         }
         if range.token_begin == 0 {
             let first = first_token_of(&shape, packed);
             chunk.first_token = FirstToken::Profile;
             if !is_near(
-                isa,
+                self.isa,
                 &PackedShape { tokens: 1, ..shape },
                 &first,
                 prepared.first_token(range),
@@ -214,10 +209,17 @@ impl Codec {
                 out.extend_from_slice(&first);
             }
         }
-        let lossy = prepared.lossy(level, &self.cpu, &self.shape.inverse_frequencies)?;
+        let lossy = prepared.lossy(level, self.isa, &self.shape.inverse_frequencies)?;
         let group = layer_begin / prepared.profile.layers_each(lossy.level.rotated);
         let begin = range.token_begin as usize;
-        lossy.encode(&shape, begin, group, packed, (&mut self.scratch, &mut self.rows), out)?;
+        lossy.encode(
+            &shape,
+            begin,
+            group,
+            packed,
+            (&mut self.scratch, &mut self.columns),
+            out,
+        )?;
         seal(out, at, &chunk)
     }
 
@@ -244,10 +246,10 @@ impl Codec {
             return Err(other_profile(chunk.profile, prepared.id.to_string()));
         }
         packed.resize(shape.byte_len(), 0);
-        let (isa, layer_begin) = (self.cpu.isa, usize::from(chunk.range.layers.start));
+        let layer_begin = usize::from(chunk.range.layers.start);
         if chunk.level == LEVEL_LOSSLESS {
-            let tables = &prepared.profile.exponents;
-            lossless::decode(isa, tables, &shape, layer_begin, &mut reader, &mut self.scratch, packed)?;
+            let lossless = prepared.lossless(self.isa, shape, layer_begin);
+            lossless.decode(&mut reader, &mut self.scratch, packed)?;
             return reader.end();
         }
         let first_shape = PackedShape { tokens: 1, ..shape };
@@ -257,17 +259,12 @@ impl Codec {
             FirstToken::Profile => {
                 let (mut bytes, mut turns) = (vec![0; first_shape.byte_len()], KeyTurns::default());
                 turns.fill(&[], 0, 1);
-                packed_from_rows(
-                    isa,
-                    &first_shape,
-                    &turns,
-                    prepared.first_token(&chunk.range),
-                    &mut bytes,
-                )?;
+                let first = columns_of_one(prepared.first_token(&chunk.range));
+                packed_from_columns(self.isa, &first_shape, &turns, &first, &mut bytes)?;
                 Some(bytes)
             }
         };
-        let lossy = prepared.lossy(chunk.level, &self.cpu, &self.shape.inverse_frequencies)?;
+        let lossy = prepared.lossy(chunk.level, self.isa, &self.shape.inverse_frequencies)?;
         let group = layer_begin / prepared.profile.layers_each(lossy.level.rotated);
         let begin = chunk.range.token_begin as usize;
         lossy.decode(
@@ -275,7 +272,7 @@ impl Codec {
             begin,
             group,
             &mut reader,
-            (&mut self.scratch, &mut self.rows),
+            (&mut self.scratch, &mut self.columns),
             packed,
         )?;
         if let Some(first) = first {
@@ -340,11 +337,21 @@ impl Prepared {
             .ok_or(CodecError::Level(level))
     }
 
-    fn lossy<'a>(&'a self, level: u8, cpu: &'a Cpu, inverse_frequencies: &'a [f32]) -> Result<Lossy<'a>, CodecError> {
+    fn lossless(&self, isa: Isa, shape: PackedShape, layer_begin: usize) -> Lossless<'_> {
+        Lossless {
+            isa,
+            tables: &self.profile.exponents,
+            counts: &self.exponent_counts,
+            shape,
+            layer_begin,
+        }
+    }
+
+    fn lossy<'a>(&'a self, level: u8, isa: Isa, inverse_frequencies: &'a [f32]) -> Result<Lossy<'a>, CodecError> {
         let own = self.level(level)?;
         let matrices = &self.matrices[usize::from(level - LEVEL_LOSSY_FROM)];
         Ok(Lossy {
-            cpu,
+            isa,
             profile: &self.profile,
             level: own,
             matrices,
@@ -375,14 +382,25 @@ fn first_token_of(shape: &PackedShape, packed: &[u8]) -> Vec<u8> {
         .collect()
 }
 
+/// Columns of one token.
+fn columns_of_one(values: &[f32]) -> Vec<f32> {
+    let stride = column_stride(1);
+    let mut columns = vec![0.0; values.len() * stride];
+    for (column, value) in columns.chunks_exact_mut(stride).zip(values) {
+        column[0] = *value;
+    }
+    columns
+}
+
 /// Whether a token at position 0 is the profile's, in each layer's K and V.
 fn is_near(isa: Isa, shape: &PackedShape, packed: &[u8], expected: &[f32]) -> Result<bool, CodecError> {
-    let (mut rows, mut turns) = (vec![0.0; shape.width()], KeyTurns::default());
+    let (mut columns, mut turns) = (columns_of_one(expected), KeyTurns::default());
     turns.fill(&[], 0, 1);
-    rows_from_packed(isa, shape, &turns, packed, &mut rows)?;
+    columns_from_packed(isa, shape, &turns, packed, &mut columns)?;
+    let own: Vec<f32> = columns.chunks_exact(shape.stride()).map(|column| column[0]).collect();
     let part = shape.kv_heads * shape.head_size;
     let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
-    Ok(rows
+    Ok(own
         .chunks_exact(part)
         .zip(expected.chunks_exact(part))
         .all(|(own, expected)| {

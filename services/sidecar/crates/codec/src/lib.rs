@@ -14,6 +14,7 @@ mod eigen;
 mod error;
 mod lossless;
 mod lossy;
+mod matrices;
 mod profile;
 mod profile_file;
 mod section;

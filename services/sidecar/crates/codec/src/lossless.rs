@@ -1,156 +1,158 @@
 //! The lossless level: exponents by static tables of their channel, signs and mantissas as they are.
 //!
-//! Per layer, for all its heads: a section of exponents, then the rest of the elements.
+//! Per layer, for all its heads: a section of exponents, then the rest of the elements, then the three bits of f16 that are no whole byte.
 
 use crate::bytes::Reader;
 use crate::error::CodecError;
 use crate::profile::ExponentTables;
-use crate::section::Scratch;
-use kvasir_kernels::{Isa, KvDtype, PackedShape, RansTable, join_exponents, split_exponents};
-use std::borrow::Cow;
+use crate::section::{Coding, Scratch};
+use kvasir_kernels::{
+    ExponentWindows, Isa, PackedShape, RansTable, Rest, join_exponents, pack_bits, packed_bits_len, split_exponents,
+    unpack_bits,
+};
+
+/// What coding a chunk needs to know.
+pub(crate) struct Lossless<'a> {
+    pub(crate) isa: Isa,
+    pub(crate) tables: &'a ExponentTables,
+    /// Symbols of each table.
+    pub(crate) counts: &'a [u8],
+    /// Of the chunk.
+    pub(crate) shape: PackedShape,
+    pub(crate) layer_begin: usize,
+}
 
 /// One layer's heads, K and V.
-struct Heads<'a> {
-    shape: PackedShape,
+struct Layer<'a> {
     bases: &'a [u8],
-    tables: Cow<'a, [RansTable]>,
+    counts: &'a [u8],
+    tables: &'a [RansTable],
 }
 
-fn heads<'a>(tables: &'a ExponentTables, shape: &PackedShape, layer: usize) -> Result<Heads<'a>, CodecError> {
-    let shape = PackedShape { layers: 1, ..*shape };
-    let (width, planes) = (shape.width(), shape.dtype.exponent_planes());
-    let range = layer * width..(layer + 1) * width;
-    let bases = tables
-        .bases
-        .get(range.clone())
-        .ok_or(CodecError::Layout("the number of layers"))?;
-    let own = tables
-        .tables
-        .get(range)
-        .ok_or(CodecError::Layout("the number of layers"))?;
-    if planes == 1 {
-        return Ok(Heads {
-            shape,
-            bases,
-            tables: Cow::Borrowed(own),
-        });
+impl<'a> Layer<'a> {
+    fn windows(&self, head: usize, head_size: usize) -> ExponentWindows<'a> {
+        let range = head * head_size..(head + 1) * head_size;
+        ExponentWindows {
+            bases: &self.bases[range.clone()],
+            counts: &self.counts[range],
+        }
     }
-    // Sign and two mantissa bits are evenly spread.
-    let even = RansTable::new(&[4096; 8])?;
-    let mut all = Vec::with_capacity(2 * width);
-    for head in own.chunks(shape.head_size) {
-        all.extend_from_slice(head);
-        all.extend(std::iter::repeat_n(even.clone(), head.len()));
-    }
-    Ok(Heads {
-        shape,
-        bases,
-        tables: Cow::Owned(all),
-    })
 }
 
-/// Appends the layers' sections.
-pub(crate) fn encode(
-    isa: Isa,
-    tables: &ExponentTables,
-    shape: &PackedShape,
-    layer_begin: usize,
-    packed: &[u8],
-    scratch: &mut Scratch,
-    out: &mut Vec<u8>,
-) -> Result<(), CodecError> {
-    let mut rest = Vec::new();
-    for (index, layer) in packed.chunks_exact(packed.len() / shape.layers).enumerate() {
-        let heads = heads(tables, shape, layer_begin + index)?;
-        let sizes = Sizes::of(&heads.shape);
-        scratch.symbols.resize(sizes.symbols * sizes.heads, 0);
-        rest.resize(sizes.rest * sizes.heads, 0);
-        scratch.beyond.clear();
-        for head in 0..sizes.heads {
-            let first = scratch.beyond.len();
-            split_exponents(
-                shape.dtype,
-                &heads.bases[head * shape.head_size..][..shape.head_size],
-                shape.tokens,
-                &layer[head * sizes.bytes..][..sizes.bytes],
-                &mut scratch.symbols[head * sizes.symbols..][..sizes.symbols],
-                &mut rest[head * sizes.rest..][..sizes.rest],
-                &mut scratch.beyond,
-            )?;
-            for one in &mut scratch.beyond[first..] {
-                one.axis += (head * shape.head_size) as u32;
+impl Lossless<'_> {
+    fn layer(&self, index: usize) -> Result<Layer<'_>, CodecError> {
+        let width = self.shape.width() / self.shape.layers;
+        let range = (self.layer_begin + index) * width..(self.layer_begin + index + 1) * width;
+        let ExponentTables { bases, tables, .. } = self.tables;
+        match (
+            bases.get(range.clone()),
+            self.counts.get(range.clone()),
+            tables.get(range),
+        ) {
+            (Some(bases), Some(counts), Some(tables)) => Ok(Layer { bases, counts, tables }),
+            _ => Err(CodecError::Layout("the number of layers")),
+        }
+    }
+
+    /// Elements, heads, and the bytes of a head in packed KV, symbols, rest and extra bits.
+    fn sizes(&self) -> Sizes {
+        let PackedShape { dtype, head_size, .. } = self.shape;
+        let elements = head_size * self.shape.tokens;
+        Sizes {
+            heads: 2 * self.shape.kv_heads,
+            bytes: elements * dtype.byte_size(),
+            symbols: head_size * self.shape.stride(),
+            rest: elements * dtype.rest_bytes(),
+            extra: if dtype.extra_bits() > 0 { elements } else { 0 },
+        }
+    }
+
+    /// Appends the layers' sections.
+    pub(crate) fn encode(&self, packed: &[u8], scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        let (shape, sizes) = (&self.shape, self.sizes());
+        let mut extra = vec![0; sizes.extra * sizes.heads];
+        for (index, layer) in packed.chunks_exact(sizes.bytes * sizes.heads).enumerate() {
+            let own = self.layer(index)?;
+            let coding = self.coding(&own);
+            scratch.resize(coding, std::iter::empty());
+            scratch.rest.resize(sizes.rest * sizes.heads, 0);
+            scratch.beyond.clear();
+            for head in 0..sizes.heads {
+                let first = scratch.beyond.len();
+                split_exponents(
+                    self.isa,
+                    shape.dtype,
+                    own.windows(head, shape.head_size),
+                    &layer[head * sizes.bytes..][..sizes.bytes],
+                    &mut scratch.high[head * sizes.symbols..][..sizes.symbols],
+                    Rest {
+                        bytes: &mut scratch.rest[head * sizes.rest..][..sizes.rest],
+                        extra: &mut extra[head * sizes.extra..][..sizes.extra],
+                    },
+                    &mut scratch.beyond,
+                )?;
+                for one in &mut scratch.beyond[first..] {
+                    one.axis += (head * shape.head_size) as u32;
+                }
+            }
+            scratch.write(coding, std::iter::empty(), out)?;
+            out.extend_from_slice(&scratch.rest);
+            pack_bits(shape.dtype.extra_bits(), &extra, out);
+        }
+        Ok(())
+    }
+
+    /// Fills `packed` from the layers' sections.
+    pub(crate) fn decode(
+        &self,
+        reader: &mut Reader<'_>,
+        scratch: &mut Scratch,
+        packed: &mut [u8],
+    ) -> Result<(), CodecError> {
+        let (shape, sizes) = (&self.shape, self.sizes());
+        let mut extra = vec![0; sizes.extra * sizes.heads];
+        for (index, layer) in packed.chunks_exact_mut(sizes.bytes * sizes.heads).enumerate() {
+            let own = self.layer(index)?;
+            scratch.read(self.coding(&own), std::iter::empty(), reader)?;
+            let rest = reader.take(sizes.rest * sizes.heads, "mantissas")?;
+            let bits = shape.dtype.extra_bits();
+            unpack_bits(
+                bits,
+                reader.take(packed_bits_len(bits, extra.len()), "mantissas")?,
+                &mut extra,
+            );
+            for head in 0..sizes.heads {
+                join_exponents(
+                    self.isa,
+                    shape.dtype,
+                    own.windows(head, shape.head_size),
+                    &scratch.high[head * sizes.symbols..][..sizes.symbols],
+                    Rest {
+                        bytes: &rest[head * sizes.rest..][..sizes.rest],
+                        extra: &extra[head * sizes.extra..][..sizes.extra],
+                    },
+                    &mut layer[head * sizes.bytes..][..sizes.bytes],
+                )?;
+            }
+            for one in &scratch.beyond {
+                let (head, dim) = (one.axis as usize / shape.head_size, one.axis as usize % shape.head_size);
+                let element = (head * shape.tokens + one.token as usize) * shape.head_size + dim;
+                let size = shape.dtype.byte_size();
+                shape
+                    .dtype
+                    .set_exponent(&mut layer[element * size..][..size], one.steps as u8);
             }
         }
-        // A table has not every exponent of its window: what it lacks becomes its first, and is told apart.
-        for (channel, base) in heads.bases.iter().enumerate() {
-            let plane = plane_of(&heads.shape, channel);
-            let known = heads.tables[plane].symbol_count() as u8;
-            let row = &mut scratch.symbols[plane * shape.tokens..][..shape.tokens];
-            if row.iter().all(|symbol| *symbol < known) {
-                continue;
-            }
-            for (token, symbol) in row.iter_mut().enumerate().filter(|(_, symbol)| **symbol >= known) {
-                let steps = i32::from(symbol.wrapping_add(*base));
-                scratch.beyond.push(kvasir_kernels::OutOfRange {
-                    token: token as u32,
-                    axis: channel as u32,
-                    steps,
-                });
-                *symbol = 0;
-            }
-        }
-        scratch.write(isa, &heads.tables, shape.tokens, out)?;
-        out.extend_from_slice(&rest);
+        Ok(())
     }
-    Ok(())
-}
 
-/// Fills `packed` from the layers' sections.
-pub(crate) fn decode(
-    isa: Isa,
-    tables: &ExponentTables,
-    shape: &PackedShape,
-    layer_begin: usize,
-    reader: &mut Reader<'_>,
-    scratch: &mut Scratch,
-    packed: &mut [u8],
-) -> Result<(), CodecError> {
-    let layer_bytes = packed.len() / shape.layers;
-    for (index, layer) in packed.chunks_exact_mut(layer_bytes).enumerate() {
-        let heads = heads(tables, shape, layer_begin + index)?;
-        let sizes = Sizes::of(&heads.shape);
-        scratch.read(isa, &heads.tables, shape.tokens, heads.bases.len(), reader)?;
-        let rest = reader.take(sizes.rest * sizes.heads, "mantissas")?;
-        for head in 0..sizes.heads {
-            join_exponents(
-                shape.dtype,
-                &heads.bases[head * shape.head_size..][..shape.head_size],
-                shape.tokens,
-                &scratch.symbols[head * sizes.symbols..][..sizes.symbols],
-                &rest[head * sizes.rest..][..sizes.rest],
-                &mut layer[head * sizes.bytes..][..sizes.bytes],
-            )?;
-        }
-        for one in &scratch.beyond {
-            let (head, dim) = (one.axis as usize / shape.head_size, one.axis as usize % shape.head_size);
-            let element = (head * shape.tokens + one.token as usize) * shape.head_size + dim;
-            let size = shape.dtype.byte_size();
-            shape
-                .dtype
-                .set_exponent(&mut layer[element * size..][..size], one.steps as u8);
+    fn coding<'a>(&self, layer: &Layer<'a>) -> Coding<'a> {
+        Coding {
+            isa: self.isa,
+            tables: layer.tables,
+            tokens: self.shape.tokens,
         }
     }
-    Ok(())
-}
-
-/// The plane of a channel's exponents: with f16, a head's planes of signs follow its exponents.
-fn plane_of(shape: &PackedShape, channel: usize) -> usize {
-    let extra = if shape.dtype == KvDtype::F16 {
-        channel / shape.head_size * shape.head_size
-    } else {
-        0
-    };
-    channel + extra
 }
 
 /// Of one head.
@@ -159,16 +161,5 @@ struct Sizes {
     bytes: usize,
     symbols: usize,
     rest: usize,
-}
-
-impl Sizes {
-    fn of(shape: &PackedShape) -> Self {
-        let elements = shape.head_size * shape.tokens;
-        Self {
-            heads: 2 * shape.kv_heads,
-            bytes: elements * shape.dtype.byte_size(),
-            symbols: elements * shape.dtype.exponent_planes(),
-            rest: elements * shape.dtype.rest_bytes(),
-        }
-    }
+    extra: usize,
 }

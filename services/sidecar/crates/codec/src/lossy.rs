@@ -7,99 +7,29 @@
 
 use crate::bytes::Reader;
 use crate::error::CodecError;
-use crate::profile::{Level, Profile};
-use crate::section::Scratch;
-use half::bf16;
+use crate::matrices::Matrices;
+use crate::profile::{CodeGroup, Level, Profile};
+use crate::section::{Coding, Scratch};
 use kvasir_kernels::{
-    Activations, Cpu, KeyTurns, PackedMatrix, PackedShape, Product, WeightType, linear, packed_from_rows,
-    rows_from_packed, symbols_from_rows, symbols_to_rows,
+    AlignedF32, Columns8, Isa, KeyTurns, PackedShape, columns_from_packed, multiply8, packed_from_columns,
+    symbols_from_columns, symbols_to_columns,
 };
-
-/// Axes of most variance, whose numbers are too large beside their neighbours' to share an 8-bit scale with them: multiplied in bf16.
-const WIDE_AXES: usize = 64;
-
-/// A group's rotation as matrices.
-pub(crate) struct Matrices {
-    /// `[axes, channels]`: numbers along the axes.
-    forward: PackedMatrix,
-    /// `[channels, axes]` of the first axes, and of the others; the second is missing when there are few.
-    back: (PackedMatrix, Option<PackedMatrix>),
-}
-
-impl Matrices {
-    /// Matrices of the first `axes` axes of a group.
-    pub(crate) fn new(profile: &Profile, group: usize, axes: usize) -> Result<Self, CodecError> {
-        let rotation = profile.rotation.as_ref().ok_or(CodecError::Layout("rotation"))?;
-        let group = rotation.groups.get(group).ok_or(CodecError::Layout("rotation"))?;
-        let channels = group.mean.len();
-        let basis = |axis: usize, channel: usize| bf16::from_bits(group.basis[axis * channels + channel]).to_f32();
-        let forward: Vec<f32> = (0..axes)
-            .flat_map(|axis| (0..channels).map(move |channel| (axis, channel)))
-            .map(|(axis, channel)| basis(axis, channel) * group.scale[channel])
-            .collect();
-        let wide = axes.min(WIDE_AXES);
-        let back = |axes: std::ops::Range<usize>| -> Vec<f32> {
-            let rows = (0..channels).flat_map(|channel| axes.clone().map(move |axis| (axis, channel)));
-            rows.map(|(axis, channel)| basis(axis, channel) / group.scale[channel])
-                .collect()
-        };
-        let narrow = match axes - wide {
-            0 => None,
-            count => Some(packed(channels, count, &back(wide..axes), true)?),
-        };
-        Ok(Self {
-            forward: packed(axes, channels, &forward, true)?,
-            back: (packed(channels, wide, &back(0..wide), false)?, narrow),
-        })
-    }
-}
-
-/// In 8 bits where the columns are whole blocks and it is wished, else in bf16.
-fn packed(rows: usize, cols: usize, values: &[f32], eight_bits: bool) -> Result<PackedMatrix, CodecError> {
-    let block = WeightType::Q8_0.block_len();
-    let (weight_type, source) = if eight_bits && cols.is_multiple_of(block) {
-        (
-            WeightType::Q8_0,
-            values.chunks_exact(block).flat_map(q8_block).collect::<Vec<u8>>(),
-        )
-    } else {
-        let bits = values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes());
-        (WeightType::Bf16Pairs, bits.collect())
-    };
-    Ok(PackedMatrix::pack(weight_type, rows, cols, &source)?)
-}
-
-/// A scale of f16 and 32 signed bytes.
-fn q8_block(values: &[f32]) -> Vec<u8> {
-    let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-    let scale = half::f16::from_f32(largest / 127.0);
-    let inverse = if scale.to_f32() > 0.0 {
-        1.0 / scale.to_f32()
-    } else {
-        0.0
-    };
-    let mut block = scale.to_le_bytes().to_vec();
-    block.extend(
-        values
-            .iter()
-            .map(|value| (value * inverse).round().clamp(-127.0, 127.0) as i8 as u8),
-    );
-    block
-}
 
 /// Buffers between calls.
 #[derive(Default)]
-pub(crate) struct Rows {
-    rows: Vec<f32>,
-    along: Vec<f32>,
+pub(crate) struct Columns {
+    /// Channels, `[channels][stride]`.
+    channels: AlignedF32,
+    /// Along the axes, `[axes][stride]`.
+    along: AlignedF32,
+    rounded: Columns8,
+    /// Of the tokens of the last chunk: layers of the same tokens follow each other.
     turns: KeyTurns,
-    part: Vec<f32>,
-    x: Activations,
 }
 
 /// What coding a chunk needs to know.
 pub(crate) struct Lossy<'a> {
-    pub(crate) cpu: &'a Cpu,
+    pub(crate) isa: Isa,
     pub(crate) profile: &'a Profile,
     pub(crate) level: &'a Level,
     /// One of each group; empty for levels without rotation.
@@ -115,58 +45,34 @@ impl Lossy<'_> {
         token_begin: usize,
         group_begin: usize,
         packed: &[u8],
-        (scratch, buffers): (&mut Scratch, &mut Rows),
+        (scratch, columns): (&mut Scratch, &mut Columns),
         out: &mut Vec<u8>,
     ) -> Result<(), CodecError> {
-        let (isa, skip_first) = (self.cpu.isa, token_begin == 0);
-        buffers.turns.fill(self.inverse_frequencies, token_begin, shape.tokens);
+        let stride = shape.stride();
+        columns.turn(self.inverse_frequencies, token_begin, shape.tokens);
         for (index, shape, bytes) in self.groups(shape, group_begin) {
-            let (group, width) = (&self.level.groups[index], shape.width());
-            buffers.rows.resize(width * shape.tokens, 0.0);
-            rows_from_packed(isa, &shape, &buffers.turns, &packed[bytes], &mut buffers.rows)?;
-            let infinite = |value: &f32| value.to_bits() & 0x7f80_0000 == 0x7f80_0000;
-            if buffers.rows.iter().fold(false, |any, value| any | infinite(value)) {
+            let (group, coding) = self.coding(index, shape.tokens);
+            let Columns { channels, turns, .. } = &mut *columns;
+            channels.resize(shape.width() * stride);
+            if !columns_from_packed(self.isa, &shape, turns, &packed[bytes], channels)? {
                 return Err(CodecError::NotFinite);
             }
-            scratch.beyond.clear();
-            scratch.symbols.resize(group.tables.len() * shape.tokens, 0);
-            let rows = if self.level.rotated {
-                let rotation = self.rotation(index)?;
-                for row in buffers.rows.chunks_exact_mut(width) {
-                    row.iter_mut().zip(&rotation.mean).for_each(|(x, mean)| *x -= mean);
+            if token_begin == 0 {
+                let column = channels.chunks_exact_mut(stride);
+                match self.matrices.get(index) {
+                    Some(matrices) => column.zip(&matrices.mean).for_each(|(column, mean)| column[0] = *mean),
+                    None => column.zip(&group.axes).for_each(|(column, axis)| column[0] = axis.base),
                 }
-                if skip_first {
-                    buffers.rows[..width].fill(0.0);
-                }
-                let matrix = &self.matrices[index].forward;
-                buffers.along.resize(matrix.rows() * shape.tokens, 0.0);
-                buffers.x.prepare(self.cpu, &buffers.rows, shape.tokens, &[matrix])?;
-                let product = Product {
-                    weights: matrix,
-                    out: &mut buffers.along,
-                    accumulate: false,
-                };
-                linear(self.cpu, &buffers.x, &mut [product])?;
-                &buffers.along
-            } else {
-                if skip_first {
-                    buffers
-                        .rows
-                        .iter_mut()
-                        .zip(&group.axes)
-                        .for_each(|(x, axis)| *x = axis.base);
-                }
-                &buffers.rows
+            }
+            let along = match self.matrices.get(index) {
+                Some(matrices) => self.turn(matrices, shape.tokens, columns)?,
+                None => &columns.channels,
             };
-            symbols_from_rows(
-                isa,
-                &group.axes,
-                shape.tokens,
-                rows,
-                &mut scratch.symbols,
-                &mut scratch.beyond,
-            )?;
-            scratch.write(isa, &group.tables, shape.tokens, out)?;
+            scratch.resize(coding, group.shifts());
+            scratch.beyond.clear();
+            let planes = (&mut scratch.high[..], &mut scratch.low[..]);
+            symbols_from_columns(self.isa, &group.axes, shape.tokens, along, planes, &mut scratch.beyond)?;
+            scratch.write(coding, group.shifts(), out)?;
         }
         Ok(())
     }
@@ -178,71 +84,85 @@ impl Lossy<'_> {
         token_begin: usize,
         group_begin: usize,
         reader: &mut Reader<'_>,
-        (scratch, buffers): (&mut Scratch, &mut Rows),
+        (scratch, columns): (&mut Scratch, &mut Columns),
         packed: &mut [u8],
     ) -> Result<(), CodecError> {
-        let isa = self.cpu.isa;
-        buffers.turns.fill(self.inverse_frequencies, token_begin, shape.tokens);
+        let stride = shape.stride();
+        columns.turn(self.inverse_frequencies, token_begin, shape.tokens);
         for (index, shape, bytes) in self.groups(shape, group_begin) {
-            let (group, width) = (&self.level.groups[index], shape.width());
-            let (axes, tokens) = (&group.axes, shape.tokens);
-            scratch.read(isa, &group.tables, tokens, axes.len(), reader)?;
-            buffers.rows.resize(width * tokens, 0.0);
-            let along = if self.level.rotated {
-                &mut buffers.along
-            } else {
-                &mut buffers.rows
+            let (group, coding) = self.coding(index, shape.tokens);
+            let axes = &group.axes;
+            scratch.read(coding, group.shifts(), reader)?;
+            let along = match self.matrices.get(index) {
+                Some(_) => &mut columns.along,
+                None => &mut columns.channels,
             };
-            along.resize(axes.len() * tokens, 0.0);
-            symbols_to_rows(isa, axes, tokens, &scratch.symbols, along)?;
+            along.resize(axes.len() * stride);
+            symbols_to_columns(self.isa, axes, shape.tokens, (&scratch.high, &scratch.low), along)?;
             for one in &scratch.beyond {
                 let axis = one.axis as usize;
-                along[one.token as usize * axes.len() + axis] = axes[axis].value(one.steps);
+                along[axis * stride + one.token as usize] = axes[axis].value(one.steps);
             }
-            if self.level.rotated {
-                self.turn_back(index, tokens, buffers)?;
+            if let Some(matrices) = self.matrices.get(index) {
+                self.turn_back(matrices, shape.tokens, columns)?;
             }
-            packed_from_rows(isa, &shape, &buffers.turns, &buffers.rows, &mut packed[bytes])?;
+            packed_from_columns(self.isa, &shape, &columns.turns, &columns.channels, &mut packed[bytes])?;
         }
         Ok(())
+    }
+
+    /// From channels to numbers along the axes.
+    fn turn<'a>(
+        &self,
+        matrices: &Matrices,
+        tokens: usize,
+        columns: &'a mut Columns,
+    ) -> Result<&'a AlignedF32, CodecError> {
+        let Columns {
+            channels,
+            along,
+            rounded,
+            ..
+        } = columns;
+        let (matrix, stride) = (&matrices.forward, channels.len() / matrices.mean.len());
+        rounded.begin(matrix.blocks(), tokens);
+        for (index, range) in matrix.blocks().ranges().enumerate() {
+            let part = &channels[range.start * stride..range.end * stride];
+            let (centres, factors) = (&matrices.mean[range.clone()], &matrices.factors[range]);
+            rounded.fill(self.isa, index, part, centres, factors)?;
+        }
+        along.resize(matrix.rows() * stride);
+        multiply8(self.isa, matrix, rounded, &matrices.nothing, along)?;
+        Ok(along)
     }
 
     /// From numbers along the axes to channels.
-    fn turn_back(&self, index: usize, tokens: usize, buffers: &mut Rows) -> Result<(), CodecError> {
-        let (wide, narrow) = &self.matrices[index].back;
-        let Rows {
-            rows, along, part, x, ..
-        } = buffers;
-        let axes = along.len() / tokens;
-        let mut begin = 0;
-        for (matrix, accumulate) in std::iter::once((wide, false)).chain(narrow.iter().map(|matrix| (matrix, true))) {
-            let end = begin + matrix.cols();
-            part.clear();
-            along
-                .chunks_exact(axes)
-                .for_each(|row| part.extend_from_slice(&row[begin..end]));
-            x.prepare(self.cpu, part, tokens, &[matrix])?;
-            linear(
-                self.cpu,
-                x,
-                &mut [Product {
-                    weights: matrix,
-                    out: rows,
-                    accumulate,
-                }],
-            )?;
-            begin = end;
+    fn turn_back(&self, matrices: &Matrices, tokens: usize, columns: &mut Columns) -> Result<(), CodecError> {
+        let Columns {
+            channels,
+            along,
+            rounded,
+            ..
+        } = columns;
+        let (matrix, stride) = (&matrices.back, along.len() / matrices.nothing.len());
+        rounded.begin(matrix.blocks(), tokens);
+        for (index, range) in matrix.blocks().ranges().enumerate() {
+            let part = &along[range.start * stride..range.end * stride];
+            let (centres, factors) = (&matrices.nothing[range.clone()], &matrices.ones[range]);
+            rounded.fill(self.isa, index, part, centres, factors)?;
         }
-        let rotation = self.rotation(index)?;
-        for row in rows.chunks_exact_mut(rotation.mean.len()) {
-            row.iter_mut().zip(&rotation.mean).for_each(|(x, mean)| *x += mean);
-        }
-        Ok(())
+        channels.resize(matrix.rows() * stride);
+        Ok(multiply8(self.isa, matrix, rounded, &matrices.mean, channels)?)
     }
 
-    fn rotation(&self, index: usize) -> Result<&crate::profile::RotationGroup, CodecError> {
-        let rotation = self.profile.rotation.as_ref().ok_or(CodecError::Layout("rotation"))?;
-        Ok(&rotation.groups[index])
+    fn coding(&self, index: usize, tokens: usize) -> (&CodeGroup, Coding<'_>) {
+        let group = &self.level.groups[index];
+        let coding = Coding {
+            isa: self.isa,
+            tables: &group.tables,
+            tokens,
+        };
+        (group, coding)
     }
 
     /// Groups of a packed range: index, shape, and where its bytes lie.
@@ -260,5 +180,13 @@ impl Lossy<'_> {
             let of = |layers: usize| PackedShape { layers, ..shape }.byte_len();
             (layer <= shape.layers).then(|| (index, PackedShape { layers, ..shape }, of(begin)..of(layer)))
         })
+    }
+}
+
+impl Columns {
+    fn turn(&mut self, inverse_frequencies: &[f32], begin: usize, tokens: usize) {
+        if !self.turns.is_of(inverse_frequencies.len(), begin, tokens) {
+            self.turns.fill(inverse_frequencies, begin, tokens);
+        }
     }
 }

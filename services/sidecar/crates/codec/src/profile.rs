@@ -92,7 +92,7 @@ pub struct Level {
 pub struct CodeGroup {
     /// One for each axis that is sent.
     pub axes: Vec<AxisScale>,
-    /// One for each plane.
+    /// One for each axis: of its symbols without their low bits.
     pub tables: Vec<RansTable>,
 }
 
@@ -181,30 +181,23 @@ impl Profile {
 }
 
 impl CodeGroup {
-    /// Every plane belongs to one axis, and tables have the symbols that axes make.
+    /// Low bits of each axis.
+    pub(crate) fn shifts(&self) -> impl Iterator<Item = u32> + Clone {
+        self.axes.iter().map(|axis| axis.shift)
+    }
+
+    /// Every axis has a table, and tables have the symbols that axes make.
     fn check(&self) -> Result<(), CodecError> {
-        let mut plane = 0;
-        for axis in &self.axes {
-            let sound = axis.plane as usize == plane && axis.shift <= 5 && axis.step > 0.0;
-            let planes = 1 + usize::from(axis.shift > 0);
-            let tables = self
-                .tables
-                .get(plane..plane + planes)
-                .filter(|_| sound)
-                .ok_or(CodecError::Layout("planes"))?;
-            let symbols = tables[0].symbol_count() << axis.shift;
-            let low = tables
-                .get(1)
-                .is_none_or(|table| table.symbol_count() == 1 << axis.shift);
-            if !low || axis.symbol_max != (symbols - 1) as f32 || !(0.0..=axis.symbol_max).contains(&axis.offset) {
+        if self.axes.len() != self.tables.len() {
+            return Err(CodecError::Layout("tables of a level"));
+        }
+        for (axis, table) in self.axes.iter().zip(&self.tables) {
+            let symbols = table.symbol_count() << axis.shift.min(5);
+            let fits = axis.symbol_max == (symbols - 1) as f32 && (0.0..=axis.symbol_max).contains(&axis.offset);
+            if axis.shift > 5 || !fits || axis.step <= 0.0 {
                 return Err(CodecError::Layout("symbols of an axis"));
             }
-            plane += planes;
         }
-        if plane == self.tables.len() {
-            Ok(())
-        } else {
-            Err(CodecError::Layout("planes"))
-        }
+        Ok(())
     }
 }

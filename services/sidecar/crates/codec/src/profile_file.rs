@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: [u8; 4] = *b"KVCP";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const PREFIX_BYTES: usize = 14;
 const TEXT_MAX: usize = 1 << 12;
 const LAYERS_MAX: usize = 1 << 10;
@@ -51,11 +51,9 @@ impl Profile {
             for group in &level.groups {
                 out.count(group.axes.len());
                 for axis in &group.axes {
-                    out.count(axis.plane as usize);
                     out.count(axis.shift as usize);
                     out.f32s(&numbers_of(axis));
                 }
-                out.count(group.tables.len());
                 out.tables(&group.tables);
             }
         }
@@ -186,13 +184,9 @@ fn code_group(from: &mut Reader<'_>, channels: usize) -> Result<CodeGroup, Codec
     let count = from.bounded("axes of a level", channels)?;
     let mut axes = Vec::new();
     for _ in 0..count {
-        let (plane, shift) = (
-            from.bounded("plane", 2 * channels)? as u32,
-            from.bounded("shift", 5)? as u32,
-        );
+        let shift = from.bounded("shift", 5)? as u32;
         let [offset, symbol_max, step, base, dead_zone, rounding, first, second] = numbers(from)?;
         axes.push(AxisScale {
-            plane,
             shift,
             offset,
             symbol_max,
@@ -204,10 +198,9 @@ fn code_group(from: &mut Reader<'_>, channels: usize) -> Result<CodeGroup, Codec
             second,
         });
     }
-    let planes = from.bounded("planes", 2 * channels)?;
     Ok(CodeGroup {
         axes,
-        tables: tables(from, planes)?,
+        tables: tables(from, count)?,
     })
 }
 

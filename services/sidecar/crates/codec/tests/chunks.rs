@@ -6,7 +6,7 @@ use kvasir_codec::train::{LevelOptions, Sample, TrainOptions, train};
 use kvasir_codec::{
     Chunk, ChunkRange, Codec, CodecError, FirstToken, KvShapeOfModel, LEVEL_LOSSLESS, LEVEL_RAW, Prepared, Profile,
 };
-use kvasir_kernels::{Isa, KeyTurns, KvDtype, PackedShape, packed_from_rows, rows_from_packed};
+use kvasir_kernels::{Isa, KeyTurns, KvDtype, PackedShape, columns_from_packed, packed_from_columns};
 use proptest::prelude::*;
 
 const LAYERS: usize = 5;
@@ -61,9 +61,15 @@ fn text(shape: &KvShapeOfModel, seed: u64, tokens: usize) -> Sample {
             mixed * (1.0 + (channel % 7) as f32) + 0.1 * draw() + (channel % 5) as f32
         }));
     }
+    let mut columns = vec![0.0; width * packed_shape.stride()];
+    for (token, row) in rows.chunks_exact(width).enumerate() {
+        for (column, value) in columns.chunks_exact_mut(packed_shape.stride()).zip(row) {
+            column[token] = *value;
+        }
+    }
     let (mut turns, mut packed) = (KeyTurns::default(), vec![0; packed_shape.byte_len()]);
     turns.fill(&shape.inverse_frequencies, 0, tokens);
-    packed_from_rows(Isa::detect(), &packed_shape, &turns, &rows, &mut packed).unwrap();
+    packed_from_columns(Isa::detect(), &packed_shape, &turns, &columns, &mut packed).unwrap();
     Sample { tokens, packed }
 }
 
@@ -132,12 +138,12 @@ fn relative_error(shape: &KvShapeOfModel, range: &ChunkRange, a: &[u8], b: &[u8]
     let packed_shape = packed_shape(shape, range.layers.len(), range.token_count as usize);
     let mut turns = KeyTurns::default();
     turns.fill(&[], 0, packed_shape.tokens);
-    let rows = |packed: &[u8]| {
-        let mut rows = vec![0.0; packed_shape.width() * packed_shape.tokens];
-        rows_from_packed(Isa::detect(), &packed_shape, &turns, packed, &mut rows).unwrap();
-        rows
+    let columns = |packed: &[u8]| {
+        let mut columns = vec![0.0; packed_shape.width() * packed_shape.stride()];
+        columns_from_packed(Isa::detect(), &packed_shape, &turns, packed, &mut columns).unwrap();
+        columns
     };
-    let (a, b) = (rows(a), rows(b));
+    let (a, b) = (columns(a), columns(b));
     let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
     squares(&mut a.iter().zip(&b).map(|(x, y)| x - y)) / squares(&mut a.iter().copied())
 }

@@ -1,21 +1,21 @@
 //! Axes and tables of one group of layers.
 
 use super::tables::{AxisCode, code_group};
-use super::{LevelOptions, Sample, TrainOptions, cpu, rows_of, width_of};
+use super::{LevelOptions, Sample, TrainOptions, columns_of, cpu, width_of};
 use crate::codec::KvShapeOfModel;
 use crate::eigen::eigen;
 use crate::error::CodecError;
 use crate::profile::{CodeGroup, RotationGroup};
 use half::bf16;
-use kvasir_kernels::{Activations, Cpu, PackedMatrix, Product, WeightType, linear};
+use kvasir_kernels::{Activations, Cpu, PackedMatrix, Product, WeightType, column_stride, linear};
 use std::ops::Range;
 
 /// Tokens that are multiplied at once.
 const BATCH_TOKENS: usize = 1024;
 /// An axis is sent when more than this share of its symbols is not zero.
 const ACTIVE_SHARE: f32 = 3e-4;
-/// Axes of a dense level come in multiples of this: blocks of the 8-bit matrices.
-const AXES_STEP: usize = 32;
+/// Axes of a dense level come in multiples of this: groups of the 8-bit matrices.
+const AXES_STEP: usize = 4;
 
 /// What a group of layers gets.
 pub(super) struct Group {
@@ -33,22 +33,26 @@ pub(super) fn group_of(
 ) -> Result<Group, CodecError> {
     let cpu = cpu()?;
     let channels = layers.len() * width_of(shape);
-    let mut rows = Vec::new();
+    let count: usize = samples.iter().map(|sample| sample.tokens - 1).sum();
+    let mut columns = vec![0.0; channels * count];
+    let mut begin = 0;
     for sample in samples {
-        rows.extend_from_slice(&rows_of(shape, sample, layers.clone())?[channels..]);
+        let own = columns_of(shape, sample, layers.clone())?;
+        for (to, from) in columns
+            .chunks_exact_mut(count)
+            .zip(own.chunks_exact(column_stride(sample.tokens)))
+        {
+            to[begin..begin + sample.tokens - 1].copy_from_slice(&from[1..sample.tokens]);
+        }
+        begin += sample.tokens - 1;
     }
-    let count = rows.len() / channels;
-    let mut mean = vec![0.0_f64; channels];
-    for row in rows.chunks_exact(channels) {
-        mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+    let mut mean = Vec::with_capacity(channels);
+    for column in columns.chunks_exact_mut(count) {
+        let sum: f64 = column.iter().map(|x| f64::from(*x)).sum();
+        let own = (sum / count as f64) as f32;
+        column.iter_mut().for_each(|x| *x -= own);
+        mean.push(own);
     }
-    let mean: Vec<f32> = mean.iter().map(|sum| (sum / count as f64) as f32).collect();
-    for row in rows.chunks_exact_mut(channels) {
-        row.iter_mut().zip(&mean).for_each(|(x, mean)| *x -= mean);
-    }
-    // Channel by channel from here on: `[channels][tokens]`.
-    let mut columns = transposed(&rows, channels);
-    drop(rows);
     let mut levels: Vec<Vec<CodeGroup>> = Vec::new();
     for level in &options.levels {
         let fast = if level.rotated {
@@ -139,19 +143,6 @@ fn squares(values: &[f32]) -> f64 {
         .chunks(1 << 12)
         .map(|values| f64::from(values.iter().map(|x| x * x).sum::<f32>()))
         .sum()
-}
-
-fn transposed(rows: &[f32], channels: usize) -> Vec<f32> {
-    let count = rows.len() / channels;
-    let mut columns = vec![0.0; rows.len()];
-    for tokens in (0..count).step_by(16) {
-        for channel in 0..channels {
-            for token in tokens..(tokens + 16).min(count) {
-                columns[channel * count + token] = rows[token * channels + channel];
-            }
-        }
-    }
-    columns
 }
 
 /// Mean products of every pair of channels, `[channels][channels]`.

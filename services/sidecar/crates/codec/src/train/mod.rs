@@ -8,7 +8,7 @@ use crate::codec::KvShapeOfModel;
 use crate::error::CodecError;
 use crate::profile::{Accuracy, Level, Profile, Rotation};
 use groups::{Group, group_of};
-use kvasir_kernels::{Cpu, Isa, KeyTurns, PackedShape, rows_from_packed};
+use kvasir_kernels::{Cpu, Isa, KeyTurns, PackedShape, column_stride, columns_from_packed};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -78,7 +78,10 @@ pub fn train(
         layer_count: shape.layer_count,
         kv_head_count: shape.kv_head_count,
         head_size: shape.head_size,
-        first_token: rows_of(shape, &samples[0], 0..shape.layer_count)?[..shape.layer_count * width_of(shape)].to_vec(),
+        first_token: columns_of(shape, &samples[0], 0..shape.layer_count)?
+            .chunks_exact(column_stride(samples[0].tokens))
+            .map(|column| column[0])
+            .collect(),
         exponents: exponents::count(shape, samples)?,
         rotation: Some(Rotation {
             layers: options.layers,
@@ -135,8 +138,8 @@ fn width_of(shape: &KvShapeOfModel) -> usize {
     2 * shape.kv_head_count * shape.head_size
 }
 
-/// A sample's channels of some layers, `[tokens][channels]`, keys turned back.
-fn rows_of(shape: &KvShapeOfModel, sample: &Sample, layers: std::ops::Range<usize>) -> Result<Vec<f32>, CodecError> {
+/// A sample's channels of some layers, `[channels][stride]`, keys turned back.
+fn columns_of(shape: &KvShapeOfModel, sample: &Sample, layers: std::ops::Range<usize>) -> Result<Vec<f32>, CodecError> {
     let part = PackedShape {
         dtype: shape.dtype,
         layers: layers.len(),
@@ -147,11 +150,10 @@ fn rows_of(shape: &KvShapeOfModel, sample: &Sample, layers: std::ops::Range<usiz
     let layer_bytes = part.byte_len() / layers.len();
     let mut turns = KeyTurns::default();
     turns.fill(&shape.inverse_frequencies, 0, sample.tokens);
-    let mut rows = vec![0.0; part.width() * sample.tokens];
+    let mut columns = vec![0.0; part.width() * part.stride()];
     let packed = &sample.packed[layers.start * layer_bytes..layers.end * layer_bytes];
-    rows_from_packed(Isa::detect(), &part, &turns, packed, &mut rows)?;
-    if rows.iter().all(|value| value.is_finite()) {
-        Ok(rows)
+    if columns_from_packed(Isa::detect(), &part, &turns, packed, &mut columns)? {
+        Ok(columns)
     } else {
         Err(CodecError::NotFinite)
     }

@@ -18,7 +18,8 @@ const ROUNDS: usize = 3;
 /// One axis with its tables.
 pub(super) struct AxisCode {
     scale: AxisScale,
-    tables: Vec<Vec<f64>>,
+    /// Of symbols without their low bits.
+    weights: Vec<f64>,
     /// Share of symbols that are not zero.
     pub(super) active_share: f32,
 }
@@ -82,7 +83,7 @@ impl AxisCode {
             .map(|(at, count)| at.abs_diff(STEPS_MAX) as f64 * f64::from(*count))
             .sum::<f64>()
             / centred.len() as f64;
-        let mut high = vec![0.0; symbols];
+        let mut weights = vec![0.0; symbols];
         let guess = |steps: i64| (-(steps.abs() as f64) / (mean_size + 0.2)).exp();
         let all_guesses: f64 = (-(reach as i64)..=reach as i64).map(guess).sum();
         for symbol in 0..symbols << shift {
@@ -92,14 +93,9 @@ impl AxisCode {
                 .and_then(|at| counts.steps.get(at))
                 .copied()
                 .unwrap_or(0);
-            high[symbol >> shift] += f64::from(counted) + GUESS * guess(steps) / all_guesses;
-        }
-        let mut tables = vec![high];
-        if shift > 0 {
-            tables.push(vec![1.0; 1 << shift]);
+            weights[symbol >> shift] += f64::from(counted) + GUESS * guess(steps) / all_guesses;
         }
         let scale = AxisScale {
-            plane: 0,
             shift: shift as u32,
             offset: reach as f32,
             symbol_max: ((symbols << shift) - 1) as f32,
@@ -113,7 +109,7 @@ impl AxisCode {
         let active_share = 1.0 - counts.steps[STEPS_MAX] as f32 / centred.len() as f32;
         Self {
             scale,
-            tables,
+            weights,
             active_share,
         }
     }
@@ -146,20 +142,15 @@ impl Counts {
     }
 }
 
-/// Puts axes side by side: planes in order.
+/// Puts axes side by side.
 pub(super) fn code_group(codes: Vec<AxisCode>) -> Result<CodeGroup, CodecError> {
     let mut group = CodeGroup {
         axes: Vec::with_capacity(codes.len()),
         tables: Vec::new(),
     };
     for code in codes {
-        group.axes.push(AxisScale {
-            plane: group.tables.len() as u32,
-            ..code.scale
-        });
-        for weights in &code.tables {
-            group.tables.push(table_of(weights)?);
-        }
+        group.axes.push(code.scale);
+        group.tables.push(table_of(&code.weights)?);
     }
     Ok(group)
 }

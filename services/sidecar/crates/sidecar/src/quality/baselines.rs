@@ -3,7 +3,7 @@
 use kvasir_codec::CodecError;
 use kvasir_codec::KvShapeOfModel;
 use kvasir_codec::train::Sample;
-use kvasir_kernels::{Isa, KeyTurns, PackedShape, packed_from_rows, rows_from_packed};
+use kvasir_kernels::{Isa, KeyTurns, PackedShape, columns_from_packed, packed_from_columns};
 
 use super::range_coder::{CUMULATIVE_TOTAL, RangeEncoder};
 
@@ -220,8 +220,14 @@ fn packed_shape(shape: &KvShapeOfModel, tokens: usize) -> PackedShape {
 fn rows_of(shape: &KvShapeOfModel, text: &Sample, inverse_frequencies: &[f32]) -> Result<Vec<f32>, CodecError> {
     let (packed_shape, mut turns) = (packed_shape(shape, text.tokens), KeyTurns::default());
     turns.fill(inverse_frequencies, 0, text.tokens);
-    let mut rows = vec![0.0; packed_shape.width() * text.tokens];
-    rows_from_packed(Isa::detect(), &packed_shape, &turns, &text.packed, &mut rows)?;
+    let (width, stride) = (packed_shape.width(), packed_shape.stride());
+    let (mut columns, mut rows) = (vec![0.0; width * stride], vec![0.0; width * text.tokens]);
+    columns_from_packed(Isa::detect(), &packed_shape, &turns, &text.packed, &mut columns)?;
+    for (channel, column) in columns.chunks_exact(stride).enumerate() {
+        for (row, value) in rows.chunks_exact_mut(width).zip(column) {
+            row[channel] = *value;
+        }
+    }
     Ok(rows)
 }
 
@@ -233,8 +239,14 @@ fn packed_of(
 ) -> Result<Sample, CodecError> {
     let (packed_shape, mut turns) = (packed_shape(shape, tokens), KeyTurns::default());
     turns.fill(inverse_frequencies, 0, tokens);
-    let mut packed = vec![0; packed_shape.byte_len()];
-    packed_from_rows(Isa::detect(), &packed_shape, &turns, rows, &mut packed)?;
+    let (width, stride) = (packed_shape.width(), packed_shape.stride());
+    let (mut columns, mut packed) = (vec![0.0; width * stride], vec![0; packed_shape.byte_len()]);
+    for (token, row) in rows.chunks_exact(width).enumerate() {
+        for (column, value) in columns.chunks_exact_mut(stride).zip(row) {
+            column[token] = *value;
+        }
+    }
+    packed_from_columns(Isa::detect(), &packed_shape, &turns, &columns, &mut packed)?;
     Ok(Sample { tokens, packed })
 }
 

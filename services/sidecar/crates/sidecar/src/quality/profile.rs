@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kvasir_codec::train::{LevelOptions, Sample, TrainOptions, train};
 use kvasir_codec::{Accuracy, Chunk, Codec, KvShapeOfModel, LEVEL_LOSSY_FROM, Prepared, Profile, ProfileId};
-use kvasir_kernels::{Isa, KeyTurns, PackedShape, packed_from_rows, rows_from_packed};
+use kvasir_kernels::{Isa, KeyTurns, PackedShape, columns_from_packed, packed_from_columns};
 use serde::Serialize;
 
 use super::coding::texts;
@@ -163,23 +163,23 @@ fn with_noise(
         head_size,
         tokens,
     };
-    let (width, part) = (layer.width(), layer.width() / 2);
-    let (mut turns, mut back, mut rows) = (KeyTurns::default(), packed.to_vec(), vec![0.0; layer.width() * tokens]);
+    let (part, stride) = (layer.width() / 2, layer.stride());
+    let (mut turns, mut back, mut columns) = (KeyTurns::default(), packed.to_vec(), vec![0.0; layer.width() * stride]);
     turns.fill(&shape.inverse_frequencies, 0, tokens);
-    rows_from_packed(Isa::detect(), &layer, &turns, packed, &mut rows)?;
-    let own = which * part..(which + 1) * part;
+    columns_from_packed(Isa::detect(), &layer, &turns, packed, &mut columns)?;
+    let own = &mut columns[which * part * stride..(which + 1) * part * stride];
     let mut square = 0.0;
-    for channel in own.clone() {
+    for column in own.chunks_exact(stride) {
         // The first token is far from all others.
-        let column = || rows.iter().skip(width + channel).step_by(width);
-        let mean = column().sum::<f32>() / tokens as f32;
-        square += column().map(|x| (x - mean) * (x - mean)).sum::<f32>() / (tokens * part) as f32;
+        let column = &column[1..tokens];
+        let mean = column.iter().sum::<f32>() / tokens as f32;
+        square += column.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / (tokens * part) as f32;
     }
     let size = NOISE * square.sqrt();
-    for row in rows.chunks_exact_mut(width).skip(1) {
-        row[own.clone()].iter_mut().for_each(|x| *x += size * random.next());
+    for column in own.chunks_exact_mut(stride) {
+        column[1..tokens].iter_mut().for_each(|x| *x += size * random.next());
     }
-    packed_from_rows(Isa::detect(), &layer, &turns, &rows, &mut back)?;
+    packed_from_columns(Isa::detect(), &layer, &turns, &columns, &mut back)?;
     Ok(back)
 }
 
