@@ -28,22 +28,29 @@ pub fn pack_bits(bits: u32, numbers: &[u8], out: &mut Vec<u8>) {
     }
 }
 
+/// The bits of each byte, one in each byte of a word.
+const SPREAD: [u64; 256] = {
+    let mut all = [0; 256];
+    let mut at = 0;
+    while at < 256 * 8 {
+        let (byte, bit) = (at / 8, at % 8);
+        all[byte] |= ((byte as u64 >> bit) & 1) << (8 * bit);
+        at += 1;
+    }
+    all
+};
+
 /// Fills `numbers` from `packed`, which [`pack_bits`] wrote for as many: whose length is [`packed_bits_len`].
 pub fn unpack_bits(bits: u32, packed: &[u8], numbers: &mut [u8]) {
     numbers.fill(0);
     let plane_bytes = numbers.len().div_ceil(8).max(1);
     for (bit, plane) in packed.chunks_exact(plane_bytes).take(bits as usize).enumerate() {
-        let spread = |byte: u8| {
-            let apart = u64::from(byte) * ONES & 0x8040_2010_0804_0201;
-            // A byte that is not zero reaches its top bit when 127 is added.
-            ((apart & 0x7f7f_7f7f_7f7f_7f7f) + 0x7f7f_7f7f_7f7f_7f7f | apart) >> 7 & ONES
-        };
         let (whole, rest) = numbers.as_chunks_mut::<8>();
         for (eight, byte) in whole.iter_mut().zip(plane) {
-            *eight = (u64::from_le_bytes(*eight) | spread(*byte) << bit).to_le_bytes();
+            *eight = (u64::from_le_bytes(*eight) | SPREAD[usize::from(*byte)] << bit).to_le_bytes();
         }
         if let Some(byte) = plane.get(whole.len()) {
-            let bits = (spread(*byte) << bit).to_le_bytes();
+            let bits = (SPREAD[usize::from(*byte)] << bit).to_le_bytes();
             rest.iter_mut().zip(bits).for_each(|(number, bits)| *number |= bits);
         }
     }

@@ -72,7 +72,7 @@ pub fn split_exponents(
     rest: Rest<&mut [u8]>,
     beyond: &mut Vec<OutOfRange>,
 ) -> Result<(), KernelError> {
-    let (dims, tokens) = check(dtype, windows, elements.len(), symbols.len(), &rest.bytes, &rest.extra)?;
+    let (dims, tokens) = check(dtype, windows, elements.len(), symbols.len(), rest.bytes, rest.extra)?;
     let mut rows = vec![0; dims * tokens];
     isa.run(Split {
         dtype,

@@ -306,7 +306,7 @@ mod tests {
                 .iter()
                 .flat_map(|axis| (0..stride).map(|_| axis.base + noise.unit()).collect::<Vec<_>>())
                 .collect();
-            let mut seen: Option<(Vec<u8>, Vec<u8>, Vec<OutOfRange>, Vec<f32>)> = None;
+            let mut seen = None;
             for isa in Isa::available() {
                 let (mut high, mut low) = (vec![0; count * stride], vec![0; low_count * stride]);
                 let (mut beyond, mut back) = (Vec::new(), vec![0.0; columns.len()]);
