@@ -5,7 +5,7 @@ use std::time::Instant;
 use kvasir_codec::{
     Chunk, ChunkRange, Codec, CodecError, KvShapeOfModel, LEVEL_LOSSLESS, LEVEL_LOSSY_FROM, LEVEL_RAW, Profile,
 };
-use kvasir_kernels::{Isa, KeyTurns, PackedShape, packed_from_rows};
+use kvasir_kernels::{Isa, KeyTurns, PackedShape, packed_from_columns};
 
 /// Tokens of the chunk that is coded: few enough to take milliseconds.
 const TOKENS: usize = 128;
@@ -82,13 +82,13 @@ fn made_up(shape: &KvShapeOfModel, profile: &Profile, level: u8, layers: usize) 
         _ => vec![0.0; width],
     };
     let scale = if lossy.is_some() { 0.01 } else { 1.0 };
-    let mut rows = Vec::with_capacity(TOKENS * width);
-    for _ in 0..TOKENS {
-        rows.extend(means.iter().map(|mean| mean + scale * noise()));
+    let mut columns = vec![0.0; width * packed_shape.stride()];
+    for (column, mean) in columns.chunks_exact_mut(packed_shape.stride()).zip(&means) {
+        column.iter_mut().for_each(|x| *x = mean + scale * noise());
     }
     let mut turns = KeyTurns::default();
     turns.fill(&shape.inverse_frequencies, TOKENS, TOKENS);
     let mut packed = vec![0; packed_shape.byte_len()];
-    packed_from_rows(Isa::detect(), &packed_shape, &turns, &rows, &mut packed)?;
+    packed_from_columns(Isa::detect(), &packed_shape, &turns, &columns, &mut packed)?;
     Ok(packed)
 }
