@@ -202,6 +202,33 @@ test("a request that lost its worker goes before those that wait, is not held ba
   expect(world.state.sharesOf("tiny").counter("a") - charged).toBeLessThan(2 * 100 + 40);
 });
 
+test("a worker that fails whatever it is given draws no more requests, though it always looks idle, until it has answered one", () => {
+  const world = new World(3, { workerQueue: undefined } as unknown as Partial<RouterOptions>);
+  const workerOf = (key: number) => candidateName((world.decisions.get(key) as PlacementDecision).candidates[0]);
+  const failures: number[] = [];
+  for (let key = 1; key <= 60; key++) {
+    world.arrive(key, "a");
+    world.nowMs += 20;
+    if (workerOf(key) === "m1") {
+      failures.push(key);
+      world.apply({ kind: "RequestRetried", key: key as RequestKey, excludedWorkerIds: ["m1"] });
+      expect(workerOf(key)).not.toBe("m1");
+    }
+    // The others are busy for a while; it never is.
+    if (key % 10 === 0) for (let done = key - 9; done <= key; done++) world.compute(done);
+  }
+  expect(failures.length).toBeGreaterThanOrEqual(3);
+  expect(failures.length).toBeLessThanOrEqual(5);
+  world.nowMs += 10_000;
+  for (let key = 61; key <= 63; key++) {
+    world.arrive(key, "a");
+    world.compute(key);
+  }
+  for (let key = 71; key <= 90; key++) world.arrive(key, "a");
+  const later = Array.from({ length: 20 }, (_, index) => workerOf(71 + index));
+  expect(later.filter((name) => name === "m1").length).toBeGreaterThan(3);
+});
+
 test("a tenant whose answers were always short and are long now is not let in beyond what the others' targets bear", () => {
   const stepCost = { fixedMs: 5, promptTokenMs: 0.05, attentionMs: 0, decodeMs: 1, contextTokenMs: 0 };
   const inTime = { maxTokens: 200, objectives: { tbtMs: 30, ttftMs: 60_000, mayBeLate: false } };

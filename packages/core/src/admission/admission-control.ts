@@ -11,6 +11,7 @@ import type { RefusalCode, RouterEffect } from "../placement/router-events.ts";
 import type { RouterOptions } from "../placement/router-state.ts";
 import type { AttachedStore } from "../placement/store-facts.ts";
 import type { RequestShape } from "../placement/worker-facts.ts";
+import { WorkerTrust } from "../placement/worker-trust.ts";
 import { addNanos, type Instant, msFromNanos, nanosBetween } from "../time.ts";
 import { AdmissionQueue } from "./admission-queue.ts";
 import { DrainRate } from "./drain-rate.ts";
@@ -54,6 +55,7 @@ export class AdmissionControl {
   readonly #lengths = new OutputLengthPredictor();
   readonly #drain = new Map<string, DrainRate>();
   readonly #sessions = new SessionWorkers();
+  readonly #trust = new WorkerTrust();
   /** Models whose next request waits for workers to compute what they have; with the cluster's version at that time. */
   readonly #held = new Map<string, number>();
   readonly #reservedOf: (incarnation: string) => Reserved;
@@ -106,11 +108,19 @@ export class AdmissionControl {
     if (live === undefined) return; // It was refused while its message was on the way.
     exclude(live, excludedWorkerIds, now);
     if (!live.isPlaced) return;
+    for (const { facts, incarnation } of live.placedOn) {
+      if (excludedWorkerIds.includes(facts.workerId)) this.#trust.failed(incarnation, key, now);
+    }
     this.#release(live, now);
     waitAnew(live, now);
     live.keptPrefillWorkerId = keptPrefillWorkerId;
     this.#admit(live, now, effects);
     this.placeWaiting(now, effects);
+  }
+
+  /** Its prompt is computed, and its workers answer. */
+  firstToken(key: RequestKey): void {
+    for (const { incarnation } of this.#live.get(key)?.placedOn ?? []) this.#trust.succeeded(incarnation);
   }
 
   /** Its end, however it came. False when nothing was known of it. */
@@ -268,7 +278,7 @@ export class AdmissionControl {
       waitedMs: msFromNanos(nanosBetween(live.arrivedAt, now)) + aheadMs,
       answer: this.#lengthOf(request),
       reservedOf: this.#reservedOf,
-      exclusionOf: (worker) => exclusionOf(worker, live.excludedAt),
+      exclusionOf: (worker) => exclusionOf(worker, live.excludedAt, this.#trust.isAvoided(worker.incarnation, now)),
       options: {
         ...this.#options.prediction,
         mayPrefillLocally: this.#mayPrefillLocally(live, now),
@@ -311,6 +321,7 @@ export class AdmissionControl {
     this.#dequeue(live, now);
     live.isPlaced = true;
     live.wasPlaced = true;
+    live.placedOn = best.prefill === undefined ? [best.decode] : [best.prefill, best.decode];
     const waitedMs = msFromNanos(nanosBetween(live.waitingSince, now));
     const decision = {
       candidates,

@@ -20,6 +20,8 @@ export interface LiveRequest {
   isBestEffort: boolean;
   isPlaced: boolean;
   wasPlaced: boolean;
+  /** Workers of its latest placement. */
+  placedOn: readonly AttachedWorker[];
   /** Output tokens that its tenant was charged for. */
   chargedOutputTokens: number;
   /** Taken before others, where it is a candidate; empty: none. */
@@ -45,6 +47,7 @@ export function newLiveRequest(key: RequestKey, request: RequestShape, now: Inst
     isBestEffort: false,
     isPlaced: false,
     wasPlaced: false,
+    placedOn: [],
     chargedOutputTokens: 0,
     keptPrefillWorkerId: "",
     waitingSince: now,
@@ -93,11 +96,15 @@ export function exclude(live: LiveRequest, workerIds: readonly string[], now: In
 }
 
 /**
- * A worker that failed a request is avoided for it. Before it has reported again it is not used at all: its stream may not have
+ * A worker that failed a request is avoided for it, and one that fails others too for all (`isSuspect`). Before it has reported again it is not used at all: its stream may not have
  * noticed yet that it is dead.
  */
-export function exclusionOf(worker: AttachedWorker, excludedAt: ReadonlyMap<string, Instant>): Exclusion {
+export function exclusionOf(
+  worker: AttachedWorker,
+  excludedAt: ReadonlyMap<string, Instant>,
+  isSuspect: boolean,
+): Exclusion {
   const since = excludedAt.get(worker.facts.workerId);
-  if (since === undefined) return "none";
+  if (since === undefined) return isSuspect ? "avoid" : "none";
   return worker.reportedAt > since ? "avoid" : "forbid";
 }

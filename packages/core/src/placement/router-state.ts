@@ -135,6 +135,7 @@ export class RouterState {
         break;
       case "FirstTokenArrived":
         this.#reservations.endPrefill(event.key);
+        this.#admission.firstToken(event.key);
         this.#policy.firstToken?.(event.key, now);
         this.#admission.placeWaiting(now, effects);
         break;
