@@ -100,7 +100,7 @@ test("a prefill worker that dies with a prompt in its queue fails the request in
   await worker.restart();
   for (const response of await Promise.all(requests)) {
     const body = await answerOf(response);
-    if (response.status !== 200) expect(body.error.code).toMatch(/^(unavailable|overloaded|stale_epoch)$/);
+    if (response.status !== 200) expect(body.error.code).toMatch(/^(unavailable|no_worker|overloaded|stale_epoch)$/);
   }
   await expectRecovery();
   expect(workersOf(cluster)).toHaveLength(2);
