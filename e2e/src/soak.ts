@@ -5,6 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { type LocalCluster, type ProcessHandle, startLocalCluster } from "@kvasir/cli";
 import { defineOptions, runMain } from "@kvasir/config";
 import { resolveModel } from "@kvasir/models";
+import { FetchCounter } from "./fetch-counter.ts";
 
 // Real processes under load, a share of the requests cancelled, and every few seconds something killed: workers, sidecars, routers. Whatever
 // happens, a request ends once: with the tokens of an undisturbed run, or with a typed error. When the load ends, so does all that was held.
@@ -158,37 +159,6 @@ function randomFrom(seed: number): () => number {
     mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
     return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
   };
-}
-
-/** Fetches of cached KV by their outcome. What a process counted between the last look and its death is not seen. */
-class FetchCounter {
-  readonly counts = new Map<string, number>();
-  readonly #cluster: LocalCluster;
-  /** By process and outcome, as last seen. */
-  readonly #seen = new Map<string, number>();
-
-  constructor(cluster: LocalCluster) {
-    this.#cluster = cluster;
-  }
-
-  async count(): Promise<void> {
-    await Promise.all(
-      this.#cluster.processes.map(async ({ name, kind, pid }) => {
-        if (kind === "redis" || kind === "router" || kind === "gateway") return;
-        const samples = await this.#cluster.metrics(name).catch(() => new Map<string, number>());
-        // It was another process by the time it was asked.
-        if (this.#cluster.process(name).pid !== pid) return;
-        for (const [sample, count] of samples) {
-          const outcome = /^kvasir_prefix_fetches_total\{.*outcome="(\w+)"\}/.exec(sample)?.[1];
-          if (outcome === undefined || count === 0) continue;
-          const key = `${pid} ${outcome}`;
-          const grown = count - (this.#seen.get(key) ?? 0);
-          this.#seen.set(key, count);
-          this.counts.set(outcome, (this.counts.get(outcome) ?? 0) + grown);
-        }
-      }),
-    );
-  }
 }
 
 function summary(counts: ReadonlyMap<string, number>): string {
