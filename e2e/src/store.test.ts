@@ -43,6 +43,8 @@ async function ask(content: string, salt: string, key = "one") {
   return { text: choices[0].message.content, promptTokens: usage.prompt_tokens, sum, cached: kvasir.cached_tokens };
 }
 
+type Answer = Awaited<ReturnType<typeof ask>>;
+
 const cachedOf = (promptTokens: number) => Math.floor((promptTokens - 1) / BLOCK_SIZE) * BLOCK_SIZE;
 const stores = () => cluster.processes.filter(({ kind }) => kind === "store");
 const storedOn = (store: ProcessHandle, medium: string) => metric(store, `kvasir_store_blocks{medium="${medium}"}`);
@@ -61,24 +63,32 @@ async function restartWorkers(): Promise<void> {
   await cluster.ready();
 }
 
+/** The tiny model computes a prompt about as fast as a store sends it; where that was quicker, the workers are killed and asked again. */
+async function expectServedFrom(source: "store_dram" | "store_disk", first: Answer, blockCount: number): Promise<void> {
+  for (let attempt = 1; ; attempt++) {
+    await restartWorkers();
+    await expect.poll(known, { timeout: 10_000 }).toBeGreaterThanOrEqual(blockCount);
+    const again = await ask(TEXT, "restart");
+    expect(again.text).toBe(first.text);
+    const wasComputed = again.sum < cachedOf(first.promptTokens) && (await storeFetches("late")) === 1;
+    if (wasComputed && attempt < 5) continue;
+    // What an attempt before had read from disk lies in memory.
+    const { store_dram: memory, store_disk: disk } = again.cached;
+    const fromStore = attempt === 1 ? again.cached[source] : memory + disk;
+    expect([again.sum, fromStore]).toEqual([cachedOf(first.promptTokens), cachedOf(first.promptTokens)]);
+    return;
+  }
+}
+
 test("after every worker was killed a repeated prompt comes from the store: from memory, and after the store's own end from disk", async () => {
   const first = await ask(TEXT, "restart");
   expect(first.sum).toBe(0);
   const blockCount = Math.floor(first.promptTokens / BLOCK_SIZE);
   await expect.poll(() => stored("disk"), { timeout: 10_000 }).toBeGreaterThanOrEqual(blockCount);
-  await restartWorkers();
-  await expect.poll(known, { timeout: 10_000 }).toBeGreaterThanOrEqual(blockCount);
-  const again = await ask(TEXT, "restart");
-  expect(again.text).toBe(first.text);
-  expect([again.sum, again.cached.store_dram]).toEqual([cachedOf(first.promptTokens), cachedOf(first.promptTokens)]);
-
+  await expectServedFrom("store_dram", first, blockCount);
   await Promise.all(stores().map((store) => store.kill("SIGKILL")));
   await expect.poll(() => stores().every(({ isRunning }) => isRunning), { timeout: 20_000 }).toBe(true);
-  await restartWorkers();
-  await expect.poll(known, { timeout: 10_000 }).toBeGreaterThanOrEqual(blockCount);
-  const last = await ask(TEXT, "restart");
-  expect(last.text).toBe(first.text);
-  expect([last.sum, last.cached.store_disk]).toEqual([cachedOf(first.promptTokens), cachedOf(first.promptTokens)]);
+  await expectServedFrom("store_disk", first, blockCount);
   // Another key, the same salt and text: nothing of it.
   expect((await ask(TEXT, "restart", "two")).sum).toBe(0);
   await expectNothingLeft(cluster);

@@ -101,7 +101,7 @@ test("random use keeps every count, finds only what was kept, and tells readers 
       fc.integer({ min: 2, max: 8 }),
       fc.array(
         fc.tuple(
-          fc.constantFrom(0, 0, 1, 1, 1, 1, 1, 2, 3),
+          fc.constantFrom(0, 0, 1, 1, 1, 1, 1, 2, 3, 4),
           fc.nat(4),
           fc.array(fc.nat(2), { minLength: 1, maxLength: 6, size: "max" }),
         ),
