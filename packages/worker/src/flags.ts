@@ -48,12 +48,30 @@ export function workerFlags(service: string, summary: string, roles: readonly [R
       env: "KVASIR_ADVERTISE_HOST",
       help: "Host that others reach this one by. Default: the hosts of the listen addresses.",
     },
+    device: {
+      type: "string",
+      env: "KVASIR_DEVICE",
+      default: "auto",
+      help: "Where the sidecar computes: cpu, cuda:N for a GPU, or auto for the first GPU that can, and the CPU where none can.",
+    },
     kvBytes: {
       type: "bytes",
       env: "KVASIR_KV_BYTES",
-      default: "256MiB",
       min: 1,
-      help: "Memory of the KV pool. Larger: more sequences at once.",
+      help: "Memory of the KV pool. Larger: more sequences at once. Default: 512MiB on a CPU, on a GPU what --kv-memory-percent leaves.",
+    },
+    kvMemoryPercent: {
+      type: "integer",
+      env: "KVASIR_KV_MEMORY_PERCENT",
+      default: 90,
+      min: 1,
+      max: 100,
+      help: "Share of a GPU's memory for weights, activations and KV together. Two workers on one GPU share it.",
+    },
+    deterministic: {
+      type: "boolean",
+      env: "KVASIR_DETERMINISTIC",
+      help: "On a GPU: the same bits whatever else is in the batch, and slower. On a CPU it is always so.",
     },
     blockSize: {
       type: "string",

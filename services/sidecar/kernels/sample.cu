@@ -1,12 +1,14 @@
-// From logits to a token: temperature, top-k, top-p, min-p, one draw. Tokens are the CPU engine's (crates/engine/src/sampling.rs).
+// From logits to a token: temperature, top-k, top-p, min-p, typical-p, one draw. Tokens are the CPU engine's (crates/engine/src/sampling.rs).
 //
 // Weights are e^((logit - largest) / temperature), the CPU's bits, as integers of 2^-45: what a token below e^-31 of the most likely one would
 // add is left out, and sums are exact. The random number is Philox4x32-10 (Salmon et al., SC 2011) of (seed, token index). A draw between
 // two tokens falls on the other side than on the CPU when it comes within about 2^-28 of their border.
 //
 // Truncations are prefixes of the ranking (by logit, then id), so what is kept is one key to compare with, found by radix descent. The draw is
-// the token at which the running sum passes random · total: in the ranking when top-k or top-p cut it, else by id, as on the CPU.
-// Grid: one block a row. 3 passes over a row without truncation, up to 22 with top-k and top-p; a row of 128k logits stays in the L2.
+// the token at which the running sum passes random · total: in the ranking when top-k or top-p cut it, else by id, as on the CPU. Typical-p
+// ranks what is left by how far its surprise is from the entropy, and draws in that order.
+// Grid: one block a row. 3 passes over a row without truncation, up to 22 with top-k and top-p, 26 more with typical-p; a row of 128k logits
+// stays in the L2.
 
 #include "select.cuh"
 
@@ -18,7 +20,7 @@ struct SampleRow {
   uint32_t top_k;     // 0: all.
   float top_p;        // 0 or 1: all.
   float min_p;        // 0: all.
-  uint32_t padding;
+  float typical_p;    // 0 or 1: all.
 };
 
 struct SampleParams {
@@ -85,7 +87,39 @@ __device__ __forceinline__ void pick_by_id(SelectScratch& s, const float* logits
   }
 }
 
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(SampleParams p) {
+/// A draw among the tokens whose surprise is nearest the entropy, up to a share of `typical_p` (Meister et al., TACL 2023).
+template <typename Weight, typename Kept>
+__device__ __forceinline__ uint32_t draw_typical(SelectScratch& s, const float* logits, uint32_t vocab, const SampleRow& r, Weight weight,
+                                                 Kept kept) {
+  const uint64_t total_kept = total_mass(s, logits, vocab, kept);
+  const double total = static_cast<double>(total_kept) / 35184372088832.0, log_total = log(total);
+  const auto surprise = [&](uint64_t key) { return log_total - log(static_cast<double>(weight(key))); };
+  double entropy = 0.0;
+  for (uint32_t token = threadIdx.x; token < vocab; token += SAMPLE_THREADS) {
+    const uint64_t key = key_of(logits[token], token);
+    if (kept(key) != 0) entropy += static_cast<double>(weight(key)) / total * surprise(key);
+  }
+  entropy = block_sum(entropy, s.partial_sums);
+  uint64_t bound = ~0ull;
+  // Distances are not negative, so that their bits ascend with them.
+  const auto order = [&](uint32_t token) {
+    const uint64_t key = key_of(logits[token], token);
+    return kept(key) == 0 ? ~0ull : static_cast<uint64_t>(__double_as_longlong(fabs(surprise(key) - entropy)));
+  };
+  const auto typical = [&](uint32_t token) -> uint64_t {
+    return order(token) <= bound ? kept(key_of(logits[token], token)) : 0;
+  };
+  const auto goal = static_cast<uint64_t>(ceil(static_cast<double>(r.typical_p) * static_cast<double>(total_kept)));
+  const uint64_t below = goal == 0 ? 0 : goal - 1;
+  bound = order(descend_by(s, vocab, below < total_kept ? below : total_kept - 1, order, typical));
+  unsigned long long left = 0;
+  for (uint32_t token = threadIdx.x; token < vocab; token += SAMPLE_THREADS) left += typical(token);
+  left = block_sum(left, s.sums);
+  return descend_by(s, vocab, multiply_high(random_bits(r.seed, r.index), left), order, typical);
+}
+
+template <bool TYPICAL>
+__device__ __forceinline__ void draw(const SampleParams& p) {
   STATIC_SHARED(SelectScratch, scratch, 1);
   SelectScratch& s = *scratch;
   const SampleRow r = p.rows[blockIdx.x];
@@ -115,6 +149,11 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(SampleParams
     bound = descend(s, logits, p.vocab, below < total ? below : total - 1, mass);
   }
   const auto kept = [&](uint64_t key) -> uint64_t { return r.min_p > 0.0f && weight(key) < r.min_p ? 0 : mass(key); };
+  if (TYPICAL && r.typical_p > 0.0f && r.typical_p < 1.0f) {
+    const uint32_t token = draw_typical(s, logits, p.vocab, r, weight, kept);
+    if (threadIdx.x == 0) *out = token;
+    return;
+  }
   const uint64_t target = multiply_high(random_bits(r.seed, r.index), total_mass(s, logits, p.vocab, kept));
   if (cuts_k || cuts_p) {
     const uint64_t key = descend(s, logits, p.vocab, target, kept);
@@ -123,4 +162,9 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(SampleParams
     pick_by_id(s, logits, p.vocab, target, out, kept);
   }
 }
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(SampleParams p) { draw<false>(p); }
 EXPORT_KERNEL(sample);
+
+/// For launches in which a row has typical-p: apart, since what it needs would cost the others registers.
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_typical(SampleParams p) { draw<true>(p); }
+EXPORT_KERNEL(sample_typical);

@@ -17,6 +17,7 @@ struct SelectScratch {
   uint32_t ties;
   uint32_t tied_token;
   unsigned long long sums[SAMPLE_THREADS / WARP_SIZE];
+  double partial_sums[SAMPLE_THREADS / WARP_SIZE];
 };
 
 /// Enters the bin where the running sum passes `target`; the target within it comes back. All threads of the block.
@@ -95,6 +96,31 @@ __device__ __forceinline__ uint64_t descend(SelectScratch& s, const float* logit
           << shift;
   }
   return static_cast<uint64_t>(rank) << 32 | id;
+}
+
+/// The token at which the sum of `mass(token)` passes `target`, in the order of `order(token)`, 64 bits, then of ids.
+template <typename Order, typename Mass>
+__device__ __forceinline__ uint32_t descend_by(SelectScratch& s, uint32_t vocab, uint64_t target, Order order, Mass mass) {
+  uint64_t place = 0;
+  for (int shift = 56; shift >= 0; shift -= 8) {
+    const uint64_t above = shift == 56 ? 0 : place >> (shift + 8);
+    place |= static_cast<uint64_t>(pass(s, vocab, target,
+                                        [&](uint32_t token, auto add) {
+                                          const uint64_t own = order(token);
+                                          if (shift == 56 || own >> (shift + 8) == above) add(own >> shift & 255, mass(token));
+                                        }))
+             << shift;
+  }
+  uint32_t id = 0;
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    const uint32_t above = shift == 24 ? 0 : id >> (shift + 8);
+    id |= pass(s, vocab, target,
+               [&](uint32_t token, auto add) {
+                 if ((shift == 24 || token >> (shift + 8) == above) && order(token) == place) add(token >> shift & 255, mass(token));
+               })
+          << shift;
+  }
+  return id;
 }
 
 /// The smallest key of the row: the most likely token, the lowest id among equals.

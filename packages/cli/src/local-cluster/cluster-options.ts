@@ -33,7 +33,11 @@ export interface LocalClusterOptions extends KvOptions {
   readonly cluster?: string;
   /** Each process's stderr goes to a file here. */
   readonly logDir: string;
+  /** `auto`, `cpu` or `cuda:N`, of all sidecars. */
+  readonly device?: string;
   readonly kvBytes?: string;
+  /** Of a GPU's memory, for each sidecar; absent: the workers' own default. */
+  readonly kvMemoryPercent?: number;
   /** How workers of one role keep KV, where it is not as all others do. */
   readonly kvByRole?: Partial<Record<"prefill" | "decode" | "mixed", KvOptions>>;
   readonly weights?: "stored" | "f32" | "bf16" | "q8_0";
@@ -104,7 +108,9 @@ export function serviceArgs(
     default: {
       const kv: KvOptions = { ...options, ...options.kvByRole?.[kind] };
       const sizes = [
+        ...flag("--device", options.device),
         ...flag("--kv-bytes", options.kvBytes),
+        ...flag("--kv-memory-percent", options.kvMemoryPercent),
         ...flag("--block-size", kv.blockSize),
         ...flag("--kv-dtype", kv.kvDtype),
         ...flag("--shards", kv.shards),

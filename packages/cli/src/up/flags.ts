@@ -47,12 +47,24 @@ export const UP_FLAGS = defineOptions("npm run up --", "a whole cluster on this 
     choices: ["stored", "f32", "bf16", "q8_0"],
     help: "How matrices are kept: as the file has them, expanded to f32, or rounded to 8 bits.",
   },
+  device: {
+    type: "string",
+    env: "KVASIR_UP_DEVICE",
+    default: "auto",
+    help: "Where sidecars compute: cpu, cuda:N for a GPU, or auto for the first GPU that can, and the CPU where none can.",
+  },
   kvBytes: {
     type: "bytes",
     env: "KVASIR_UP_KV_BYTES",
-    default: "1GiB",
     min: 1,
-    help: "KV pool of each worker; memory is taken as it is used.",
+    help: "KV pool of each worker. Default: 512MiB on a CPU, taken as it is used; on a GPU what --kv-memory-percent leaves.",
+  },
+  kvMemoryPercent: {
+    type: "integer",
+    env: "KVASIR_UP_KV_MEMORY_PERCENT",
+    min: 1,
+    max: 100,
+    help: "Share of a GPU's memory for each worker's weights, activations and KV. Default: 90, divided by the workers.",
   },
   blockSize: {
     type: "string",

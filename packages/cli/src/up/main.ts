@@ -94,7 +94,10 @@ async function start(
     // A Redis that runs may hold a cluster of the same name already: ours has a name of its own there.
     ...(process.env.REDIS_URL ? { redisUrl: process.env.REDIS_URL, cluster: `${CLUSTER}-${process.pid}` } : {}),
     logDir: join(RUN_DIR, "logs"),
-    kvBytes: `${values.kvBytes}`,
+    device: values.device,
+    ...(values.kvBytes === undefined ? {} : { kvBytes: `${values.kvBytes}` }),
+    kvMemoryPercent:
+      values.kvMemoryPercent ?? Math.max(1, Math.floor(90 / (values.prefill + values.decode + values.mixed))),
     blockSize: Number(values.blockSize),
     kvDtype: values.kvDtype,
     shards: values.shards,

@@ -23,7 +23,10 @@ function program(body: string): SidecarCommand {
     socketPath: (epoch) => join(directory, `${epoch}.sock`),
     transferListen: "127.0.0.1:0",
     advertiseHost: undefined,
+    device: "cuda:1",
     kvBytes: 1024,
+    kvMemoryPercent: 45,
+    deterministic: true,
     blockSize: 32,
     kvDtype: "bf16",
     shards: 2,
@@ -46,6 +49,7 @@ test("it gets its flags as arguments and the key on stdin, tells how loading goe
     lines.once("line", (key) => {
       writeFileSync(${JSON.stringify(out)}, JSON.stringify({ key, args: process.argv.slice(2) }));
       console.log(JSON.stringify({ event: "loading", done_bytes: 5, total_bytes: 10 }));
+      console.log(JSON.stringify({ event: "device", device: "cpu", reason: "no driver" }));
       ${READY}
     });
     lines.once("close", () => process.exit(0));`);
@@ -57,9 +61,10 @@ test("it gets its flags as arguments and the key on stdin, tells how loading goe
   expect(seen.key).toBe("ab".repeat(32));
   expect(seen.args.join(" ")).toBe(
     `serve --role decode --model /models/m --socket ${join(directory, "9.sock")} --listen 127.0.0.1:0 --worker-id w --epoch 9 ` +
-      "--kv-bytes 1024 --block-size 32 --kv-dtype bf16 --shards 2 --weights q8_0 --threads 2 --step-token-max 2048",
+      "--device cuda:1 --kv-bytes 1024 --kv-memory 0.45 --block-size 32 --kv-dtype bf16 --shards 2 --weights q8_0 --threads 2 " +
+      "--step-token-max 2048 --deterministic",
   );
-  expect(logged).toEqual(["sidecar: loading weights"]);
+  expect(logged).toEqual(["sidecar: loading weights", "sidecar: where it computes"]);
   await sidecar.stop(5_000);
   expect(await sidecar.exited).toBe("exit code 0");
 });

@@ -29,7 +29,12 @@ export interface SidecarCommand {
   readonly socketPath: (epoch: bigint) => string;
   readonly transferListen: string;
   readonly advertiseHost: string | undefined;
-  readonly kvBytes: number;
+  /** `auto`, `cpu` or `cuda:N`; absent: the sidecar's own choice. */
+  readonly device?: string;
+  /** Absent: the sidecar's own choice, on a GPU by the share of its memory. */
+  readonly kvBytes?: number | undefined;
+  readonly kvMemoryPercent?: number;
+  readonly deterministic?: boolean;
   readonly blockSize: number;
   readonly kvDtype: string;
   readonly shards: number;
@@ -89,7 +94,9 @@ function args(command: SidecarCommand, epoch: bigint, socketPath: string): strin
     advertise: command.advertiseHost,
     "worker-id": command.workerId,
     epoch,
+    device: command.device,
     "kv-bytes": command.kvBytes,
+    "kv-memory": command.kvMemoryPercent === undefined ? undefined : command.kvMemoryPercent / 100,
     "block-size": command.blockSize,
     "kv-dtype": command.kvDtype,
     shards: command.shards,
@@ -102,7 +109,7 @@ function args(command: SidecarCommand, epoch: bigint, socketPath: string): strin
     "tls-cert": command.tls?.cert,
     "tls-key": command.tls?.key,
   };
-  return ["serve", ...flagsFrom(flags)];
+  return ["serve", ...flagsFrom(flags), ...(command.deterministic ? ["--deterministic"] : [])];
 }
 
 /** Flags of a command line; those without a value are left out. */
@@ -127,6 +134,8 @@ function readyLine(child: ChildProcess, log: Log): Promise<{ socketPath: string 
       if (event === undefined) log.warn({ line }, "sidecar: a line on stdout that is not an event");
       else if (event.event === "ready") {
         resolve({ socketPath: String(event.socket) });
+      } else if (event.event === "device") {
+        log.info(event, "sidecar: where it computes");
       } else if (event.event === "loading") {
         const tenths = Math.floor((10 * Number(event.done_bytes)) / Math.max(Number(event.total_bytes), 1));
         if (tenths > tenthsLogged) log.info(event, "sidecar: loading weights");

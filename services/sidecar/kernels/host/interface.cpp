@@ -75,6 +75,13 @@ void kvasir_simt_release(Machine* device, uint64_t address) {
   device->buffers.erase(found);
 }
 
+/// Bytes that buffers take, guards included.
+size_t kvasir_simt_taken(const Machine* device) {
+  size_t taken = 0;
+  for (const auto& [begin, bytes] : device->buffers) taken += room(bytes);
+  return taken;
+}
+
 int kvasir_simt_write(Machine* device, uint64_t address, const void* from, size_t bytes) {
   if (address + bytes > end_of_buffer(*device, address)) return 1;
   std::memcpy(reinterpret_cast<void*>(address), from, bytes);

@@ -10,6 +10,8 @@ pub struct DeviceRows {
     pub positions: Buffer,
     /// u32 by row.
     pub slots: Buffer,
+    /// What the caller added, in its order.
+    pub extra: Vec<Buffer>,
     tables: Buffer,
     rows: Buffer,
     row_tiles: Buffer,
@@ -19,44 +21,53 @@ pub struct DeviceRows {
 
 impl DeviceRows {
     /// Words that [`DeviceRows::upload`] writes.
-    pub fn words(plan: &StepRows) -> usize {
-        Self::parts(plan).iter().map(|part| aligned(part.len())).sum()
+    pub fn words(plan: &StepRows, extra: &[Vec<u32>]) -> usize {
+        Self::parts(plan, extra).iter().map(|part| aligned(part.len())).sum()
     }
 
-    fn parts(plan: &StepRows) -> [Vec<u32>; 7] {
+    /// Tables come last: as long as the rest keeps its lengths, it keeps its places.
+    fn parts(plan: &StepRows, extra: &[Vec<u32>]) -> Vec<Vec<u32>> {
         let words = |tiles: &[AttentionTile]| tiles.iter().flat_map(|tile| tile.words()).collect::<Vec<u32>>();
-        [
+        let mut parts = vec![
             plan.positions.clone(),
             plan.slots.clone(),
-            plan.tables.clone(),
             plan.rows.clone(),
             words(&plan.row_tiles),
             words(&plan.prefix_tiles),
             words(&plan.decode_tiles),
-        ]
+        ];
+        parts.extend_from_slice(extra);
+        parts.push(plan.tables.clone());
+        parts
     }
 
-    /// Writes the plan to the beginning of `memory`.
+    /// Writes the plan, and words of the caller's, to the beginning of `memory`.
     ///
     /// # Errors
     /// [`DeviceError::Range`] when it holds fewer than [`DeviceRows::words`], [`DeviceError::Failed`].
-    pub fn upload(device: &dyn Device, memory: &Buffer, plan: &StepRows) -> Result<Self, DeviceError> {
-        let parts = Self::parts(plan);
-        let mut bytes = Vec::with_capacity(4 * Self::words(plan));
-        let mut buffers = Vec::with_capacity(parts.len());
-        for part in &parts {
+    pub fn upload(
+        device: &dyn Device,
+        memory: &Buffer,
+        plan: &StepRows,
+        extra: &[Vec<u32>],
+    ) -> Result<Self, DeviceError> {
+        let mut bytes = Vec::new();
+        let mut buffers = Vec::new();
+        for part in Self::parts(plan, extra) {
             buffers.push(memory.part(bytes.len(), 4 * aligned(part.len()))?);
             bytes.extend(part.iter().flat_map(|word| word.to_ne_bytes()));
             bytes.resize(bytes.len() + 4 * (aligned(part.len()) - part.len()), 0);
         }
         device.write(memory, 0, &bytes)?;
-        let buffers: [Buffer; 7] = buffers
-            .try_into()
-            .map_err(|_| DeviceError::Failed("a plan has seven parts".into()))?;
-        let [positions, slots, tables, rows, row_tiles, prefix_tiles, decode_tiles] = buffers;
+        let lost = || DeviceError::Failed("a plan has seven parts".into());
+        let tables = buffers.pop().ok_or_else(lost)?;
+        let extra = buffers.split_off(6);
+        let buffers: [Buffer; 6] = buffers.try_into().map_err(|_| lost())?;
+        let [positions, slots, rows, row_tiles, prefix_tiles, decode_tiles] = buffers;
         Ok(Self {
             positions,
             slots,
+            extra,
             tables,
             rows,
             row_tiles,

@@ -1,33 +1,38 @@
-//! The transformer on a device.
+//! The engine's backend: a model on a device.
 
-use crate::attend::{Attend, DeviceRows, attend, partial_bytes};
-use crate::device::{Buffer, Device, DeviceError};
-use crate::device_weights::{DeviceLayer, DeviceWeights};
-use crate::ops::{self, Activation, Gemm, PoolShape, Relocate, RmsNorm, RopeTable, RotateAndStore};
+use crate::attend::{DeviceRows, partial_bytes};
+use crate::chooser::Chooser;
+use crate::device::{Buffer, Device, DeviceError, DeviceMemory};
+use crate::device_weights::DeviceWeights;
+use crate::graphs::Graphs;
+use crate::kv_memory::KvMemory;
+use crate::ops::{self, PoolShape, Relocate};
 use crate::remote_kv::DeviceKv;
-use crate::scratch::Scratch;
-use crate::step_plan::{Division, StepRows};
+use crate::scratch::{Scratch, ScratchSizes};
+use crate::step_plan::{Division, StepRows, padded_rows};
+use crate::transformer::Transformer;
 use kvasir_engine::bench::WeightMacs;
-use kvasir_engine::{Backend, EngineError, StepError, Weights};
+use kvasir_engine::{Backend, EngineError, Read, Reading, StepError, TokenSource, Weights};
 use kvasir_kernels::{AlignedF32, Batch, KvDtype, KvPool, KvShape, KvShards, Relocation, Span};
 use kvasir_model::ModelConfig;
 use std::sync::Arc;
 
-/// Rows of one pass. More amortise launches better; each takes about 100 KB of activations at the shape of Llama-3-8B.
+/// Rows of one pass at most. More amortise launches better; each takes about 100 KB of activations at the shape of Llama-3-8B.
 const ROWS_MAX: usize = 8192;
 
-/// Part of the memory left after the weights that KV may take; the rest is for activations and logits.
-const KV_SHARE: f64 = 0.9;
-
 /// How to run a model on a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CudaOptions {
-    /// Bytes of the KV pool; 0 takes nine tenths of what the weights leave.
-    pub kv_bytes: u64,
+    /// How much memory KV gets.
+    pub kv_memory: KvMemory,
     /// Tokens per block: 16, 32 or 64.
     pub block_size: usize,
     /// How attention is divided.
     pub division: Division,
+    /// Rows of one pass, for which there is memory from the beginning; at most 8192 count.
+    pub rows_max: usize,
+    /// Whether passes of decode rows are recorded and run again as one.
+    pub graphs: bool,
 }
 
 /// Weights, pool and scratch memory of one model on a device. Activations between products are bf16, the residual stream and sums are f32.
@@ -38,10 +43,16 @@ pub struct CudaBackend {
     frequencies: Buffer,
     inverse_frequencies: Vec<f32>,
     pool: Arc<KvShards>,
+    /// One block more than the pool tells of: rows of padding store their KV there.
     pool_memory: Buffer,
+    padding: [u32; 1],
     shape: PoolShape,
-    division: Division,
+    options: CudaOptions,
     scratch: Scratch,
+    graphs: Option<Graphs>,
+    chooser: Chooser,
+    /// Rows of logits of the pass launched last, padding included.
+    logit_rows: usize,
     macs: (WeightMacs, WeightMacs),
 }
 
@@ -58,26 +69,59 @@ impl CudaBackend {
         options: CudaOptions,
     ) -> Result<Self, EngineError> {
         weights.check(&config)?;
-        check(&config)?;
-        let refused = |error: DeviceError| EngineError::Configuration(error.to_string());
+        Self::check(&config)?;
+        let before = device.memory().map_err(refused)?;
         let uploaded = DeviceWeights::upload(&*device, weights).map_err(refused)?;
+        Self::build(device, transfers, config, uploaded, weights.macs(), before, options)
+    }
+
+    /// The same over weights that are on the device, for measurements.
+    ///
+    /// # Errors
+    /// As [`CudaBackend::new`].
+    pub fn of_weights(
+        device: Arc<dyn Device>,
+        transfers: Arc<dyn Device>,
+        config: ModelConfig,
+        weights: DeviceWeights,
+        options: CudaOptions,
+    ) -> Result<Self, EngineError> {
+        Self::check(&config)?;
+        let now = device.memory().map_err(refused)?;
+        Self::build(device, transfers, config, weights, Default::default(), now, options)
+    }
+
+    fn build(
+        device: Arc<dyn Device>,
+        transfers: Arc<dyn Device>,
+        config: ModelConfig,
+        weights: DeviceWeights,
+        macs: (WeightMacs, WeightMacs),
+        before: DeviceMemory,
+        options: CudaOptions,
+    ) -> Result<Self, EngineError> {
+        let inverse_frequencies = config.rope.inverse_frequencies();
+        let rows = options.rows_max.clamp(1, ROWS_MAX);
+        let mut scratch = Scratch::default();
+        let sizes = ScratchSizes {
+            table: rows * 8 * inverse_frequencies.len(),
+            ..ScratchSizes::default()
+        };
+        scratch.fit(&*device, &config, rows, sizes).map_err(refused)?;
         let shape = PoolShape {
             layer_count: config.layer_count,
             kv_head_count: config.kv_head_count,
             head_size: config.head_size,
             block_size: options.block_size,
         };
-        let kv_bytes = match options.kv_bytes {
-            0 => (device.free_bytes().map_err(refused)? as f64 * KV_SHARE) as u64,
-            bytes => bytes,
-        };
+        let now = device.memory().map_err(refused)?;
+        let kv_bytes = options
+            .kv_memory
+            .bytes(before, now)
+            .map_err(EngineError::Configuration)?;
         // The kernels count slots in 32 bits.
-        let blocks_max = u64::from(u32::MAX) / options.block_size.max(1) as u64;
+        let blocks_max = u64::from(u32::MAX) / options.block_size.max(1) as u64 - 1;
         let block_count = (kv_bytes / shape.block_bytes().max(1) as u64).min(blocks_max) as u32;
-        let pool_memory = device
-            .allocate(block_count as usize * shape.block_bytes())
-            .map_err(refused)?;
-        let remote = DeviceKv::new(transfers, pool_memory.clone(), shape).map_err(refused)?;
         let kv_shape = KvShape {
             layer_count: shape.layer_count,
             kv_head_count: shape.kv_head_count,
@@ -85,206 +129,148 @@ impl CudaBackend {
             block_size: shape.block_size,
             dtype: KvDtype::Bf16,
         };
-        let pool = Arc::new(KvShards::whole(KvPool::remote(
-            kv_shape,
-            block_count,
-            Box::new(remote),
-        )?));
-        let inverse_frequencies = config.rope.inverse_frequencies();
+        let pool_memory = device
+            .allocate((block_count as usize + 1) * shape.block_bytes())
+            .map_err(refused)?;
+        let remote = DeviceKv::new(transfers, pool_memory.clone(), shape).map_err(refused)?;
+        let pool = KvPool::remote(kv_shape, block_count, Box::new(remote))?;
         let bytes: Vec<u8> = inverse_frequencies.iter().flat_map(|x| x.to_ne_bytes()).collect();
         let frequencies = device.allocate(bytes.len()).map_err(refused)?;
         device.write(&frequencies, 0, &bytes).map_err(refused)?;
         Ok(Self {
             device,
-            weights: uploaded,
+            weights,
             frequencies,
             inverse_frequencies,
-            pool,
+            pool: Arc::new(KvShards::whole(pool)),
             pool_memory,
+            padding: [block_count],
             shape,
-            division: options.division,
-            scratch: Scratch::default(),
-            macs: weights.macs(),
+            options,
+            scratch,
+            graphs: options.graphs.then(Graphs::default),
+            chooser: Chooser::default(),
+            logit_rows: 0,
+            macs,
             config,
         })
     }
 
-    fn run(
-        &mut self,
-        tokens: &[u32],
-        spans: &[Span<'_>],
-        logit_rows: &[usize],
-        logits: &mut AlignedF32,
-    ) -> Result<(), DeviceError> {
-        let device = Arc::clone(&self.device);
-        let config = &self.config;
-        let (rows, hidden) = (tokens.len(), config.hidden_size);
-        let group = config.head_count / config.kv_head_count;
-        let plan = StepRows::new(spans, self.shape.block_size, group, self.division);
-        let [sums, stats] = partial_bytes(&plan, config.head_count, config.head_size);
-        let table_bytes = rows * 8 * self.inverse_frequencies.len();
-        let words = DeviceRows::words(&plan) + rows + logit_rows.len() + 8;
-        self.scratch
-            .fit(&*device, config, rows, [table_bytes, sums, stats, 4 * words])?;
-        let scratch = &self.scratch;
-        let device_rows = DeviceRows::upload(&*device, scratch.words()?, &plan)?;
-        let ids = scratch
-            .words()?
-            .part(4 * DeviceRows::words(&plan), 4 * rows.next_multiple_of(4))?;
-        device.write(&ids, 0, &bytes_of(tokens))?;
-        ops::embedding(
-            &*device,
-            &self.weights.embedding,
-            &ids,
-            scratch.hidden()?,
-            [rows, hidden],
-            config.options.embedding_scale,
-        )?;
-        let op = RopeTable {
-            positions: &device_rows.positions,
-            frequencies: &self.frequencies,
-            table: scratch.table()?,
-            rows,
-            half: self.inverse_frequencies.len(),
-            scale: config.rope.attention_factor(),
+    /// Whether the kernels can run a model of these sizes.
+    ///
+    /// # Errors
+    /// [`EngineError::Configuration`].
+    pub fn check(config: &ModelConfig) -> Result<(), EngineError> {
+        let refuse = |what: &str, value: usize, allowed: &str| {
+            Err(EngineError::Configuration(format!(
+                "{what} is {value}; the CUDA kernels take {allowed}; use --device cpu"
+            )))
         };
-        ops::rope_table(&*device, op)?;
-        for (index, layer) in self.weights.layers.iter().enumerate() {
-            self.run_layer(index, layer, rows, &plan, &device_rows)?;
+        if !matches!(config.head_size, 16 | 32 | 64 | 96 | 128) {
+            return refuse("head size", config.head_size, "16, 32, 64, 96 and 128");
         }
-        logits.resize(logit_rows.len() * config.vocab_size);
-        if logit_rows.is_empty() {
-            // Whoever hears that the step is over may read its KV on another stream.
-            return device.read(scratch.hidden()?, 0, &mut []);
-        }
-        let count = logit_rows.len();
-        let chosen: Vec<u32> = logit_rows.iter().map(|row| *row as u32).collect();
-        let index = scratch
-            .words()?
-            .part(4 * (DeviceRows::words(&plan) + rows.next_multiple_of(4)), 4 * count)?;
-        device.write(&index, 0, &bytes_of(&chosen))?;
-        self.norm(None, &self.weights.output_norm, count, Some(&index), true)?;
-        let out = device.allocate(count * config.vocab_size * 4)?;
-        device.product(&Gemm {
-            x: scratch.normed()?,
-            weights: &self.weights.head,
-            out: &out,
-            is_f32: true,
-            rows: count,
-            cols: config.vocab_size,
-            inner: hidden,
-        })?;
-        let mut bytes = vec![0; count * config.vocab_size * 4];
-        device.read(&out, 0, &mut bytes)?;
-        for (logit, bytes) in logits.iter_mut().zip(bytes.as_chunks::<4>().0) {
-            *logit = f32::from_ne_bytes(*bytes);
+        for (what, value) in [
+            ("hidden size", config.hidden_size),
+            ("intermediate size", config.intermediate_size),
+        ] {
+            if !value.is_multiple_of(8) {
+                return refuse(what, value, "multiples of 8");
+            }
         }
         Ok(())
     }
 
-    /// `hidden += delta + bias`, `normed = norm(hidden)`.
-    fn norm(
-        &self,
-        bias: Option<&Buffer>,
-        weight: &Buffer,
-        rows: usize,
-        row_index: Option<&Buffer>,
-        has_delta: bool,
-    ) -> Result<(), DeviceError> {
-        let scratch = &self.scratch;
-        let op = RmsNorm {
-            hidden: scratch.hidden()?,
-            delta: if has_delta { Some(scratch.delta()?) } else { None },
-            bias,
-            weight,
-            out: scratch.normed()?,
-            row_index,
-            rows,
-            width: self.config.hidden_size,
-            eps: self.config.rms_norm_eps,
+    /// Starts a pass.
+    fn start(&mut self, tokens: &[TokenSource], spans: &[Span<'_>], logit_rows: &[usize]) -> Result<(), DeviceError> {
+        let device = Arc::clone(&self.device);
+        let is_decode = spans.iter().all(|span| span.token_count == 1) && logit_rows.len() == tokens.len();
+        let padded = match &self.graphs {
+            Some(_) if is_decode && !tokens.is_empty() => padded_rows(tokens.len()),
+            _ => tokens.len(),
         };
-        ops::rmsnorm(&*self.device, op)
+        let padding = (0..padded - tokens.len()).map(|i| Span {
+            // Each stores one token of the block that nobody has, and sees those before it.
+            start_position: i,
+            token_count: 1,
+            blocks: &self.padding,
+        });
+        let spans: Vec<Span<'_>> = spans
+            .iter()
+            .map(|span| Span {
+                start_position: span.start_position,
+                token_count: span.token_count,
+                blocks: span.blocks,
+            })
+            .chain(padding)
+            .collect();
+        let group = self.config.head_count / self.config.kv_head_count;
+        let mut plan = StepRows::new(&spans, self.shape.block_size, group, self.options.division);
+        let shape = (is_decode && self.graphs.is_some()).then(|| plan.pad());
+        let (mut ids, mut chosen) = (vec![0; padded], Vec::new());
+        let mut from = None;
+        for (row, token) in tokens.iter().enumerate() {
+            match token {
+                TokenSource::Known(token) => ids[row] = *token,
+                TokenSource::Chosen(reading) => {
+                    let (buffer, place) = self.chooser.chosen(*reading)?;
+                    from = Some(buffer.clone());
+                    chosen.extend([row as u32, place]);
+                }
+            }
+        }
+        let chosen_count = chosen.len() / 2;
+        chosen.resize(2 * padded, 0);
+        let index: Vec<u32> = match shape {
+            Some(_) => (0..padded as u32).collect(),
+            None => logit_rows.iter().map(|row| *row as u32).collect(),
+        };
+        self.logit_rows = index.len();
+        let extra = [ids, index, chosen];
+        let sizes = ScratchSizes {
+            table: padded * 8 * self.inverse_frequencies.len(),
+            partials: partial_bytes(&plan, self.config.head_count, self.config.head_size),
+            words: 4 * DeviceRows::words(&plan, &extra),
+            // As many again for rows that are changed before a token is chosen.
+            logits: 2 * 4 * self.logit_rows * self.config.vocab_size,
+        };
+        let moved = self.scratch.fit(&*device, &self.config, padded, sizes)?;
+        if let (true, Some(graphs)) = (moved, &mut self.graphs) {
+            graphs.forget();
+        }
+        let rows = DeviceRows::upload(&*device, self.scratch.words()?, &plan, &extra)?;
+        let [ids, index, chosen] = &rows.extra[..] else {
+            return Err(DeviceError::Failed("a pass has three lists beside its plan".into()));
+        };
+        if let Some(tokens) = from {
+            ops::chosen_tokens(&*device, [&tokens, chosen, ids], chosen_count)?;
+        }
+        let transformer = Transformer {
+            device: &*device,
+            config: &self.config,
+            weights: &self.weights,
+            frequencies: &self.frequencies,
+            pool: &self.pool_memory,
+            shape: self.shape,
+            division: self.options.division,
+            scratch: &self.scratch,
+        };
+        let mut work = || transformer.run(&plan, &rows, ids, index, self.logit_rows);
+        match (&mut self.graphs, shape) {
+            (Some(graphs), Some(shape)) => graphs.run(&*device, shape, &mut work),
+            _ => work(),
+        }
     }
 
-    fn run_layer(
-        &self,
-        index: usize,
-        layer: &DeviceLayer,
-        rows: usize,
-        plan: &StepRows,
-        device_rows: &DeviceRows,
-    ) -> Result<(), DeviceError> {
-        let (device, config, scratch) = (&*self.device, &self.config, &self.scratch);
-        let (hidden, size) = (config.hidden_size, config.head_size);
-        let queries = config.head_count * size;
-        let qkv_width = queries + 2 * config.kv_head_count * size;
-        let product = |x: &Buffer, weights: &Buffer, out: &Buffer, is_f32, cols, inner| {
-            device.product(&Gemm {
-                x,
-                weights,
-                out,
-                is_f32,
-                rows,
-                cols,
-                inner,
-            })
-        };
-        self.norm(None, &layer.attention_norm, rows, None, index > 0)?;
-        product(scratch.normed()?, &layer.qkv, scratch.qkv()?, true, qkv_width, hidden)?;
-        if let Some(bias) = &layer.qkv_bias {
-            ops::add_bias(device, scratch.qkv()?, bias, [rows, qkv_width])?;
+    fn read_back(&self, logit_rows: usize, logits: &mut AlignedF32) -> Result<(), DeviceError> {
+        let count = logit_rows * self.config.vocab_size;
+        logits.resize(count);
+        let mut bytes = vec![0; 4 * count];
+        // Also without any: whoever hears that the pass is over may read its KV on another stream.
+        self.device.read(self.scratch.logits()?, 0, &mut bytes)?;
+        for (logit, bytes) in logits.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *logit = f32::from_ne_bytes(*bytes);
         }
-        let op = RotateAndStore {
-            qkv: scratch.qkv()?,
-            table: scratch.table()?,
-            norms: layer.head_norms.as_ref().map(|[query, key]| [query, key]),
-            slots: &device_rows.slots,
-            query: scratch.query()?,
-            pool: &self.pool_memory,
-            shape: self.shape,
-            layer: index,
-            head_count: config.head_count,
-            rows,
-            half: self.inverse_frequencies.len(),
-            eps: config.rms_norm_eps,
-        };
-        ops::rotate_and_store(device, op)?;
-        let partials = scratch.partials()?;
-        let op = Attend {
-            query: scratch.query()?,
-            pool: &self.pool_memory,
-            out: scratch.attended()?,
-            partials: (self.division.partition > 0).then_some(partials),
-            shape: self.shape,
-            layer: index,
-            head_count: config.head_count,
-            partition: self.division.partition,
-        };
-        attend(device, plan, device_rows, &op)?;
-        product(
-            scratch.attended()?,
-            &layer.attention_output,
-            scratch.delta()?,
-            true,
-            hidden,
-            queries,
-        )?;
-        self.norm(layer.attention_output_bias.as_ref(), &layer.mlp_norm, rows, None, true)?;
-        let width = config.intermediate_size;
-        product(
-            scratch.normed()?,
-            &layer.gate_up,
-            scratch.gate_up()?,
-            false,
-            2 * width,
-            hidden,
-        )?;
-        let activation = match config.options.activation {
-            kvasir_model::Activation::Silu => Activation::Silu,
-            kvasir_model::Activation::GeluTanh => Activation::GeluTanh,
-        };
-        ops::gated(device, scratch.gate_up()?, scratch.gated()?, [rows, width], activation)?;
-        product(scratch.gated()?, &layer.down, scratch.delta()?, true, hidden, width)
+        Ok(())
     }
 
     fn relocate(&mut self, run: Relocation<'_>) -> Result<(), DeviceError> {
@@ -322,25 +308,12 @@ fn bytes_of(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
-/// Sizes that the kernels take.
-fn check(config: &ModelConfig) -> Result<(), EngineError> {
-    let refuse = |what: &str, value: usize, allowed: &str| {
-        Err(EngineError::Configuration(format!(
-            "{what} is {value}; the CUDA kernels take {allowed}; use --device cpu"
-        )))
-    };
-    if !matches!(config.head_size, 16 | 32 | 64 | 96 | 128) {
-        return refuse("head size", config.head_size, "16, 32, 64, 96 and 128");
-    }
-    for (what, value) in [
-        ("hidden size", config.hidden_size),
-        ("intermediate size", config.intermediate_size),
-    ] {
-        if !value.is_multiple_of(8) {
-            return refuse(what, value, "multiples of 8");
-        }
-    }
-    Ok(())
+fn refused(error: DeviceError) -> EngineError {
+    EngineError::Configuration(error.to_string())
+}
+
+fn internal(error: DeviceError) -> StepError {
+    StepError::Internal(error.to_string())
 }
 
 impl Backend for CudaBackend {
@@ -352,25 +325,65 @@ impl Backend for CudaBackend {
         logits: &mut AlignedF32,
         stored: &mut dyn FnMut(usize),
     ) -> Result<(), StepError> {
-        let pool = Arc::clone(&self.pool);
-        let batch = Batch::new(&pool, spans)?;
-        self.run(tokens, batch.spans(), logit_rows, logits)
-            .map_err(|error| StepError::Internal(error.to_string()))?;
+        let known: Vec<TokenSource> = tokens.iter().copied().map(TokenSource::Known).collect();
+        self.launch(&known, spans, logit_rows, &mut |_| {})?;
+        self.read_back(logit_rows.len(), logits).map_err(internal)?;
         stored(self.shape.layer_count);
         Ok(())
     }
 
+    fn launch(
+        &mut self,
+        tokens: &[TokenSource],
+        spans: Vec<Span<'_>>,
+        logit_rows: &[usize],
+        _stored: &mut dyn FnMut(usize),
+    ) -> Result<(), StepError> {
+        let pool = Arc::clone(&self.pool);
+        let batch = Batch::new(&pool, spans)?;
+        self.start(tokens, batch.spans(), logit_rows).map_err(internal)
+    }
+
+    fn read(&mut self, readings: &[Reading<'_>]) -> Result<(), StepError> {
+        let logits = self.scratch.logits().map_err(internal)?;
+        let vocab = self.config.vocab_size;
+        self.chooser
+            .read(&*self.device, logits, readings, self.logit_rows, vocab)
+            .map_err(internal)
+    }
+
+    fn collect(&mut self, stored: &mut dyn FnMut(usize)) -> Result<Vec<Read>, StepError> {
+        let reads = self.chooser.collect().map_err(internal)?;
+        stored(self.shape.layer_count);
+        Ok(reads)
+    }
+
+    fn overlaps(&self) -> bool {
+        true
+    }
+
+    fn is_ready(&self) -> bool {
+        self.chooser.is_ready()
+    }
+
     fn place(&mut self, run: Relocation<'_>) -> Result<(), StepError> {
-        self.relocate(run)
-            .map_err(|error| StepError::Internal(error.to_string()))
+        self.relocate(run).map_err(internal)
     }
 
     fn rows_max(&self) -> usize {
-        ROWS_MAX
+        self.options.rows_max.clamp(1, ROWS_MAX)
     }
 
     fn pool(&self) -> &Arc<KvShards> {
         &self.pool
+    }
+
+    fn arithmetic(&self) -> Option<&'static str> {
+        Some(if self.options.division == Division::DETERMINISTIC {
+            "cuda-deterministic"
+        } else {
+            "cuda"
+        })
     }
 
     fn description(&self) -> String {

@@ -126,6 +126,36 @@ pub struct Launch {
     pub shared_bytes: usize,
 }
 
+/// Bytes of a device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// That can still be allocated.
+    pub free: u64,
+    /// In all, others' too.
+    pub total: u64,
+}
+
+/// A copy from the device that is under way.
+pub trait Fetch: Send {
+    /// Whether [`Fetch::wait`] would not wait.
+    fn is_done(&self) -> bool;
+
+    /// The bytes.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`], also for what failed before.
+    fn wait(self: Box<Self>) -> Result<Vec<u8>, DeviceError>;
+}
+
+/// Launches that were recorded once and run again as one.
+pub trait Recording: Send {
+    /// Starts all of it.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn replay(&self) -> Result<(), DeviceError>;
+}
+
 /// What runs kernels. Work is done in the order it was given; [`Device::read`] waits for it.
 pub trait Device: Send + Sync {
     /// New memory; what it holds is undefined.
@@ -158,11 +188,24 @@ pub trait Device: Send + Sync {
     /// [`DeviceError::Unsupported`], [`DeviceError::Failed`].
     fn product(&self, op: &Gemm<'_>) -> Result<(), DeviceError>;
 
-    /// Bytes that can still be allocated.
+    /// Starts a copy from the device, which is made when all work given so far is done.
+    ///
+    /// # Errors
+    /// [`DeviceError::Range`], [`DeviceError::Failed`].
+    fn fetch(&self, from: &Buffer, offset: usize, bytes: usize) -> Result<Box<dyn Fetch>, DeviceError>;
+
+    /// Records what `work` launches, instead of running it. It must have run before with the same shapes, so that all is prepared, and must
+    /// not allocate, write, read or fetch. Launches are kept with their arguments: memory that they name has to stay where it is.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`], and what `work` fails with.
+    fn record(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Box<dyn Recording>, DeviceError>;
+
+    /// How much there is.
     ///
     /// # Errors
     /// [`DeviceError::Failed`].
-    fn free_bytes(&self) -> Result<u64, DeviceError>;
+    fn memory(&self) -> Result<DeviceMemory, DeviceError>;
 
     /// For people: `NVIDIA H200, compute capability 9.0`.
     fn description(&self) -> String;

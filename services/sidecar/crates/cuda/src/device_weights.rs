@@ -3,6 +3,7 @@
 use crate::device::{Buffer, Device, DeviceError};
 use half::bf16;
 use kvasir_engine::{LayerWeights, PackedMatrix, Weights};
+use kvasir_model::ModelConfig;
 
 /// All weights.
 pub struct DeviceWeights {
@@ -41,6 +42,48 @@ pub struct DeviceLayer {
 }
 
 impl DeviceWeights {
+    /// Weights of a model's sizes in memory that `fill` gives for a number of bytes: for measurements, where only sizes count. Without biases and
+    /// head norms.
+    ///
+    /// # Errors
+    /// What `fill` fails with.
+    pub fn made_of(
+        config: &ModelConfig,
+        fill: &mut dyn FnMut(usize) -> Result<Buffer, DeviceError>,
+    ) -> Result<Self, DeviceError> {
+        let (hidden, width) = (config.hidden_size, config.intermediate_size);
+        let queries = config.head_count * config.head_size;
+        let kv = 2 * config.kv_head_count * config.head_size;
+        let embedding = fill(2 * config.vocab_size * hidden)?;
+        let head = match config.tied_embeddings {
+            true => embedding.clone(),
+            false => fill(2 * config.vocab_size * hidden)?,
+        };
+        let layers = (0..config.layer_count)
+            .map(|_| {
+                Ok(DeviceLayer {
+                    attention_norm: fill(4 * hidden)?,
+                    qkv: fill(2 * (queries + kv) * hidden)?,
+                    qkv_bias: None,
+                    head_norms: None,
+                    attention_output: fill(2 * hidden * queries)?,
+                    attention_output_bias: None,
+                    mlp_norm: fill(4 * hidden)?,
+                    gate_up: fill(2 * 2 * width * hidden)?,
+                    down: fill(2 * hidden * width)?,
+                })
+            })
+            .collect::<Result<Vec<_>, DeviceError>>()?;
+        let bytes_per_step = bytes_per_step(&head, &layers);
+        Ok(Self {
+            embedding,
+            output_norm: fill(4 * hidden)?,
+            head,
+            layers,
+            bytes_per_step,
+        })
+    }
+
     /// Rounds to bf16 what is not, and uploads matrix by matrix.
     ///
     /// # Errors
@@ -56,11 +99,7 @@ impl DeviceWeights {
             .iter()
             .map(|l| layer(device, l))
             .collect::<Result<_, _>>()?;
-        let of_layer = |layer: &DeviceLayer| {
-            let matrices = [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down];
-            matrices.into_iter().map(Buffer::byte_len).sum::<usize>()
-        };
-        let bytes_per_step = head.byte_len() + layers.iter().map(of_layer).sum::<usize>();
+        let bytes_per_step = bytes_per_step(&head, &layers);
         Ok(Self {
             embedding,
             output_norm: vector(device, &[&weights.output_norm])?,
@@ -69,6 +108,14 @@ impl DeviceWeights {
             bytes_per_step,
         })
     }
+}
+
+fn bytes_per_step(head: &Buffer, layers: &[DeviceLayer]) -> usize {
+    let of_layer = |layer: &DeviceLayer| {
+        let matrices = [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down];
+        matrices.into_iter().map(Buffer::byte_len).sum::<usize>()
+    };
+    head.byte_len() + layers.iter().map(of_layer).sum::<usize>()
 }
 
 fn layer(device: &dyn Device, layer: &LayerWeights) -> Result<DeviceLayer, DeviceError> {

@@ -5,18 +5,25 @@
 mod args;
 mod attend;
 mod backend;
+mod chooser;
 mod device;
 mod device_weights;
 #[allow(unsafe_code)]
 pub mod driver;
+mod graphs;
+mod kv_memory;
 pub mod ops;
+mod read_plan;
 mod remote_kv;
 mod scratch;
 mod step_plan;
+mod transformer;
 
 pub use args::Args;
 pub use attend::{Attend, DeviceRows, attend, partial_bytes};
 pub use backend::{CudaBackend, CudaOptions};
-pub use device::{Buffer, Device, DeviceError, Launch, Memory};
+pub use device::{Buffer, Device, DeviceError, DeviceMemory, Fetch, Launch, Memory, Recording};
+pub use device_weights::{DeviceLayer, DeviceWeights};
+pub use kv_memory::KvMemory;
 pub use remote_kv::DeviceKv;
 pub use step_plan::{Division, StepRows};

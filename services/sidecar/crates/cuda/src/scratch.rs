@@ -3,10 +3,36 @@
 use crate::device::{Buffer, Device, DeviceError};
 use kvasir_model::ModelConfig;
 
-/// Buffers by what they hold; `[rows, …]` each but the last four.
+/// Buffers by what they hold; `[rows, …]` each but the last five.
 #[derive(Default)]
 pub struct Scratch {
     buffers: Vec<Buffer>,
+}
+
+/// Memory that is kept and grows.
+#[derive(Default)]
+pub struct Room(Option<Buffer>);
+
+impl Room {
+    /// At least so many bytes; what it held is lost when it grows.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    pub fn at_least(&mut self, device: &dyn Device, bytes: usize) -> Result<&Buffer, DeviceError> {
+        match self.0.take().filter(|buffer| buffer.byte_len() >= bytes) {
+            Some(kept) => Ok(self.0.insert(kept)),
+            None => Ok(self.0.insert(device.allocate(bytes.next_power_of_two().max(16))?)),
+        }
+    }
+
+    /// As it is.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`] when it was never asked for.
+    pub fn get(&self) -> Result<&Buffer, DeviceError> {
+        let missing = || DeviceError::Failed("memory that was never made".into());
+        self.0.as_ref().ok_or_else(missing)
+    }
 }
 
 const HIDDEN: usize = 0;
@@ -21,9 +47,23 @@ const TABLE: usize = 8;
 const SUMS: usize = 9;
 const STATS: usize = 10;
 const WORDS: usize = 11;
+const LOGITS: usize = 12;
+
+/// Bytes of what does not go by rows alone.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ScratchSizes {
+    /// Cosines and sines.
+    pub table: usize,
+    /// Partial sums and stats of attention.
+    pub partials: [usize; 2],
+    /// The plan, token ids, and rows of logits.
+    pub words: usize,
+    /// Logits and adjusted copies of them.
+    pub logits: usize,
+}
 
 impl Scratch {
-    /// Makes room for `rows`; `others` are the bytes of the rope table, partial sums and stats, and the plan's words.
+    /// Makes room for `rows`. Tells whether anything moved.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`].
@@ -32,8 +72,8 @@ impl Scratch {
         device: &dyn Device,
         config: &ModelConfig,
         rows: usize,
-        others: [usize; 4],
-    ) -> Result<(), DeviceError> {
+        others: ScratchSizes,
+    ) -> Result<bool, DeviceError> {
         let (hidden, width) = (config.hidden_size, config.intermediate_size);
         let queries = config.head_count * config.head_size;
         let qkv = queries + 2 * config.kv_head_count * config.head_size;
@@ -47,15 +87,19 @@ impl Scratch {
             4 * width,
             2 * width,
         ];
-        let sizes: Vec<usize> = by_row.iter().map(|bytes| rows * bytes).chain(others).collect();
-        for (index, bytes) in sizes.into_iter().enumerate() {
+        let [sums, stats] = others.partials;
+        let others = [others.table, sums, stats, others.words, others.logits];
+        let sizes = by_row.iter().map(|bytes| rows * bytes).chain(others);
+        let mut moved = false;
+        for (index, bytes) in sizes.enumerate() {
             match self.buffers.get(index) {
-                Some(buffer) if buffer.byte_len() >= bytes => {}
+                Some(buffer) if buffer.byte_len() >= bytes => continue,
                 Some(_) => self.buffers[index] = device.allocate(bytes.next_power_of_two())?,
                 None => self.buffers.push(device.allocate(bytes.max(16))?),
             }
+            moved = true;
         }
-        Ok(())
+        Ok(moved)
     }
 
     fn get(&self, index: usize) -> Result<&Buffer, DeviceError> {
@@ -116,5 +160,10 @@ impl Scratch {
     /// The plan, token ids, and rows of logits.
     pub fn words(&self) -> Result<&Buffer, DeviceError> {
         self.get(WORDS)
+    }
+
+    /// f32 `[rows, vocab]`, with room for as many adjusted rows after them.
+    pub fn logits(&self) -> Result<&Buffer, DeviceError> {
+        self.get(LOGITS)
     }
 }

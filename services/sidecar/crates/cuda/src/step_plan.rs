@@ -55,7 +55,51 @@ pub struct StepRows {
     pub slot_count: usize,
 }
 
+/// Rows of decode whose launches are the same whatever the sequences are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DecodeShape {
+    /// Rows, padding included.
+    pub rows: usize,
+    /// Partitions of the longest context.
+    pub slots: usize,
+    /// Tiles over shared prefixes.
+    pub prefix_tiles: usize,
+}
+
+/// Rows of a decode pass with padding: few sizes, so that few graphs are recorded, and at most 7 rows computed for nothing.
+pub fn padded_rows(rows: usize) -> usize {
+    if rows <= 4 {
+        rows.next_power_of_two()
+    } else {
+        rows.next_multiple_of(8)
+    }
+}
+
 impl StepRows {
+    /// Rounds up what launches depend on: tiles without rows, and partitions that nothing lies in, end at once.
+    pub fn pad(&mut self) -> DecodeShape {
+        let empty = AttentionTile {
+            table_begin: 0,
+            row_begin: 0,
+            packed_begin: 0,
+            packed_count: 0,
+            key_begin: 0,
+            key_end: 0,
+        };
+        if !self.prefix_tiles.is_empty() {
+            self.prefix_tiles
+                .resize(self.prefix_tiles.len().next_power_of_two(), empty);
+        }
+        if self.slot_count > 0 {
+            self.slot_count = self.slot_count.next_power_of_two();
+        }
+        DecodeShape {
+            rows: self.positions.len(),
+            slots: self.slot_count,
+            prefix_tiles: self.prefix_tiles.len(),
+        }
+    }
+
     /// Divides the rows of checked spans; `group` is the number of query heads that share a KV head.
     pub fn new(spans: &[Span<'_>], block_size: usize, group: usize, division: Division) -> Self {
         let mut plan = Self::default();

@@ -2,9 +2,10 @@
 
 use crate::history::History;
 use crate::plan::{SamplingParams, is_one};
+use std::collections::BTreeMap;
 
 /// Whether [`adjust`] would change anything.
-pub fn is_needed(params: &SamplingParams, index: u64) -> bool {
+pub fn adjusts(params: &SamplingParams, index: u64) -> bool {
     params.needs_penalties()
         || !params.logit_bias.is_empty()
         || !params.bad_words.is_empty()
@@ -48,6 +49,55 @@ pub fn adjust(logits: &mut [f32], params: &SamplingParams, history: &History, in
             change(logits, *token, |_| f32::NEG_INFINITY);
         }
     }
+}
+
+/// What [`adjust`] does to one logit.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LogitChange {
+    /// Added first.
+    pub bias: f32,
+    /// Occurrences in the output.
+    pub count: u32,
+    /// Whether prompt or output has it, so that penalties apply.
+    pub is_seen: bool,
+    /// Whether it must not be sampled.
+    pub is_forbidden: bool,
+}
+
+/// The same as data, for devices that do it themselves; by token, ascending. Ids beyond the vocabulary are left out.
+pub fn logit_changes(
+    params: &SamplingParams,
+    history: &History,
+    index: u64,
+    vocab: usize,
+) -> BTreeMap<u32, LogitChange> {
+    let mut changes: BTreeMap<u32, LogitChange> = BTreeMap::new();
+    let mut at = |token: u32, change: &dyn Fn(&mut LogitChange)| {
+        if (token as usize) < vocab {
+            change(changes.entry(token).or_default());
+        }
+    };
+    for (token, bias) in &params.logit_bias {
+        at(*token, &|change| change.bias += bias);
+    }
+    if params.needs_penalties() {
+        for (token, count) in history.seen() {
+            at(token, &|change| (change.is_seen, change.count) = (true, count));
+        }
+    }
+    for word in &params.bad_words {
+        if let Some((last, before)) = word.split_last()
+            && history.ends_with(before)
+        {
+            at(*last, &|change| change.is_forbidden = true);
+        }
+    }
+    if holds_back_stops(params, index) {
+        for token in &params.stop_token_ids {
+            at(*token, &|change| change.is_forbidden = true);
+        }
+    }
+    changes
 }
 
 fn change(logits: &mut [f32], token: u32, to: impl Fn(f32) -> f32) {

@@ -1,8 +1,9 @@
 //! The transformer on the CPU.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, TokenSource};
 use crate::bench::WeightMacs;
 use crate::error::{EngineError, StepError};
+use crate::reading::{Read, Reading, read_logits};
 use crate::weights::{LayerWeights, Weights};
 use kvasir_kernels::{
     Activations, AlignedF32, Batch, Cpu, Gate, KernelError, KvShards, PackedMatrix, Product, Projections, Relocation,
@@ -23,6 +24,9 @@ pub struct CpuBackend {
     weights: Weights,
     pool: Arc<KvShards>,
     scratch: Scratch,
+    /// Of the pass launched last.
+    logits: AlignedF32,
+    reads: Vec<Read>,
 }
 
 /// Buffers of a pass, kept between passes; `[rows, …]` each.
@@ -58,6 +62,8 @@ impl CpuBackend {
             weights,
             pool,
             scratch: Scratch::default(),
+            logits: AlignedF32::default(),
+            reads: Vec::new(),
         })
     }
 
@@ -74,6 +80,7 @@ impl CpuBackend {
             weights,
             pool,
             scratch,
+            ..
         } = self;
         let rows = tokens.len();
         scratch.hidden.resize(rows * config.hidden_size);
@@ -294,6 +301,35 @@ impl Backend for CpuBackend {
             return Ok(());
         }
         Ok(self.run_head(logit_rows, logits)?)
+    }
+
+    fn launch(
+        &mut self,
+        tokens: &[TokenSource],
+        spans: Vec<Span<'_>>,
+        logit_rows: &[usize],
+        stored: &mut dyn FnMut(usize),
+    ) -> Result<(), StepError> {
+        let known = |token: &TokenSource| match token {
+            TokenSource::Known(token) => Ok(*token),
+            TokenSource::Chosen(_) => Err(StepError::Internal(
+                "a pass was begun before the one before ended".into(),
+            )),
+        };
+        let tokens: Vec<u32> = tokens.iter().map(known).collect::<Result<_, _>>()?;
+        let mut logits = std::mem::take(&mut self.logits);
+        let computed = self.forward(&tokens, spans, logit_rows, &mut logits, stored);
+        self.logits = logits;
+        computed
+    }
+
+    fn read(&mut self, readings: &[Reading<'_>]) -> Result<(), StepError> {
+        self.reads = read_logits(&self.cpu, &self.logits, self.config.vocab_size, readings);
+        Ok(())
+    }
+
+    fn collect(&mut self, _stored: &mut dyn FnMut(usize)) -> Result<Vec<Read>, StepError> {
+        Ok(std::mem::take(&mut self.reads))
     }
 
     fn place(&mut self, run: Relocation<'_>) -> Result<(), StepError> {

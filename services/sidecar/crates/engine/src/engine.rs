@@ -5,21 +5,23 @@ use crate::bench::WeightMacs;
 use crate::cpu_backend::CpuBackend;
 use crate::error::{EngineError, StepError};
 use crate::layout::KvLayout;
-use crate::plan::{Slice, SliceOutcome, SliceResult, StepOutput, StepPlan};
+use crate::plan::{StepOutput, StepPlan};
 use crate::sequence::Sequence;
-use crate::validate::{Limits, validate};
+use crate::validate::Limits;
 use crate::weights::Weights;
 use kvasir_grammar::Grammars;
 use kvasir_kernels::{AlignedF32, Cpu, KvDtype, KvShape, KvShards};
 use kvasir_model::ModelConfig;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-mod compute;
+mod flight;
 mod guides;
+mod passes;
 mod probe;
-use compute::Computed;
+mod steps;
+use flight::Flight;
 
 /// How a model's matrices lie in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,6 +73,12 @@ pub struct Engine {
     sequences: HashMap<u64, Sequence>,
     logits: AlignedF32,
     grammars: Option<Arc<Grammars>>,
+    /// Steps that have begun and not ended: two at most.
+    flights: VecDeque<Flight>,
+    /// Steps begun so far.
+    begun: u64,
+    /// When the last step ended.
+    ended: Option<Instant>,
 }
 
 impl Engine {
@@ -150,7 +158,10 @@ impl Engine {
             vocab_size: config.vocab_size,
             step_token_max: options.step_token_max,
         };
-        let layout = layout.with_fingerprint().with_exact_fingerprint(options.weights);
+        let arithmetic = backend.arithmetic();
+        let layout = layout
+            .with_fingerprint()
+            .with_exact_fingerprint(options.weights, arithmetic);
         Ok(Self {
             cpu,
             backend,
@@ -160,6 +171,9 @@ impl Engine {
             sequences: HashMap::new(),
             logits: AlignedF32::default(),
             grammars: None,
+            flights: VecDeque::new(),
+            begun: 0,
+            ended: None,
         })
     }
 
@@ -202,8 +216,12 @@ impl Engine {
         &self.cpu
     }
 
-    /// Forgets all sequences.
+    /// Forgets all sequences, and the steps that have begun.
     pub fn reset(&mut self) {
+        while !self.flights.is_empty() {
+            // The device may still write to what the caller thinks is free.
+            let _ = self.finish(&mut |_, _| {});
+        }
         self.sequences.clear();
     }
 
@@ -221,104 +239,9 @@ impl Engine {
     /// # Errors
     /// As [`Engine::step`]; what was told before an internal error is in place.
     pub fn step_watched(&mut self, plan: &StepPlan, watch: &mut StoredWatch<'_>) -> Result<StepOutput, StepError> {
-        validate(plan, &self.sequences, self.limits)?;
-        for (index, placement) in plan.placements.iter().enumerate() {
-            let checked = placement.relocation().check(self.backend.pool());
-            checked.map_err(|source| StepError::Placement { index, source })?;
-        }
-        let mut guides = self.guides(plan)?;
-        let started = Instant::now();
-        for placement in &plan.placements {
-            self.backend.place(placement.relocation())?;
-        }
-        for id in &plan.dropped {
-            self.sequences.remove(id);
-        }
-        for start in &plan.starts {
-            self.sequences.insert(
-                start.sequence_id,
-                Sequence::new(start, guides.remove(&start.sequence_id)),
-            );
-        }
-        let mut output = StepOutput::default();
-        let mut work = Vec::with_capacity(plan.slices.len());
-        for (index, slice) in plan.slices.iter().enumerate() {
-            let sequence = known(&mut self.sequences, slice.sequence_id)?;
-            let mut outcome = SliceOutcome::Skipped;
-            if !sequence.stopped {
-                outcome = SliceOutcome::Computed;
-                sequence.blocks.extend_from_slice(&slice.appended_block_ids);
-                for (offset, token) in slice.token_ids.iter().enumerate() {
-                    sequence.push(slice.start_position as usize + offset, *token);
-                }
-                if slice.sample {
-                    sequence.prepare_mask();
-                }
-                let prompt = slice
-                    .token_count
-                    .min(sequence.prompt_token_count.saturating_sub(slice.start_position));
-                output.prompt_tokens += u64::from(prompt);
-                output.decode_tokens += u64::from(slice.token_count - prompt);
-                work.push(SliceWork {
-                    index,
-                    slice,
-                    sampled: sequence.sampled,
-                });
-            }
-            output.results.push(SliceResult {
-                sequence_id: slice.sequence_id,
-                outcome,
-                token: None,
-            });
-        }
-        for Computed {
-            index,
-            token,
-            prompt_logprobs,
-            dead,
-        } in self.compute(&work, watch)?
-        {
-            let slice = &plan.slices[index];
-            let sequence = known(&mut self.sequences, slice.sequence_id)?;
-            let end = slice.start_position + slice.token_count;
-            sequence.next_position = Some(end);
-            sequence.sampled = token.as_ref().map(|token| token.token_id);
-            sequence.prompt_logprobs.extend(prompt_logprobs);
-            if let Some(mut token) = token {
-                token.prompt_logprobs = std::mem::take(&mut sequence.prompt_logprobs);
-                let generated = end - sequence.prompt_token_count;
-                sequence.stopped =
-                    dead || sequence.ends_with(token.token_id, generated, end, self.limits.context_length);
-                if !sequence.stopped {
-                    sequence.push(end as usize, token.token_id);
-                    sequence.prepare_mask();
-                }
-                let result = &mut output.results[index];
-                result.outcome = if sequence.stopped {
-                    SliceOutcome::Stopped
-                } else {
-                    SliceOutcome::Sampled
-                };
-                result.token = Some(token);
-            }
-        }
-        output.device_nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        Ok(output)
+        self.begin(plan, watch)?;
+        self.finish(watch)
     }
-}
-
-#[derive(Clone, Copy)]
-struct SliceWork<'a> {
-    index: usize,
-    slice: &'a Slice,
-    /// The sequence's last token, for a slice without ids.
-    sampled: Option<u32>,
-}
-
-fn known(sequences: &mut HashMap<u64, Sequence>, sequence_id: u64) -> Result<&mut Sequence, StepError> {
-    sequences
-        .get_mut(&sequence_id)
-        .ok_or(StepError::UnknownSequence { sequence_id })
 }
 
 fn lost() -> StepError {

@@ -58,9 +58,10 @@ impl KvLayout {
     /// layout=<fingerprint as hex>\n
     /// dtype=<f32|f16|bf16>\n
     /// weights=<stored|f32|bf16|q8_0>\n
+    /// arithmetic=<text>\n             only where it is not the CPU's
     /// ```
     #[must_use]
-    pub fn with_exact_fingerprint(mut self, weights: WeightFormat) -> Self {
+    pub fn with_exact_fingerprint(mut self, weights: WeightFormat, arithmetic: Option<&str>) -> Self {
         let layout: String = self.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
         let weights = match weights {
             WeightFormat::Stored => "stored",
@@ -69,7 +70,8 @@ impl KvLayout {
             WeightFormat::Q8_0 => "q8_0",
         };
         let dtype = dtype_name(self.dtype);
-        let text = format!("kvasir-kv-exact-1\nlayout={layout}\ndtype={dtype}\nweights={weights}\n");
+        let arithmetic = arithmetic.map_or(String::new(), |name| format!("arithmetic={name}\n"));
+        let text = format!("kvasir-kv-exact-1\nlayout={layout}\ndtype={dtype}\nweights={weights}\n{arithmetic}");
         let digest = Sha256::digest(text.as_bytes());
         self.exact_fingerprint.copy_from_slice(&digest[..16]);
         self
@@ -132,12 +134,14 @@ mod tests {
                 block_size,
                 ..base()
             };
-            layout.with_exact_fingerprint(weights).exact_fingerprint
+            layout.with_exact_fingerprint(weights, None).exact_fingerprint
         };
         let bf16 = exact(KvDtype::Bf16, 32, WeightFormat::Stored);
         assert_eq!(exact(KvDtype::Bf16, 64, WeightFormat::Stored), bf16);
         assert_ne!(exact(KvDtype::F32, 32, WeightFormat::Stored), bf16);
         assert_ne!(exact(KvDtype::Bf16, 32, WeightFormat::Q8_0), bf16);
+        let elsewhere = base().with_exact_fingerprint(WeightFormat::Stored, Some("cuda"));
+        assert_ne!(elsewhere.exact_fingerprint, bf16);
     }
 
     #[test]

@@ -15,24 +15,26 @@ mod layout;
 mod load;
 mod plan;
 pub mod random;
+mod reading;
 mod sampling;
 mod sequence;
 pub mod synthetic;
 mod validate;
 mod weights;
 
-pub use adjust::adjust;
-pub use backend::Backend;
+pub use adjust::{LogitChange, adjust, adjusts, logit_changes};
+pub use backend::{Backend, TokenSource};
 pub use engine::{Engine, EngineOptions, WeightFormat};
 pub use error::{EngineError, StepError};
 pub use footprint::Footprint;
 pub use history::History;
-pub use kvasir_grammar::{Constraint, GrammarError, Grammars};
+pub use kvasir_grammar::{Constraint, GrammarError, Grammars, Mask};
 pub use kvasir_kernels::{Isa, KvDtype, KvPool, KvShards, PackedMatrix, PoolError, WeightType};
 pub use layout::{KvLayout, dtype_name};
 pub use plan::{
     Placement, PromptLogprob, SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, SliceResult,
     StepOutput, StepPlan, TokenLogprob,
 };
+pub use reading::{Read, Reading, read_logits};
 pub use sampling::{Past, SamplingScratch, sample};
 pub use weights::{LayerExtras, LayerWeights, Weights};

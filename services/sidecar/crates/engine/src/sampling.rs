@@ -1,6 +1,6 @@
 //! From logits to a token. Pure: the random number comes from (seed, token index).
 
-use crate::adjust::{adjust, is_needed};
+use crate::adjust::{adjust, adjusts};
 use crate::candidates::{Candidate, keeps_all, pick, rank_all, sorted_prefix, truncate};
 use crate::history::History;
 use crate::plan::{PromptLogprob, SampledToken, SamplingParams, TokenLogprob};
@@ -40,7 +40,7 @@ pub fn sample(
     index: u64,
     scratch: &mut SamplingScratch,
 ) -> SampledToken {
-    let token = if is_needed(params, index) || past.mask.is_some() {
+    let token = if adjusts(params, index) || past.mask.is_some() {
         let mut adjusted = std::mem::take(&mut scratch.adjusted);
         adjusted.clear();
         adjusted.extend_from_slice(logits);

@@ -14,7 +14,11 @@ pub(crate) struct Sequence {
     pub(crate) next_position: Option<u32>,
     /// The token for `next_position`, if the last slice sampled one.
     pub(crate) sampled: Option<u32>,
+    /// That token while the device alone knows it: number of the step, and which of its readings.
+    pub(crate) chosen: Option<(u64, usize)>,
     pub(crate) stopped: bool,
+    /// The step that samples its last token by length has begun.
+    pub(crate) ending: bool,
     /// Kept only when sampling needs it.
     pub(crate) history: Option<History>,
     /// Its way through its constraint.
@@ -31,7 +35,9 @@ impl Sequence {
             blocks: start.block_ids.clone(),
             next_position: None,
             sampled: None,
+            chosen: None,
             stopped: false,
+            ending: false,
             history: start
                 .sampling
                 .needs_history()
@@ -60,8 +66,11 @@ impl Sequence {
 
     /// Whether the token sampled after `end` positions, with this index among the generated ones, is the last.
     pub(crate) fn ends_with(&self, token: u32, index: u32, end: u32, context_length: usize) -> bool {
-        self.sampling.stop_token_ids.contains(&token)
-            || index + 1 >= self.sampling.max_tokens
-            || end as usize >= context_length
+        self.sampling.stop_token_ids.contains(&token) || self.is_at_end(index, end, context_length)
+    }
+
+    /// Whether it is the last, whatever it is.
+    pub(crate) fn is_at_end(&self, index: u32, end: u32, context_length: usize) -> bool {
+        index + 1 >= self.sampling.max_tokens || end as usize >= context_length
     }
 }

@@ -91,8 +91,8 @@ impl<'a> View<'a> {
             prompt_token_count: sequence.prompt_token_count,
             blocks: &sequence.blocks,
             next_position: sequence.next_position,
-            has_sampled: sequence.sampled.is_some(),
-            stopped: sequence.stopped,
+            has_sampled: sequence.sampled.is_some() || sequence.chosen.is_some(),
+            stopped: sequence.stopped || sequence.ending,
         }
     }
 }

@@ -14,6 +14,11 @@ impl Mask {
         Self { bits, complete }
     }
 
+    /// Bit `i % 32` of word `i / 32` allows token `i`; beyond the end none is.
+    pub fn words(&self) -> &[u32] {
+        &self.bits
+    }
+
     /// The tokens allowed.
     pub fn tokens(&self) -> impl Iterator<Item = u32> {
         let words = (0..).zip(&self.bits);

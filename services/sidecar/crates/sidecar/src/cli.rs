@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::codec_profile_flag::CodecProfileFlag;
+use crate::device_flag::{DeviceFlag, share};
 use crate::identity::{Identity, PeerRole};
 use crate::quality::profile::LevelFlag;
 
@@ -153,9 +154,21 @@ pub struct EngineFlags {
     /// Directory of a Hugging Face model, or a .gguf file
     #[arg(long, env = "KVASIR_MODEL")]
     pub model: PathBuf,
-    /// Memory for KV, e.g. 512MiB; taken as it is used
-    #[arg(long, default_value = "512MiB", value_parser = bytes, env = "KVASIR_KV_BYTES")]
-    pub kv_bytes: u64,
+    /// Where to compute: cpu, cuda:N for a GPU, or auto for the first GPU that can, and the CPU where none can
+    #[arg(long, default_value = "auto", env = "KVASIR_DEVICE")]
+    pub device: DeviceFlag,
+    /// Memory for KV, e.g. 512MiB. Without it 512MiB on a CPU, taken as it is used, and on a GPU what --kv-memory leaves
+    #[arg(long, value_parser = bytes, env = "KVASIR_KV_BYTES")]
+    pub kv_bytes: Option<u64>,
+    /// Share of a GPU's memory for weights, activations and KV together
+    #[arg(long, default_value_t = 0.9, value_parser = share, env = "KVASIR_KV_MEMORY")]
+    pub kv_memory: f64,
+    /// On a GPU: the same bits whatever else is in the batch, and slower. On a CPU it is always so
+    #[arg(long, env = "KVASIR_DETERMINISTIC")]
+    pub deterministic: bool,
+    /// Folder of the GPU's kernels, which `npm run kernels` makes. Without it `kernels` beside the program, then .cache/kernels
+    #[arg(long, env = "KVASIR_KERNELS")]
+    pub kernels: Option<PathBuf>,
     /// Tokens per block: 16, 32 or 64
     #[arg(long, default_value_t = 32, env = "KVASIR_BLOCK_SIZE")]
     pub block_size: usize,

@@ -1,9 +1,9 @@
 //! The thread that owns the engine. Everybody else reaches it through a bounded channel.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use kvasir_engine::{Engine, StepError, StepOutput, StepPlan};
 use opentelemetry::trace::{Span as _, SpanBuilder, TraceContextExt, Tracer};
@@ -18,6 +18,8 @@ use crate::telemetry::{Telemetry, context_from_traceparent};
 const QUEUED_STEPS: usize = 2;
 /// Chunks of one prompt that get a span each; of longer prompts the rest is only counted.
 const CHUNK_SPANS_MAX: usize = 64;
+/// Between two looks at a device that computes and at the queue. Larger: steps end and begin later; smaller: more of a core is spent on looking.
+const LOOK_INTERVAL: Duration = Duration::from_micros(20);
 
 /// What the thread is asked to do.
 pub enum DeviceCommand {
@@ -66,6 +68,7 @@ pub fn start_device(
         stats,
         telemetry,
         prompts: HashMap::new(),
+        begun: VecDeque::new(),
         born: Instant::now(),
     };
     std::thread::Builder::new()
@@ -102,7 +105,19 @@ struct Device {
     stats: Arc<Stats>,
     telemetry: Telemetry,
     prompts: HashMap<u64, Prompt>,
+    /// Steps in flight, oldest first.
+    begun: VecDeque<BegunStep>,
     born: Instant,
+}
+
+/// A step in flight.
+struct BegunStep {
+    plan: StepPlan,
+    traceparents: Vec<(u64, String)>,
+    answer: mpsc::Sender<DeviceAnswer>,
+    step_id: u64,
+    idle_nanos: u64,
+    began: SystemTime,
 }
 
 impl Device {
@@ -111,14 +126,27 @@ impl Device {
         loop {
             let (command, waited) = match receiver.try_recv() {
                 Ok(command) => (command, false),
-                Err(TryRecvError::Empty) => match receiver.blocking_recv() {
+                Err(TryRecvError::Empty) if self.begun.is_empty() => match receiver.blocking_recv() {
                     Some(command) => (command, true),
                     None => return,
                 },
+                Err(TryRecvError::Empty) => {
+                    // A device of its own computes while we look for the step after.
+                    if self.engine.is_ready() {
+                        self.finish();
+                        finished = Some(Instant::now());
+                    } else {
+                        std::thread::sleep(LOOK_INTERVAL);
+                    }
+                    continue;
+                }
                 Err(TryRecvError::Disconnected) => return,
             };
             match command {
                 DeviceCommand::Reset => {
+                    while !self.begun.is_empty() {
+                        self.finish();
+                    }
                     self.engine.reset();
                     self.exports.forget_all();
                     self.prompts.clear();
@@ -136,15 +164,20 @@ impl Device {
                     } else {
                         0
                     };
-                    let outcome = self.step(&plan, traceparents);
-                    finished = Some(Instant::now());
-                    self.count_sequences();
-                    // A worker that went away does not want the answer; the stream's end resets the engine.
-                    let _ = answer.blocking_send(DeviceAnswer {
+                    let step = BegunStep {
+                        plan,
+                        traceparents,
+                        answer,
                         step_id,
-                        outcome,
                         idle_nanos: idle,
-                    });
+                        began: SystemTime::now(),
+                    };
+                    self.begin(step);
+                    // One that waits for the next is enough.
+                    while self.engine.in_flight() > 1 {
+                        self.finish();
+                    }
+                    finished = Some(Instant::now());
                 }
             }
         }
@@ -156,17 +189,59 @@ impl Device {
         self.stats.sequences.store(count, Ordering::Relaxed);
     }
 
-    fn step(&mut self, plan: &StepPlan, traceparents: Vec<(u64, String)>) -> Result<StepOutput, StepError> {
+    /// Begins a step; one that cannot run is answered at once, after those before it.
+    fn begin(&mut self, mut step: BegunStep) {
+        while !self.engine.can_begin(&step.plan) {
+            self.finish();
+        }
+        step.began = SystemTime::now();
         self.stats
             .step_began_nanos
             .store(nanos(self.born.elapsed()).max(1), Ordering::Relaxed);
-        let began = SystemTime::now();
         let (exports, layer_count) = (Arc::clone(&self.exports), self.engine.layout().layer_count as u32);
         let mut watch = |ends: &[(u64, u32)], layers: usize| exports.stored(ends, layers as u32, layer_count);
-        let outcome = self.engine.step_watched(plan, &mut watch);
-        self.stats.step_began_nanos.store(0, Ordering::Relaxed);
-        let ended = SystemTime::now();
-        let output = outcome?;
+        match self.engine.begin(&step.plan, &mut watch) {
+            Ok(()) => self.begun.push_back(step),
+            Err(error) => {
+                while !self.begun.is_empty() {
+                    self.finish();
+                }
+                self.answer(step, Err(error));
+            }
+        }
+    }
+
+    /// Ends the oldest step and answers it.
+    fn finish(&mut self) {
+        let Some(step) = self.begun.pop_front() else {
+            return;
+        };
+        let (exports, layer_count) = (Arc::clone(&self.exports), self.engine.layout().layer_count as u32);
+        let mut watch = |ends: &[(u64, u32)], layers: usize| exports.stored(ends, layers as u32, layer_count);
+        let outcome = self.engine.finish(&mut watch);
+        let outcome = outcome.inspect(|output| self.tell(&step, output));
+        self.answer(step, outcome);
+    }
+
+    fn answer(&mut self, step: BegunStep, outcome: Result<StepOutput, StepError>) {
+        let runs_since = if self.begun.is_empty() {
+            0
+        } else {
+            nanos(self.born.elapsed()).max(1)
+        };
+        self.stats.step_began_nanos.store(runs_since, Ordering::Relaxed);
+        self.count_sequences();
+        // A worker that went away does not want the answer; the stream's end resets the engine.
+        let _ = step.answer.blocking_send(DeviceAnswer {
+            step_id: step.step_id,
+            outcome,
+            idle_nanos: step.idle_nanos,
+        });
+    }
+
+    /// Counts, spans and exports of a step that ended.
+    fn tell(&mut self, step: &BegunStep, output: &StepOutput) {
+        let (plan, began, ended) = (&step.plan, step.began, SystemTime::now());
         add(&self.stats.steps, 1);
         add(&self.stats.device_nanos, output.device_nanos);
         add(&self.stats.prompt_tokens, output.prompt_tokens);
@@ -176,7 +251,7 @@ impl Device {
             self.prompts.remove(sequence_id);
         }
         for start in &plan.starts {
-            let traceparent = traceparents.iter().find(|(id, _)| *id == start.sequence_id);
+            let traceparent = step.traceparents.iter().find(|(id, _)| *id == start.sequence_id);
             let context = context_from_traceparent(traceparent.map_or("", |(_, text)| text.as_str()));
             let prompt = Prompt {
                 context,
@@ -217,7 +292,6 @@ impl Device {
                 self.record(prompt);
             }
         }
-        Ok(output)
     }
 
     /// The span `sidecar.prefill`, from the first chunk's start to the last one's end, with a `prefill.chunk` below it for each of them.

@@ -5,7 +5,9 @@ use std::io::Write;
 use kvasir_engine::{Engine, SamplingParams, SequenceStart, Slice, SliceOutcome, StepPlan};
 
 use crate::cli::GenerateFlags;
-use crate::serve::{Fatal, load_engine};
+use crate::gpus::Gpus;
+use crate::loading::load_engine_on;
+use crate::serve::Fatal;
 
 /// One sequence on its way.
 struct Running {
@@ -19,8 +21,8 @@ struct Running {
 ///
 /// # Errors
 /// What keeps the model from loading or a step from running.
-pub fn generate(flags: &GenerateFlags) -> Result<(), Fatal> {
-    let mut engine = load_engine(&flags.engine, &mut |_, _| {})?;
+pub fn generate(flags: &GenerateFlags, gpus: &dyn Gpus) -> Result<(), Fatal> {
+    let mut engine = load_engine_on(&flags.engine, gpus, &mut |_, _| {})?.engine;
     if let Some(path) = &flags.logits_out {
         let logits = engine.logits(&flags.tokens, flags.chunk)?;
         let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);

@@ -3,40 +3,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use kvasir_sidecar::cli::{Cli, Command};
-use kvasir_sidecar::{
-    bench_codec, bench_engine, bench_pull, certificates, generate, inspect, quality, serve, store_role,
-};
+use kvasir_sidecar::gpus::OfTheDriver;
+use kvasir_sidecar::run::run;
 
 fn main() -> ExitCode {
-    kvasir_kernels::keep_freed_memory();
-    tracing_subscriber::fmt()
-        .json()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("KVASIR_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
-        )
-        .init();
-    let outcome = match Cli::parse().command {
-        Command::Serve(flags) => serve::serve(flags),
-        Command::Inspect { model } => inspect::inspect(&model),
-        Command::Generate(flags) => generate::generate(&flags),
-        Command::BenchEngine(flags) => bench_engine::bench_engine(&flags),
-        Command::BenchCodec(flags) => bench_codec::bench_codec(&flags),
-        Command::Quality(flags) => quality::quality(&flags),
-        Command::QualityCodec(flags) => quality::coding::quality_codec(&flags),
-        Command::CodecProfile(flags) => quality::profile::codec_profile(&flags),
-        Command::Certificates(flags) => certificates::certificates(&flags),
-        Command::Store(flags) => store_role::serve_store(flags),
-        Command::BenchPull(what) => bench_pull::run(what),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    run(&OfTheDriver)
 }

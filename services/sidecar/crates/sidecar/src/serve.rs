@@ -9,24 +9,24 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use kvasir_codec::{Profile, ProfileId};
-use kvasir_engine::{Engine, EngineOptions, Footprint, Grammars, Isa, KvLayout};
-use kvasir_model::ModelSource;
+use kvasir_engine::{Engine, Grammars, Isa, KvLayout};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::cli::{EngineFlags, ServeFlags};
+use crate::cli::ServeFlags;
 use crate::codec_profile_flag::CodecProfileFlag;
 use crate::coders::Coders;
 use crate::device::start_device;
 use crate::exports::Exports;
 use crate::fetches::Fetches;
+use crate::gpus::Gpus;
 use crate::http2;
 use crate::identity::Identity;
 use crate::kernel_service::{Description, WorkerFacing};
 use crate::kv_plane::KvPlane;
-use crate::memory::check_memory;
+use crate::loading::{Loaded, load_engine_on};
 use crate::proto::kernel::kernel_service_server::KernelServiceServer;
 use crate::state::Sidecar;
 use crate::stats::Stats;
@@ -36,6 +36,8 @@ use crate::ticket::TicketKey;
 use crate::tls::{Tls, TlsFiles};
 use crate::transfer_service::TransferService;
 
+pub use crate::loading::{engine_options, load_engine};
+
 /// Anything that ends the process; shown as one line.
 pub type Fatal = Box<dyn std::error::Error + Send + Sync>;
 
@@ -43,45 +45,23 @@ pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// What sending the last spans may take when the worker is gone. Larger: a slow collector gets them; smaller: memory is free sooner.
 const LAST_SPANS_MAX: Duration = Duration::from_secs(1);
 
-/// Loads the engine; `progress` gets bytes done and bytes in all.
-///
-/// # Errors
-/// One line: what is wrong with the model, an option, or the machine's memory.
-pub fn load_engine(flags: &EngineFlags, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine, Fatal> {
-    let source = ModelSource::open(&flags.model)?;
-    let options = engine_options(flags);
-    check_memory(&flags.model, &Footprint::of(&source, &options)?)?;
-    Ok(Engine::load(&source, options, progress)?)
-}
-
-/// What the flags say about how to run a model.
-pub fn engine_options(flags: &EngineFlags) -> EngineOptions {
-    EngineOptions {
-        kv_bytes: flags.kv_bytes,
-        block_size: flags.block_size,
-        kv_dtype: flags.kv_dtype.into(),
-        shard_count: flags.shards,
-        threads: flags.thread_count(),
-        step_token_max: flags.step_token_max,
-        weights: flags.weights.into(),
-    }
-}
-
 /// Runs until stdin ends or the process is told to stop.
 ///
 /// # Errors
 /// Whatever keeps it from starting.
-pub fn serve(flags: ServeFlags) -> Result<(), Fatal> {
+pub fn serve(flags: ServeFlags, gpus: &dyn Gpus) -> Result<(), Fatal> {
     let key = read_ticket_key()?;
     let stdin_ended = exit_with_stdin(flags.socket.clone());
     let tls = load_tls(&flags)?;
     let mut last = Instant::now();
-    let mut engine = load_engine(&flags.engine, &mut |done_bytes, total_bytes| {
+    let loaded = load_engine_on(&flags.engine, gpus, &mut |done_bytes, total_bytes| {
         if last.elapsed() > Duration::from_millis(200) || done_bytes == total_bytes {
             last = Instant::now();
             say(&serde_json::json!({"event": "loading", "done_bytes": done_bytes, "total_bytes": total_bytes}));
         }
     })?;
+    let Loaded { mut engine, why_cpu } = loaded;
+    say(&serde_json::json!({"event": "device", "device": engine.description(), "reason": why_cpu}));
     let config = engine.config();
     let grammars = Grammars::of_model(&flags.engine.model, config.vocab_size, &config.eos_token_ids);
     let grammars = Arc::new(grammars);

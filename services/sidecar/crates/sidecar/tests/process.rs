@@ -77,6 +77,12 @@ async fn what_keeps_it_from_starting_is_one_line() {
             .await
             .contains("192.0.2.1:9")
     );
+    if !kvasir_cuda::driver::CudaDevice::has_driver() {
+        let told = failed(serve(&["--device", "cuda:0", "--kv-dtype", "bf16"]), &key).await;
+        assert!(told.contains("no NVIDIA driver"), "{told}");
+    }
+    let told = failed(serve(&["--device", "cuda:0"]), &key).await;
+    assert!(told.contains("--kv-dtype is not bf16"), "{told}");
     let absent = directory.path().join("absent");
     assert!(
         failed(serve_command(&absent, &socket, &[]), &key)

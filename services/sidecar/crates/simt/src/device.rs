@@ -1,16 +1,17 @@
 //! The calls into the SIMT layer.
 
 use kvasir_cuda::ops::{self, Gemm, GemmShape};
-use kvasir_cuda::{Buffer, Device, DeviceError, Launch, Memory};
+use kvasir_cuda::{Buffer, Device, DeviceError, DeviceMemory, Fetch, Launch, Memory, Recording};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 unsafe extern "C" {
     fn kvasir_simt_new(bytes: usize) -> *mut c_void;
     fn kvasir_simt_free(device: *mut c_void);
     fn kvasir_simt_allocate(device: *mut c_void, bytes: usize) -> u64;
     fn kvasir_simt_release(device: *mut c_void, address: u64);
+    fn kvasir_simt_taken(device: *mut c_void) -> usize;
     fn kvasir_simt_write(device: *mut c_void, address: u64, from: *const c_void, bytes: usize) -> c_int;
     fn kvasir_simt_read(device: *mut c_void, address: u64, to: *mut c_void, bytes: usize) -> u64;
     fn kvasir_simt_peek(device: *mut c_void, address: u64, to: *mut c_void, bytes: usize) -> c_int;
@@ -40,6 +41,34 @@ impl Shared {
     fn with<T>(&self, call: impl FnOnce(*mut c_void) -> T) -> T {
         call(self.0.lock().unwrap_or_else(PoisonError::into_inner).0)
     }
+
+    fn launch(&self, seed: &AtomicU64, launch: Launch, arguments: &[u8]) -> Result<(), DeviceError> {
+        let name = CString::new(launch.kernel).map_err(|error| DeviceError::Failed(error.to_string()))?;
+        let seed = seed.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
+        let (mut message, block) = ([0 as c_char; 512], [launch.threads, 1, 1]);
+        // SAFETY: pointers and lengths belong together and outlive the call; the layer compares the arguments' length with the kernel's
+        // struct, checks every access of the kernel against the buffers, and writes a terminated message.
+        let status = self.with(|device| unsafe {
+            kvasir_simt_launch(
+                device,
+                name.as_ptr(),
+                launch.grid.as_ptr(),
+                block.as_ptr(),
+                launch.shared_bytes,
+                arguments.as_ptr().cast(),
+                arguments.len(),
+                seed,
+                message.as_mut_ptr(),
+                message.len(),
+            )
+        });
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: the layer ended the message with a zero.
+        let text = unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy();
+        Err(DeviceError::Failed(format!("{text} (seed {seed})")))
+    }
 }
 
 impl Memory for Shared {
@@ -60,8 +89,39 @@ impl Drop for Shared {
 /// meet without a barrier. Threads run in an order drawn from the seed.
 pub struct SimtDevice {
     shared: Arc<Shared>,
-    seed: AtomicU64,
+    seed: Arc<AtomicU64>,
     bytes: usize,
+    /// Launches with their arguments, while they are recorded.
+    recording: Mutex<Option<Vec<Recorded>>>,
+}
+
+type Recorded = (Launch, Vec<u8>);
+
+/// Launches as they were, arguments included: what a graph of the driver keeps.
+struct SimtRecording {
+    shared: Arc<Shared>,
+    seed: Arc<AtomicU64>,
+    launches: Vec<Recorded>,
+}
+
+impl Recording for SimtRecording {
+    fn replay(&self) -> Result<(), DeviceError> {
+        let run = |(launch, arguments): &Recorded| self.shared.launch(&self.seed, *launch, arguments);
+        self.launches.iter().try_for_each(run)
+    }
+}
+
+/// What was copied when it was asked for: nothing here runs later.
+struct SimtFetch(Vec<u8>);
+
+impl Fetch for SimtFetch {
+    fn is_done(&self) -> bool {
+        true
+    }
+
+    fn wait(self: Box<Self>) -> Result<Vec<u8>, DeviceError> {
+        Ok(self.0)
+    }
 }
 
 impl SimtDevice {
@@ -71,9 +131,32 @@ impl SimtDevice {
         let raw = Raw(unsafe { kvasir_simt_new(bytes) });
         Self {
             shared: Arc::new(Shared(Mutex::new(raw))),
-            seed: AtomicU64::new(seed),
+            seed: Arc::new(AtomicU64::new(seed)),
             bytes,
+            recording: Mutex::new(None),
         }
+    }
+
+    /// The same memory, with launches of its own that are recorded apart: another stream.
+    pub fn beside(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            seed: Arc::clone(&self.seed),
+            bytes: self.bytes,
+            recording: Mutex::new(None),
+        }
+    }
+
+    fn recording(&self) -> MutexGuard<'_, Option<Vec<Recorded>>> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A driver refuses this while launches are recorded.
+    fn check_not_recording(&self, what: &str) -> Result<(), DeviceError> {
+        failed_unless(
+            self.recording().is_none(),
+            &format!("{what} while launches are recorded"),
+        )
     }
 
     /// Copies from the device without asking whether it was written.
@@ -101,6 +184,7 @@ fn failed_unless(good: bool, what: &str) -> Result<(), DeviceError> {
 
 impl Device for SimtDevice {
     fn allocate(&self, bytes: usize) -> Result<Buffer, DeviceError> {
+        self.check_not_recording("an allocation")?;
         let bytes = bytes.max(2).next_multiple_of(2);
         // SAFETY: the device lives and is locked.
         match self
@@ -113,6 +197,7 @@ impl Device for SimtDevice {
     }
 
     fn write(&self, to: &Buffer, offset: usize, from: &[u8]) -> Result<(), DeviceError> {
+        self.check_not_recording("a write")?;
         to.check(offset, from.len())?;
         let address = to.address() + offset as u64;
         // SAFETY: the range was checked, and the layer looks once more whether it has such a buffer.
@@ -123,6 +208,7 @@ impl Device for SimtDevice {
     }
 
     fn read(&self, from: &Buffer, offset: usize, to: &mut [u8]) -> Result<(), DeviceError> {
+        self.check_not_recording("a read")?;
         from.check(offset, to.len())?;
         let address = from.address() + offset as u64;
         // SAFETY: the range was checked, and `to` has its length.
@@ -140,40 +226,45 @@ impl Device for SimtDevice {
         }
     }
 
+    fn fetch(&self, from: &Buffer, offset: usize, bytes: usize) -> Result<Box<dyn Fetch>, DeviceError> {
+        let mut copy = vec![0; bytes];
+        self.read(from, offset, &mut copy)?;
+        Ok(Box::new(SimtFetch(copy)))
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Box<dyn Recording>, DeviceError> {
+        *self.recording() = Some(Vec::new());
+        let worked = work();
+        let launches = self.recording().take().unwrap_or_default();
+        worked?;
+        failed_unless(!launches.is_empty(), "nothing was recorded")?;
+        Ok(Box::new(SimtRecording {
+            shared: Arc::clone(&self.shared),
+            seed: Arc::clone(&self.seed),
+            launches,
+        }))
+    }
+
     fn launch(&self, launch: Launch, arguments: &[u8]) -> Result<(), DeviceError> {
-        let name = CString::new(launch.kernel).map_err(|error| DeviceError::Failed(error.to_string()))?;
-        let seed = self.seed.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
-        let (mut message, block) = ([0 as c_char; 512], [launch.threads, 1, 1]);
-        // SAFETY: pointers and lengths belong together and outlive the call; the layer compares the arguments' length with the kernel's
-        // struct, checks every access of the kernel against the buffers, and writes a terminated message.
-        let status = self.shared.with(|device| unsafe {
-            kvasir_simt_launch(
-                device,
-                name.as_ptr(),
-                launch.grid.as_ptr(),
-                block.as_ptr(),
-                launch.shared_bytes,
-                arguments.as_ptr().cast(),
-                arguments.len(),
-                seed,
-                message.as_mut_ptr(),
-                message.len(),
-            )
-        });
-        if status == 0 {
+        if let Some(launches) = &mut *self.recording() {
+            launches.push((launch, arguments.to_vec()));
             return Ok(());
         }
-        // SAFETY: the layer ended the message with a zero.
-        let text = unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy();
-        Err(DeviceError::Failed(format!("{text} (seed {seed})")))
+        self.shared.launch(&self.seed, launch, arguments)
     }
 
     fn product(&self, op: &Gemm<'_>) -> Result<(), DeviceError> {
         ops::gemm(self, op, GemmShape::for_rows(op.rows))
     }
 
-    fn free_bytes(&self) -> Result<u64, DeviceError> {
-        Ok(self.bytes as u64)
+    fn memory(&self) -> Result<DeviceMemory, DeviceError> {
+        let total = self.bytes as u64;
+        // SAFETY: the device lives and is locked.
+        let taken = self.shared.with(|device| unsafe { kvasir_simt_taken(device) }) as u64;
+        Ok(DeviceMemory {
+            free: total.saturating_sub(taken),
+            total,
+        })
     }
 
     fn description(&self) -> String {

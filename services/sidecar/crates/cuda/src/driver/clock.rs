@@ -1,30 +1,25 @@
-//! Recorded work and its time on the device.
+//! Recorded work, and the device's own clock.
 
 use super::{CudaDevice, failed};
-use crate::device::DeviceError;
+use crate::device::{DeviceError, Recording};
 use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 
-/// Launches that were recorded once and run again as one.
-pub struct Graph(CudaGraph);
+/// A recorded stream, instantiated.
+pub(super) struct Graph(CudaGraph);
 
-impl Graph {
-    /// Starts all of it.
-    ///
-    /// # Errors
-    /// [`DeviceError::Failed`].
-    pub fn launch(&self) -> Result<(), DeviceError> {
+// SAFETY: its handles belong to the context, not to a thread; one owner launches it.
+unsafe impl Send for Graph {}
+
+impl Recording for Graph {
+    fn replay(&self) -> Result<(), DeviceError> {
         self.0.launch().map_err(|error| failed("launching a graph", error))
     }
 }
 
 impl CudaDevice {
-    /// Records what `work` launches instead of running it. It must have run once before, so that kernels are loaded, and must not allocate,
-    /// read or write.
-    ///
-    /// # Errors
-    /// [`DeviceError::Failed`], and what `work` fails with.
-    pub fn record(&self, work: impl FnOnce() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
+    /// What `work` launches, recorded by the stream instead of run.
+    pub(super) fn graph(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream
             .begin_capture(mode)

@@ -2,16 +2,16 @@
 
 mod blas;
 mod clock;
+mod staging;
 
-pub use clock::Graph;
-
-use crate::device::{Buffer, Device, DeviceError, Launch, Memory};
+use crate::device::{Buffer, Device, DeviceError, DeviceMemory, Fetch, Launch, Memory, Recording};
 use crate::ops::{self, Gemm, GemmShape};
 use blas::Blas;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute_enum as FunctionAttribute};
 use cudarc::driver::{CudaContext, CudaStream};
-use std::collections::HashMap;
+use staging::{PIECE_BYTES, PinnedFetch, Spare, Staging};
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,6 +59,8 @@ pub struct CudaDevice {
     modules: Mutex<HashMap<&'static str, Module>>,
     functions: Mutex<HashMap<&'static str, Function>>,
     blas: Option<Mutex<Blas>>,
+    staging: Mutex<Staging>,
+    spare: Spare,
     description: String,
 }
 
@@ -109,6 +111,8 @@ impl CudaDevice {
             modules: Mutex::default(),
             functions: Mutex::default(),
             blas: None,
+            staging: Mutex::default(),
+            spare: Spare::default(),
             description: format!("{name}, compute capability {major}.{minor}"),
         };
         if products == Products::Fastest && Blas::is_present() {
@@ -126,6 +130,29 @@ impl CudaDevice {
     pub fn has_driver() -> bool {
         // SAFETY: loading the driver's library runs its own initialisers and no others.
         unsafe { sys::is_culib_present() }
+    }
+
+    /// The same GPU and memory with a stream of its own, whose work runs beside this one's. Products are the own kernel's.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    pub fn beside(&self) -> Result<Self, DeviceError> {
+        let stream = self
+            .context
+            .new_stream()
+            .map_err(|error| failed("making a stream", error))?;
+        Ok(Self {
+            context: Arc::clone(&self.context),
+            stream,
+            owner: Arc::clone(&self.owner),
+            kernels: self.kernels.clone(),
+            modules: Mutex::default(),
+            functions: Mutex::default(),
+            blas: None,
+            staging: Mutex::default(),
+            spare: Spare::default(),
+            description: self.description.clone(),
+        })
     }
 
     /// Streaming multiprocessors.
@@ -227,23 +254,41 @@ impl Device for CudaDevice {
     fn write(&self, to: &Buffer, offset: usize, from: &[u8]) -> Result<(), DeviceError> {
         to.check(offset, from.len())?;
         self.bind()?;
-        if from.is_empty() {
-            return Ok(());
-        }
-        // SAFETY: the range was checked. From memory that is not pinned, the call returns once `from` was read.
-        unsafe { result::memcpy_htod_async(to.address() + offset as u64, from, self.stream.cu_stream()) }
-            .map_err(|error| failed("a copy to the device", error))
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        staging.write(&self.stream, to.address() + offset as u64, from)
     }
 
     fn read(&self, from: &Buffer, offset: usize, to: &mut [u8]) -> Result<(), DeviceError> {
         from.check(offset, to.len())?;
         self.bind()?;
-        if !to.is_empty() {
-            // SAFETY: the range was checked, and `to` outlives the wait below.
-            unsafe { result::memcpy_dtoh_async(to, from.address() + offset as u64, self.stream.cu_stream()) }
-                .map_err(|error| failed("a copy from the device", error))?;
+        // While one piece is copied out of page-locked memory the next one travels.
+        let mut under_way = VecDeque::new();
+        let mut address = from.address() + offset as u64;
+        for piece in to.chunks_mut(PIECE_BYTES) {
+            let length = piece.len();
+            under_way.push_back((PinnedFetch::start(&self.stream, &self.spare, address, length)?, piece));
+            address += length as u64;
+            if under_way.len() > 1
+                && let Some((fetch, piece)) = under_way.pop_front()
+            {
+                fetch.finish(|bytes| piece.copy_from_slice(bytes))?;
+            }
+        }
+        for (fetch, piece) in under_way {
+            fetch.finish(|bytes| piece.copy_from_slice(bytes))?;
         }
         self.synchronize()
+    }
+
+    fn fetch(&self, from: &Buffer, offset: usize, bytes: usize) -> Result<Box<dyn Fetch>, DeviceError> {
+        from.check(offset, bytes)?;
+        self.bind()?;
+        let fetch = PinnedFetch::start(&self.stream, &self.spare, from.address() + offset as u64, bytes)?;
+        Ok(Box::new(fetch))
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Box<dyn Recording>, DeviceError> {
+        Ok(Box::new(self.graph(work)?))
     }
 
     fn launch(&self, launch: Launch, arguments: &[u8]) -> Result<(), DeviceError> {
@@ -285,12 +330,15 @@ impl Device for CudaDevice {
         }
     }
 
-    fn free_bytes(&self) -> Result<u64, DeviceError> {
-        let (free, _) = self
+    fn memory(&self) -> Result<DeviceMemory, DeviceError> {
+        let (free, total) = self
             .context
             .mem_get_info()
             .map_err(|error| failed("asking for free memory", error))?;
-        Ok(free as u64)
+        Ok(DeviceMemory {
+            free: free as u64,
+            total: total as u64,
+        })
     }
 
     fn description(&self) -> String {

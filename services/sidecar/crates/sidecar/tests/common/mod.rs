@@ -77,9 +77,18 @@ const FLAGS: [(&str, &str); 6] = [
     ("--block-size", "16"),
 ];
 
+/// The sidecar; in the tests of the simulated device, the one that runs there.
+const BINARY: &str = match (
+    option_env!("CARGO_BIN_EXE_kvasir-sidecar"),
+    option_env!("CARGO_BIN_EXE_kvasir-sidecar-simulated"),
+) {
+    (Some(binary), _) | (None, Some(binary)) => binary,
+    (None, None) => panic!("these tests belong to a crate that has a sidecar"),
+};
+
 /// `kvasir-sidecar serve` with these flags beside, or in place of, the usual ones.
 pub fn serve_command(model: &Path, socket: &Path, extra: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kvasir-sidecar"));
+    let mut command = Command::new(BINARY);
     let usual = FLAGS.iter().filter(|(flag, _)| !extra.contains(flag));
     command
         .arg("serve")
@@ -145,7 +154,7 @@ impl Sidecar {
                 assert_eq!(event["socket"], socket.to_str().expect("a plain path"));
                 break;
             }
-            assert_eq!(event["event"], "loading");
+            assert!(event["event"] == "loading" || event["event"] == "device", "{event}");
         }
         let uri = format!("unix://{}", socket.display());
         let channel = Endpoint::from_shared(uri)

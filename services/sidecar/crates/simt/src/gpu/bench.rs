@@ -4,19 +4,23 @@ use super::shapes::{HEAD_SIZE, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, PO
 use crate::suite::Random;
 use kvasir_cuda::driver::CudaDevice;
 use kvasir_cuda::ops::{self, Activation, Copy, Gemm, GemmShape, KvPiece, RmsNorm, RotateAndStore, SampleRow};
-use kvasir_cuda::{Attend, Buffer, Device, DeviceError, DeviceRows, Division, StepRows, attend, partial_bytes};
-use kvasir_kernels::Span;
+use kvasir_cuda::{
+    Attend, Buffer, Device, DeviceError, DeviceKv, DeviceRows, Division, StepRows, attend, partial_bytes,
+};
+use kvasir_kernels::{PoolError, RemoteKv, Span};
+use std::sync::Arc;
+use std::time::Instant;
 
 /// Timed runs of each measurement, of which the median counts, after three that warm up.
 const RUNS: usize = 15;
 
-/// Prints the table of `docs/results/gpu.md` on stdout.
+/// Prints the table of `docs/results/gpu.md` on stdout. The ceilings: bytes a second of a copy, operations a second of a product.
 ///
 /// # Errors
 /// What failed, with the kernel's name.
-pub fn bench(device: &CudaDevice) -> Result<(), String> {
+pub fn bench(device: &CudaDevice) -> Result<[f64; 2], String> {
     Bench::new(device)
-        .and_then(|mut bench| bench.run())
+        .and_then(|mut bench| bench.run().map(|()| [bench.copy_rate, bench.product_rate]))
         .map_err(|error| error.to_string())
 }
 
@@ -331,8 +335,8 @@ impl<'d> Bench<'d> {
     ) -> Result<f64, DeviceError> {
         let division = Division::FAST;
         let plan = StepRows::new(spans, POOL.block_size, HEADS / KV_HEADS, division);
-        let memory = self.device.allocate(4 * DeviceRows::words(&plan))?;
-        let rows = DeviceRows::upload(self.device, &memory, &plan)?;
+        let memory = self.device.allocate(4 * DeviceRows::words(&plan, &[]))?;
+        let rows = DeviceRows::upload(self.device, &memory, &plan, &[])?;
         let pool = self.filled(tokens.div_ceil(POOL.block_size) * POOL.block_bytes())?;
         let bytes = plan.positions.len() * HEADS * HEAD_SIZE * 2;
         let (query, out) = (self.filled(bytes)?, self.device.allocate(bytes)?);
@@ -370,15 +374,17 @@ impl<'d> Bench<'d> {
                 top_k,
                 top_p,
                 min_p: 0.0,
+                typical_p: 0.0,
             };
-            let rows_bytes: Vec<u8> = (0..rows as u32).flat_map(|i| row(i).to_bytes()).collect();
+            let chosen: Vec<SampleRow> = (0..rows as u32).map(row).collect();
+            let rows_bytes: Vec<u8> = chosen.iter().flat_map(SampleRow::to_bytes).collect();
             let list = self.uploaded(&rows_bytes)?;
             let work = Work {
                 bytes: (rows * VOCAB * 4) as f64,
                 operations: 0.0,
             };
             self.line(name, &format!("{rows} rows"), work, || {
-                ops::sample(self.device, [&logits, &list, &tokens], rows, VOCAB)
+                ops::sample(self.device, [&logits, &list, &tokens], &chosen, VOCAB)
             })?;
         }
         Ok(())
@@ -409,6 +415,45 @@ impl<'d> Bench<'d> {
                 ops::kv_copy(self.device, copy, [&pool, &packed, &list], &POOL, blocks, 1)
             })?;
         }
+        self.to_and_from_the_host(&pool, blocks)
+    }
+}
+
+impl Bench<'_> {
+    /// Blocks of a pool to this machine's memory and back, as transfers and swaps move them, beside plain copies of as many bytes.
+    fn to_and_from_the_host(&self, pool: &Buffer, blocks: usize) -> Result<(), DeviceError> {
+        let mut bytes = vec![0; blocks * POOL.block_bytes()];
+        let rate = |seconds: f64| (blocks * POOL.block_bytes()) as f64 / seconds / 1e9;
+        let timed = |work: &mut dyn FnMut() -> Result<(), DeviceError>| {
+            work()?;
+            let began = Instant::now();
+            work().map(|()| began.elapsed().as_secs_f64())
+        };
+        let down = timed(&mut || self.device.read(pool, 0, &mut bytes))?;
+        let up = timed(&mut || {
+            self.device.write(pool, 0, &bytes)?;
+            self.device.synchronize()
+        })?;
+        let kv = DeviceKv::new(Arc::new(self.device.beside()?), pool.clone(), POOL)?;
+        let ranges = || [0..POOL.block_size as u32, 0..1, 0..KV_HEADS as u32];
+        let failed = |error: PoolError| DeviceError::Failed(error.to_string());
+        let mut one = Vec::new();
+        let gathered = timed(&mut || {
+            (0..blocks as u32).try_for_each(|block| {
+                one.clear();
+                kv.gather(block, ranges(), POOL.block_bytes(), &mut one).map_err(failed)
+            })
+        })?;
+        let scattered =
+            timed(&mut || (0..blocks as u32).try_for_each(|block| kv.scatter(block, ranges(), &one).map_err(failed)))?;
+        println!(
+            "\n- device to host: {:.1} GB/s copied, {:.1} GB/s gathered block by block; host to device: {:.1} GB/s copied, {:.1} GB/s scattered ({} KiB a block)",
+            rate(down),
+            rate(gathered),
+            rate(up),
+            rate(scattered),
+            POOL.block_bytes() >> 10,
+        );
         Ok(())
     }
 }

@@ -1,9 +1,10 @@
 //! The conformance suite on a GPU, the products of cuBLASLt, and a model beside the CPU engine.
 
+use crate::SimtDevice;
 use crate::suite::{CASES, Harness, Random};
 use kvasir_cuda::driver::CudaDevice;
 use kvasir_cuda::ops::Gemm;
-use kvasir_cuda::{CudaBackend, CudaOptions, Device, Division};
+use kvasir_cuda::{CudaBackend, CudaOptions, Device, Division, KvMemory};
 use kvasir_engine::{
     Engine, EngineOptions, KvDtype, SamplingParams, SequenceStart, Slice, StepPlan, WeightFormat, Weights, synthetic,
 };
@@ -46,6 +47,21 @@ pub fn check(own: &Arc<CudaDevice>, fastest: &Arc<CudaDevice>, seeds: u64, model
         0 => Ok(()),
         count => Err(format!("{count} cases failed on {}", own.description())),
     }
+}
+
+/// The suite on a simulated GPU.
+///
+/// # Errors
+/// The first case that differs.
+pub fn check_simulated(seeds: u64) -> Result<(), String> {
+    for (name, case) in CASES {
+        (1..=seeds).try_for_each(|seed| {
+            let device = SimtDevice::new(64 << 20, seed);
+            case(&mut Harness::checked(&device, seed)).map_err(|what| format!("{name}: {what}; seed {seed}"))
+        })?;
+        println!("ok      {name}");
+    }
+    Ok(())
 }
 
 fn products(own: &CudaDevice, fastest: &CudaDevice) -> Result<(), String> {
@@ -110,13 +126,16 @@ fn greedy(model: Option<&Path>, device: &Arc<CudaDevice>, division: Division) ->
     };
     let (config, weights) = model_of(model)?;
     let on_device = CudaOptions {
-        kv_bytes: options.kv_bytes,
+        kv_memory: KvMemory::Bytes(options.kv_bytes),
         block_size: options.block_size,
         division,
+        rows_max: options.step_token_max,
+        graphs: true,
     };
+    let transfers: Arc<dyn Device> = Arc::new(device.beside().map_err(|error| text(&error))?);
     let shared: Arc<dyn Device> = Arc::clone(device) as Arc<dyn Device>;
-    let backend = CudaBackend::new(Arc::clone(&shared), shared, config.clone(), &weights, on_device)
-        .map_err(|error| text(&error))?;
+    let backend =
+        CudaBackend::new(shared, transfers, config.clone(), &weights, on_device).map_err(|error| text(&error))?;
     let vocab = config.vocab_size as u64;
     let mut cpu =
         Engine::from_weights(config.clone(), "check".into(), weights, options).map_err(|error| text(&error))?;

@@ -118,8 +118,8 @@ impl World {
         query: &[bf16],
         layer: usize,
     ) -> Result<Vec<bf16>, String> {
-        let memory = h.output(4 * DeviceRows::words(plan))?;
-        let rows = DeviceRows::upload(h.device, &memory, plan).map_err(text)?;
+        let memory = h.output(4 * DeviceRows::words(plan, &[]))?;
+        let rows = DeviceRows::upload(h.device, &memory, plan, &[]).map_err(text)?;
         let [sums, stats] = partial_bytes(plan, self.head_count, self.shape.head_size);
         let partials = [h.output(sums)?, h.output(stats)?];
         let out = h.output(query.len() * 2)?;

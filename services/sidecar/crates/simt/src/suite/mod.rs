@@ -39,4 +39,6 @@ pub const CASES: &[(&str, Case)] = &[
     ("sample, ties and forbidden tokens", sampling::hard_rows),
     ("logprobs", sampling::logprobs),
     ("penalties", sampling::penalties),
+    ("masks", sampling::masks),
+    ("chosen_tokens", sampling::chosen_tokens),
 ];

@@ -1,13 +1,13 @@
 //! From logits to tokens: the CPU engine is the reference, token by token.
 
 use super::harness::{Harness, Random, near, same, text};
-use kvasir_cuda::ops::{self, LogprobRow, PenaltyEntry, SampleRow};
+use kvasir_cuda::ops::{self, LogprobRow, LogprobToken, Logprobs, PenaltyEntry, SampleRow};
 use kvasir_engine::{History, Isa, Past, SamplingParams, SamplingScratch, adjust, sample as cpu_sample};
 
 fn drawn(h: &Harness<'_>, logits: &[f32], vocab: usize, rows: &[SampleRow]) -> Result<Vec<u32>, String> {
     let bytes: Vec<u8> = rows.iter().flat_map(SampleRow::to_bytes).collect();
     let out = h.output(rows.len() * 4)?;
-    ops::sample(h.device, [&h.f32s(logits)?, &h.bytes(&bytes)?, &out], rows.len(), vocab).map_err(text)?;
+    ops::sample(h.device, [&h.f32s(logits)?, &h.bytes(&bytes)?, &out], rows, vocab).map_err(text)?;
     h.read_u32s(&out, rows.len())
 }
 
@@ -17,6 +17,7 @@ fn reference(logits: &[f32], vocab: usize, row: &SampleRow) -> u32 {
         top_k: row.top_k,
         top_p: row.top_p,
         min_p: row.min_p,
+        typical_p: row.typical_p,
         seed: row.seed,
         ..SamplingParams::default()
     };
@@ -34,6 +35,7 @@ fn random_row(random: &mut Random, rows: usize, vocab: usize) -> SampleRow {
         top_k: random.pick(&[0, 0, 1, 7, 40, vocab as u32, u32::MAX]),
         top_p: random.pick(&[0.0, 1.0, 1.0, 0.9, 0.5, 0.01, 0.999]),
         min_p: random.pick(&[0.0, 0.0, 0.1, 0.5]),
+        typical_p: random.pick(&[0.0, 0.0, 1.0, 0.95, 0.5, 0.1]),
     }
 }
 
@@ -88,27 +90,41 @@ pub fn logprobs(h: &mut Harness<'_>) -> Result<(), String> {
     for (vocab, top) in [(83, 0), (83, 20), (2500, 5), (4, 4)] {
         let mut logits = h.random.normals(2 * vocab, 3.0);
         logits[1] = logits[0];
-        let rows = [0, 1].map(|row| LogprobRow {
-            row,
-            token: h.random.range(0, vocab) as u32,
-        });
-        let words: Vec<u32> = rows.iter().flat_map(|row| [row.row, row.token]).collect();
-        let (out, tokens) = (h.output(2 * (1 + top) * 4)?, h.output(2 * top * 4)?);
-        ops::logprobs(
-            h.device,
-            [&h.f32s(&logits)?, &h.u32s(&words)?, &out, &tokens],
-            2,
+        let tokens = [0, 1].map(|_| h.random.range(0, vocab) as u32);
+        // The second is named by its place among what was chosen.
+        let rows = [
+            LogprobRow {
+                row: 0,
+                token: LogprobToken::Given(tokens[0]),
+            },
+            LogprobRow {
+                row: 1,
+                token: LogprobToken::Chosen(2),
+            },
+        ];
+        let bytes: Vec<u8> = rows.iter().flat_map(LogprobRow::to_bytes).collect();
+        let (out, top_tokens) = (h.output(2 * (1 + top) * 4)?, h.output(2 * top * 4)?);
+        let ranks = h.output(2 * 4)?;
+        let op = Logprobs {
+            logits: &h.f32s(&logits)?,
+            rows: &h.bytes(&bytes)?,
+            chosen: &h.u32s(&[u32::MAX, u32::MAX, tokens[1]])?,
+            out: &out,
+            top_tokens: &top_tokens,
+            ranks: &ranks,
+            row_count: 2,
             vocab,
             top,
-        )
-        .map_err(text)?;
+        };
+        ops::logprobs(h.device, &op).map_err(text)?;
         let found = h.read_f32s(&out, 2 * (1 + top))?;
+        let found_ranks = h.read_u32s(&ranks, 2)?;
         let found_tokens = if top == 0 {
             Vec::new()
         } else {
-            h.read_u32s(&tokens, 2 * top)?
+            h.read_u32s(&top_tokens, 2 * top)?
         };
-        for (row, LogprobRow { token, .. }) in rows.iter().enumerate() {
+        for (row, token) in tokens.into_iter().enumerate() {
             let logits = &logits[row * vocab..][..vocab];
             let total: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
             let logprob = |token: u32| f64::from(logits[token as usize]) - total.ln();
@@ -119,7 +135,9 @@ pub fn logprobs(h: &mut Harness<'_>) -> Result<(), String> {
                 &found_tokens[row * top..(row + 1) * top],
                 &order[..top],
             )?;
-            for (i, token) in [*token].iter().chain(&order[..top]).enumerate() {
+            let above = logits.iter().filter(|logit| **logit > logits[token as usize]).count();
+            same("rank", &[found_ranks[row]], &[above as u32 + 1])?;
+            for (i, token) in [token].iter().chain(&order[..top]).enumerate() {
                 near(
                     "logprob",
                     i,
@@ -131,6 +149,69 @@ pub fn logprobs(h: &mut Harness<'_>) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Masks of constraints on copies of rows: one leaves some, one leaves nothing but what a penalty forbade, one nothing at all.
+pub fn masks(h: &mut Harness<'_>) -> Result<(), String> {
+    for vocab in [31_usize, 64, 2500] {
+        let words = vocab.div_ceil(32);
+        let logits = h.random.normals(3 * vocab, 2.0);
+        let rows = [2, 0, 1, 0];
+        let (from, adjusted) = (h.f32s(&logits)?, h.output(4 * vocab * 4)?);
+        ops::copy_rows(h.device, [&from, &adjusted, &h.u32s(&rows)?], 4, vocab).map_err(text)?;
+        let mut expected: Vec<f32> = rows
+            .iter()
+            .flat_map(|row| logits[*row as usize * vocab..][..vocab].to_vec())
+            .collect();
+        same("copies", &h.read_f32s(&adjusted, 4 * vocab)?, &expected)?;
+        // The third copy's only allowed token is forbidden already.
+        let forbidden = PenaltyEntry {
+            row: 2,
+            token: 5,
+            bias: 0.0,
+            repetition: 1.0,
+            frequency: 0.0,
+            presence: 0.0,
+            count: 0,
+            is_seen: false,
+            is_forbidden: true,
+        };
+        ops::penalties(h.device, &adjusted, &h.bytes(&forbidden.to_bytes())?, 1, vocab).map_err(text)?;
+        let mut bits: Vec<u32> = (0..words).map(|_| h.random.bits() as u32 | 1).collect();
+        bits.extend((0..words).map(|word| if word == 0 { 1 << 5 } else { 0 }));
+        bits.extend(vec![0; words]);
+        let masked = [[2, 0], [1, 2], [0, 3]];
+        let (masks, bits_buffer) = (h.u32s(masked.as_flattened())?, h.u32s(&bits)?);
+        ops::mask_rows(h.device, [&from, &adjusted, &masks, &bits_buffer], 3, vocab).map_err(text)?;
+        for (mask, [row, copy]) in masked.into_iter().enumerate() {
+            for token in 0..vocab {
+                let is_allowed = bits[mask * words + token / 32] >> (token % 32) & 1 == 1;
+                expected[copy as usize * vocab + token] = if is_allowed {
+                    logits[row as usize * vocab + token]
+                } else {
+                    f32::NEG_INFINITY
+                };
+            }
+        }
+        same("masked", &h.read_f32s(&adjusted, 4 * vocab)?, &expected)?;
+    }
+    Ok(())
+}
+
+pub fn chosen_tokens(h: &mut Harness<'_>) -> Result<(), String> {
+    let (count, from) = (150, 200);
+    let tokens: Vec<u32> = (0..from).map(|_| h.random.bits() as u32).collect();
+    let mut expected = vec![7; count];
+    let (ids, rows) = (h.u32s(&expected)?, h.random.permutation(count));
+    let pairs: Vec<u32> = rows[..130]
+        .iter()
+        .flat_map(|row| [*row, h.random.range(0, from) as u32])
+        .collect();
+    ops::chosen_tokens(h.device, [&h.u32s(&tokens)?, &h.u32s(&pairs)?, &ids], 130).map_err(text)?;
+    for pair in pairs.as_chunks::<2>().0 {
+        expected[pair[0] as usize] = tokens[pair[1] as usize];
+    }
+    same("ids", &h.read_u32s(&ids, count)?, &expected)
 }
 
 pub fn penalties(h: &mut Harness<'_>) -> Result<(), String> {

@@ -1,0 +1,6 @@
+//! Whole models on the simulated device: scores, chosen tokens, steps, and sidecar processes.
+
+mod readings;
+mod scores;
+mod sidecars;
+mod tiny;
