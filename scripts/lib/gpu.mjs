@@ -1,18 +1,29 @@
 import { spawnSync } from "node:child_process";
-import { chmodSync, copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
-import { delimiter, join } from "node:path";
+import {
+  chmodSync,
+  copyFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
 import { compileKernels, KERNELS } from "./kernels.mjs";
 import { CACHE, ROOT, SIDECAR_DIR, SIDECAR_TARGET } from "./paths.mjs";
 import { findProgram, run } from "./processes.mjs";
 import { crateProgress, ensureRust } from "./sidecar-build.mjs";
 import { StopError } from "./stop-error.mjs";
 
-/** What travels to a GPU machine: the program, the compiled kernels, and a small model where there is one. */
+/** What travels to a GPU machine: the programs, the compiled kernels, and a small model where there is one. */
 const PACK = join(CACHE, "gpu");
-const PROGRAM = join(PACK, "kvasir-gpu");
+const PROGRAMS = ["kvasir-gpu", "kvasir-sidecar", "kvasir-sidecar-simulated"];
 const MODEL = join(CACHE, "models/smollm2");
 const RESULTS = join(ROOT, "docs/results/gpu.md");
-const COMMANDS = ["pack", "check", "bench", "all"];
+const RUN = join(ROOT, "scripts/gpu-run.sh");
+const COMMANDS = ["pack", "check", "bench", "cluster", "all", "simulate", "page"];
 
 export async function runGpu(args, say) {
   const [command = "all", ...flags] = args;
@@ -21,47 +32,39 @@ export async function runGpu(args, say) {
     await pack(say);
     return 0;
   }
-  const gpu = describeGpu();
-  if (gpu === undefined) {
+  if (command === "page") return writePage(flags[0], say);
+  const simulates = command === "simulate";
+  if (!simulates && spawnSync("nvidia-smi").status !== 0) {
     say("no GPU here: nvidia-smi shows none; nothing was checked and nothing measured");
     return 1;
   }
-  say(`GPU: ${gpu}`);
-  if (!existsSync(PROGRAM)) await pack(say);
-  const env = { ...process.env, LD_LIBRARY_PATH: libraries() };
-  const call = async (name, more) => {
-    const lines = [];
-    const onLine = (line) => {
-      lines.push(line);
-      say(line);
-    };
-    const packed = ["--kernels", join(PACK, "kernels"), ...more, ...flags];
-    const { code } = await run(PROGRAM, [name, ...packed], { env, onLine });
-    return { code, lines };
-  };
-  const model = join(PACK, "model");
-  const checked = command === "bench" ? undefined : await call("check", existsSync(model) ? ["--model", model] : []);
-  const measured = command === "check" ? undefined : await call("bench", []);
-  if (measured !== undefined && measured.code === 0) {
-    writeFileSync(RESULTS, page({ gpu, after: describeGpu(), date: new Date(), checked, measured }));
-    say(`written: ${RESULTS}`);
+  if (!PROGRAMS.every((program) => existsSync(join(PACK, program)))) await pack(say);
+  if (command === "all" || simulates) {
+    const folder = flags[0] ?? join(PACK, simulates ? "simulated" : "out");
+    const { code } = await run("sh", [RUN, folder, ...(simulates ? ["--simulate"] : [])], { onLine: say });
+    return simulates ? code : code || writePage(folder, say);
   }
-  return [checked, measured].some((result) => result !== undefined && result.code !== 0) ? 1 : 0;
+  const packed = ["--kernels", join(PACK, "kernels"), "--sidecar", join(PACK, "kvasir-sidecar"), ...flags];
+  const model = command === "check" && existsSync(join(PACK, "model")) ? ["--model", join(PACK, "model")] : [];
+  return (await run(join(PACK, "kvasir-gpu"), [command, ...packed, ...model], { onLine: say })).code;
 }
 
 async function pack(say) {
   const cargo = await ensureRust();
   const { spilling } = await compileKernels(say);
   if (spilling.length > 0) throw new StopError(`spilled registers: ${spilling.join(", ")}`);
-  const flags = ["build", "--release", "--locked", "-p", "kvasir-simt", "--bin", "kvasir-gpu"];
+  const flags = ["build", "--release", "--locked", ...PROGRAMS.flatMap((program) => ["--bin", program])];
   const { code, output } = await run(cargo, flags, { cwd: SIDECAR_DIR, onLine: crateProgress(say) });
   if (code !== 0) throw new StopError(`cargo build failed with code ${code}:\n${output}`);
   rmSync(PACK, { recursive: true, force: true });
   mkdirSync(join(PACK, "kernels"), { recursive: true });
-  copyFileSync(join(SIDECAR_TARGET, "release/kvasir-gpu"), PROGRAM);
   const strip = findProgram("strip");
-  if (strip !== undefined) await run(strip, [PROGRAM]);
-  chmodSync(PROGRAM, 0o755);
+  for (const program of PROGRAMS) {
+    const path = join(PACK, program);
+    copyFileSync(join(SIDECAR_TARGET, "release", program), path);
+    if (strip !== undefined) await run(strip, [path]);
+    chmodSync(path, 0o755);
+  }
   for (const file of readdirSync(KERNELS).filter((name) => name.endsWith(".fatbin"))) {
     copyFileSync(join(KERNELS, file), join(PACK, "kernels", file));
   }
@@ -72,41 +75,56 @@ async function pack(say) {
   );
 }
 
-/** Name, driver, clocks and power as nvidia-smi tells them; undefined without a GPU. */
-function describeGpu() {
-  const fields = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu,memory.used";
-  const { status, stdout } = spawnSync("nvidia-smi", [`--query-gpu=${fields}`, "--format=csv,noheader"], {
-    encoding: "utf8",
+/** Reads what scripts/gpu-run.sh wrote, and writes the page of results. */
+function writePage(folder, say) {
+  if (folder === undefined) throw new StopError("which folder? npm run gpu -- page FOLDER, of scripts/gpu-run.sh");
+  const read = (name) => {
+    const path = join(folder, name);
+    return existsSync(path) ? readFileSync(path, "utf8").trim() : "";
+  };
+  const part = (name) => ({
+    code: Number(read(`${name}.code`) || 1),
+    text: read(`${name}.txt`),
+    error: read(`${name}.err`),
   });
-  return status === 0 && stdout.trim() !== "" ? stdout.trim().split("\n")[0] : undefined;
-}
-
-/** Where cuBLASLt may lie: the system's places, and what PyTorch brought. */
-function libraries() {
-  const { status, stdout } = spawnSync(
-    "python3",
-    ["-c", "import nvidia, os; print(':'.join(os.path.join(p, 'cu13', 'lib') for p in nvidia.__path__))"],
-    { encoding: "utf8" },
-  );
-  const found = status === 0 ? [stdout.trim()] : [];
-  const places = [...found, "/usr/local/cuda/lib64", process.env.LD_LIBRARY_PATH ?? ""];
-  return places.filter((place) => place !== "").join(delimiter);
+  const facts = { date: read("date.txt"), before: read("before.txt"), after: read("after.txt") };
+  const parts = { check: part("check"), bench: part("bench"), cluster: part("cluster"), baseline: part("baseline") };
+  writeFileSync(RESULTS, page({ ...facts, ...parts }));
+  say(`written: ${RESULTS}`);
+  return 0;
 }
 
 /** The page of results. */
-export function page({ gpu, after, date, checked, measured }) {
-  const suite =
-    checked === undefined
-      ? "The conformance suite did not run in this call."
-      : `Conformance suite: ${checked.lines.filter((line) => line.startsWith("ok ")).length} cases agree, ${checked.lines.filter((line) => line.startsWith("FAILED")).length} do not.`;
+export function page({ date, before, after, check, bench, cluster, baseline }) {
+  const lines = check.text.split("\n");
+  const count = (word) => lines.filter((line) => line.startsWith(word)).length;
+  const failed = lines.filter((line) => line.startsWith("FAILED"));
+  const told = ({ code, text, error }) => {
+    const why = error.split("\n").findLast((line) => line !== "") ?? "it said nothing";
+    return code === 0 ? text : `${text}\n\nEnded with code ${code}: ${why}`;
+  };
   return `# The kernels on a GPU
 
-\`npm run gpu -- bench\`, ${date.toISOString().slice(0, 16).replace("T", " ")} UTC. Before: ${gpu}. After: ${after ?? "not read"} (name, driver,
-SM clock, memory clock, power, temperature, memory used). Medians of 15 device-timed runs; the ceiling of a kernel is the larger of its bytes
-at the copy's rate and its operations at the product's rate, both measured in the same run. Shapes are Llama-3-8B's.
+\`sh scripts/gpu-run.sh\`, ${date}. Before: ${before || "not read"}. After: ${after || "not read"} (name, driver, SM clock, memory clock, power,
+temperature, memory used). Kernels: medians of 15 device-timed runs; the ceiling of a kernel is the larger of its bytes at the copy's rate and
+its operations at the product's rate, both measured in the same run. Shapes are Llama-3-8B's. Whole models: wall time of steps with graphs and
+one step always in flight.
 
-${suite}
+Conformance suite: ${count("ok ")} cases agree, ${failed.length} do not.
+${failed.map((line) => `\n- ${line}`).join("")}
 
-${measured.lines.join("\n")}
+## Kernels and whole models
+
+${told(bench)}
+
+## transformers in the same run
+
+${told(baseline)}
+
+## Two sidecars on one GPU
+
+A prompt's KV from sidecar to sidecar over gRPC and loopback: while it is computed, and once more when all is there.
+
+${told(cluster)}
 `;
 }

@@ -21,7 +21,7 @@ const TARGETS = [
 ];
 
 /** Kernels that run once a step or more rarely, where a few spilled registers cost nothing. */
-const COLD = new Set(["rope_table"]);
+const COLD = new Set(["rope_table", "sample_typical"]);
 
 /** Compiles what changed. Answers with `{ kernels, spilling }`: resources by kernel and architecture, and names of hot ones that spill. */
 export async function compileKernels(say) {

@@ -229,12 +229,10 @@ fn steps_that_overlap_and_graphs_change_no_token() {
     for division in [Division::FAST, Division::DETERMINISTIC] {
         let of = |ahead, graphs| generate(engine_with(config, Some(division), graphs), ahead);
         let one_by_one = of(false, false);
-        for other in [of(true, false), of(true, true)] {
-            for (i, (a, b)) in one_by_one.iter().zip(&other).enumerate() {
-                assert_eq!(a.tokens, b.tokens, "sequence {i}");
-                assert_eq!(a.outcomes, b.outcomes, "sequence {i}");
-                assert!(a.outcomes.ends_with(&[SliceOutcome::Skipped]), "{:?}", a.outcomes);
-            }
+        for (i, (a, b)) in one_by_one.iter().zip(&of(true, true)).enumerate() {
+            assert_eq!(a.tokens, b.tokens, "sequence {i}");
+            assert_eq!(a.outcomes, b.outcomes, "sequence {i}");
+            assert!(a.outcomes.ends_with(&[SliceOutcome::Skipped]), "{:?}", a.outcomes);
         }
         assert!(one_by_one[2].tokens.len() < 7, "no stop token came");
     }
