@@ -4,13 +4,18 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::*;
 use kvasir_sidecar::certificates::Authority;
-use kvasir_sidecar::proto::common::ErrorReason;
+use kvasir_sidecar::cli::TlsFlags;
+use kvasir_sidecar::proto::common::{ErrorReason, KvSource};
 use kvasir_sidecar::proto::kernel::FetchResponse;
+use kvasir_sidecar::tls::{Tls, TlsFiles};
+use kvasir_sidecar::transfer_listener::connections;
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 use tonic::Status;
 
 const LENGTH: u32 = 40;
@@ -42,6 +47,19 @@ fn sibling(of: &TempDir, role: &str, lifetime: Duration) -> TempDir {
     home
 }
 
+/// What a process of that role speaks TLS with.
+fn identity_of(home: &TempDir, role: &str) -> Arc<Tls> {
+    let path = |name: &str| Some(home.path().join(name));
+    let flags = TlsFlags {
+        tls_ca: path("ca.pem"),
+        tls_cert: path("w.pem"),
+        tls_key: path("w.key"),
+    };
+    let files = TlsFiles::from_flags(&flags).expect("all three").expect("files");
+    let identity = format!("{role}/w").parse().expect("an identity");
+    Arc::new(Tls::load(files, identity).expect("they can be read"))
+}
+
 async fn start_as(model: &Path, role: &str, home: Option<&TempDir>) -> Sidecar {
     let paths = home.map(|home| ["ca.pem", "w.pem", "w.key"].map(|name| home.path().join(name).display().to_string()));
     let mut flags = vec!["--role", role];
@@ -71,13 +89,18 @@ impl Source {
 
     /// Has one more prompt computed, and pulled by the sink.
     async fn pulled_by(&mut self, sink: &Sidecar) -> Result<FetchResponse, Status> {
+        self.pulled_at(self.sidecar.source(), sink).await
+    }
+
+    /// The same, where `source` says that it is to be had.
+    async fn pulled_at(&mut self, source: KvSource, sink: &Sidecar) -> Result<FetchResponse, Status> {
         self.pulls += 1;
         let sequence_id = u64::from(self.pulls);
         let ticket = self.sidecar.publish(self.pulls, sequence_id, LENGTH, &BLOCKS).await;
         let slices = vec![slice(sequence_id, 0, prompt(1, LENGTH))];
         let starts = vec![start(sequence_id, LENGTH, &BLOCKS)];
         self.execution.step(starts, slices, vec![]).await.expect("a prompt");
-        let request = fetch_request(self.sidecar.source(), ticket, self.pulls, LENGTH, &BLOCKS);
+        let request = fetch_request(source, ticket, self.pulls, LENGTH, &BLOCKS);
         let outcome = outcome(sink.fetch(request).await.expect("it begins")).await;
         self.sidecar.release(self.pulls).await;
         self.execution
@@ -108,9 +131,18 @@ async fn kv_moves_under_tls_between_the_roles_that_may_and_no_others() {
 
     let decode = sibling(&prefill, "decode", DAY);
     let sink = start_as(model.path(), "decode", Some(&decode)).await;
-    let mut wrong = Source::start(model.path(), "decode", Some(&decode)).await;
-    let words = "expected role prefill or mixed or store, found decode/w";
-    expect_refusal(wrong.pulled_by(&sink).await, ErrorReason::Unavailable, words);
+    // Somebody else of the same cluster, at an address where KV was said to be.
+    let gateway = sibling(&prefill, "gateway", DAY);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let mut elsewhere = source.sidecar.source();
+    elsewhere.shard_addresses = vec![listener.local_addr().expect("bound").to_string()];
+    let _incoming = connections(listener, Some(identity_of(&gateway, "gateway")));
+    let words = "expected role prefill or decode or mixed or store, found gateway/w";
+    expect_refusal(
+        source.pulled_at(elsewhere, &sink).await,
+        ErrorReason::Unavailable,
+        words,
+    );
 }
 
 #[tokio::test]
