@@ -197,13 +197,13 @@ async fn a_bad_step_ends_the_stream_and_the_next_stream_begins_empty() {
         stream = sidecar.execute_after(stream).await;
         assert_eq!(sidecar.stats().await.sequences, 0, "{name}");
     }
-    // A gap within a sequence, and one between steps.
+    // A gap that leaves out the prompt's end (within a prompt, KV may come from elsewhere), and one between steps.
     stream
         .step(vec![start(1, 10, &BLOCKS)], vec![good()], vec![])
         .await
         .expect("a chunk");
     let refused = stream
-        .step(vec![], vec![slice(1, 6, vec![1])], vec![])
+        .step(vec![], vec![slice(1, 10, vec![1])], vec![])
         .await
         .unwrap_err();
     assert_eq!(reason(&refused), ErrorReason::InvalidRequest);
