@@ -30,10 +30,10 @@ if (!existsSync(profile)) {
   );
 }
 const model = await resolveModel("smollm2", process.env.KVASIR_CACHE ?? join(REPOSITORY, ".cache"), () => undefined);
+const cores = Number(option("cores", "1"));
 const rows = await measure();
 const prefillTokensPerMs = Number(option("prefill-tokens-per-s", "1000")) / 1_000;
 const levels = rows.filter((row) => row.chunk_tokens === CHUNK_TOKENS).map(factsOf);
-const cores = Number(option("cores", "1"));
 
 publish(
   "codec-speed",
