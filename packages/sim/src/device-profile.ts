@@ -78,7 +78,7 @@ const CPU_SMOLLM2: StepCost = {
   contextTokenMs: 1.2e-3,
 };
 
-/** Thermal design power of the SXM modules; prices are an eighth of a DGX's, as Splitwise (ISCA 2024) took them. Give your own to compare. */
+/** Thermal design power of the SXM modules. The prices are assumptions, not quotes: give your own to compare. */
 const A100_PRICE: DevicePrice = { dollarsPerHour: 2.2, watts: 400 };
 const H100_PRICE: DevicePrice = { dollarsPerHour: 4.75, watts: 700 };
 /** H100 beside A100, SXM: dense bf16 arithmetic 989 to 312 TFLOP/s, memory 3.35 to 2.04 TB/s. */

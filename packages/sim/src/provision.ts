@@ -33,7 +33,7 @@ export interface ProvisionedCluster {
 /**
  * The smallest clusters that serve a trace within its targets, cheapest or least hungry first: for each kind of device the fewest mixed workers, and
  * for each pair of kinds the frontier of prefill and decode workers (with one less of either, too many requests are late). Splitwise's provisioning
- * (ISCA 2024, §4.4: a sweep over both counts, throughput, cost or power under the objective), with unlike devices for the two phases as its HA cluster.
+ * (ISCA 2024: a sweep over both counts, throughput, cost or power under the objective), with unlike devices for the two phases as its HA cluster.
  */
 export function provision(question: ProvisionQuestion): ProvisionedCluster[] {
   const { profiles, workerMax, least } = question;
