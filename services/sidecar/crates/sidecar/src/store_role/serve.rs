@@ -153,9 +153,10 @@ async fn run(flags: StoreFlags, key: TicketKey, stdin_ended: Arc<Notify>) -> Res
             shared.sweep();
         }
     });
+    // Before anyone is told that this process is there to be ended.
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     say(&serde_json::json!({"event": "ready", "socket": flags.socket, "transfer_address": transfer_address}));
 
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let outcome = tokio::select! {
         ended = servers.join_next() => match ended {
             Some(Ok(Err(error))) => Err(format!("a server ended: {error}").into()),
