@@ -1,8 +1,6 @@
 //! Many transfers, ended at random in every way there is. Nothing stays open, and what completed is right.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use kvasir_engine::random::philox4x32;
 use kvasir_sidecar::proto::kernel::{FetchRequest, SequenceSlice};
 

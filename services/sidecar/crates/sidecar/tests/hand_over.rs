@@ -1,8 +1,6 @@
 //! A prompt's KV from one sidecar process to another: while it is computed, released, expired, cancelled, killed.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use kvasir_sidecar::proto::common::ErrorReason;
 use kvasir_sidecar::proto::kernel::{FetchRequest, ListSpansRequest, SequenceSlice, SequenceStart};
 use kvasir_sidecar::proto::transfer::TicketClaims;

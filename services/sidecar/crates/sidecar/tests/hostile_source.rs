@@ -1,11 +1,9 @@
 //! A source that sends frames it should not. The receiver refuses with a type, counts nothing, and leaves its pool as it was.
 
-mod hostile;
-
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use hostile::*;
+use crate::hostile::*;
 use kvasir_codec::{ChunkRange, LEVEL_LOSSLESS, ProfileId};
 use kvasir_sidecar::proto::common::ErrorReason;
 use kvasir_sidecar::proto::kernel::FetchRequest;

@@ -1,11 +1,9 @@
 //! KV that travels encoded between sidecar processes: every level, corrupted, cancelled, and refused where it cannot be had.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use common::*;
+use crate::common::*;
 use kvasir_sidecar::proto::common::ErrorReason;
 use kvasir_sidecar::proto::kernel::{CodecProfile, FetchRequest, FetchResponse, ListSpansRequest, SequenceSlice};
 use kvasir_sidecar::proto::transfer::TokenLevel;

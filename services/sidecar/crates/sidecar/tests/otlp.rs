@@ -1,8 +1,6 @@
 //! Spans leave by OTLP when an endpoint is set.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use kvasir_sidecar::proto::kernel::SequenceStart;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};

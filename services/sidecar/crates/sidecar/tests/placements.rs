@@ -1,8 +1,6 @@
 //! KV placed from one table of blocks into another, over the wire.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use kvasir_sidecar::proto::common::ErrorReason;
 use kvasir_sidecar::proto::kernel::{ExecuteRequest, KvPlacement, SequenceSlice};
 

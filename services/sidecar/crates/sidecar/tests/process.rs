@@ -1,12 +1,10 @@
 //! The process: it shares its worker's fate, and says in one line why it does not start.
 
-mod common;
-
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use kvasir_sidecar::certificates::Authority;
 use tokio::process::Command;
 

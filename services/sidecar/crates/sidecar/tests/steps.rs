@@ -1,8 +1,6 @@
 //! The Execute stream: pipelining, order, what is refused, and what is remembered.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use kvasir_sidecar::proto::common::ErrorReason;
 use kvasir_sidecar::proto::kernel::{
     ExecuteRequest, HealthRequest, ListSpansRequest, SequenceSlice, SequenceStart, SliceOutcome,

@@ -1,11 +1,9 @@
 //! Blocks from a worker's sidecar into a store's, through a kill -9, and into another worker's: the same tokens as where they were computed.
 
-mod common;
-
 use std::path::Path;
 use std::process::Stdio;
 
-use common::*;
+use crate::common::*;
 use kvasir_sidecar::proto::common::{ErrorReason, KvLayout, KvSource};
 use kvasir_sidecar::proto::kernel::store_sidecar_service_client::StoreSidecarServiceClient;
 use kvasir_sidecar::proto::kernel::{

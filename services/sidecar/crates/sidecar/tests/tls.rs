@@ -1,13 +1,11 @@
 //! The KV plane under mutual TLS: who may pull from whom, and certificates that change.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use kvasir_sidecar::certificates::Authority;
 use kvasir_sidecar::cli::TlsFlags;
 use kvasir_sidecar::proto::common::{ErrorReason, KvSource};

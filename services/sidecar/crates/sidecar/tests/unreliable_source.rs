@@ -1,8 +1,6 @@
 //! A source that breaks the order of a stream, falls silent, or is not there; and requests that should never reach one.
 
-mod hostile;
-
-use hostile::*;
+use crate::hostile::*;
 use kvasir_engine::KvLayout;
 use kvasir_sidecar::layouts::layout_to_wire;
 use kvasir_sidecar::proto::common::{ErrorDetail, ErrorReason, KvSource};

@@ -1,5 +1,4 @@
 //! Sidecar processes over a tiny random model, and the calls of their worker.
-#![allow(dead_code)] // Each test file uses its part.
 
 mod calls;
 

@@ -1,5 +1,4 @@
 //! A source that follows a script, and a receiver over a bare pool.
-#![allow(dead_code)] // Each test file uses its part.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,13 +1,11 @@
 //! Hand-overs between real sidecars that keep KV differently: shards, block sizes, element types.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod deadlines;
 mod pools;
 
 use std::path::Path;
 
-use common::*;
+use crate::common::*;
 use kvasir_model::testing::TestModel;
 use kvasir_sidecar::proto::common::{ErrorReason, KvConversion};
 use kvasir_sidecar::proto::kernel::SequenceSlice;
