@@ -60,11 +60,11 @@ async fn a_prompt_moves_while_it_is_computed_and_generates_the_same_tokens() {
     first_chunk(&mut prefill).await;
     assert!(!verified(&mut reports, CHUNK).await.complete);
     let first = rest(&mut prefill).await;
-    let last = verified(&mut reports, LENGTH).await;
-    assert!(last.complete && last.transfer_nanos > 0);
+    // The last tokens may be in place before the source has said that they are the last.
+    let last = outcome(reports).await.expect("a clean end");
+    assert!(last.complete && last.verified_token_end == LENGTH && last.transfer_nanos > 0);
     let bytes = u64::from(LENGTH) * u64::from(source.about.kv_bytes_per_token);
     assert_eq!(last.data_bytes, bytes);
-    assert!(soon(reports.message()).await.expect("a clean end").is_none());
 
     let mut decode = sink.execute().await;
     decode

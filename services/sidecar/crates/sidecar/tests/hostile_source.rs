@@ -2,8 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use crate::hostile::*;
+use bytes::Bytes;
 use kvasir_codec::{ChunkRange, LEVEL_LOSSLESS, ProfileId};
 use kvasir_sidecar::proto::common::ErrorReason;
 use kvasir_sidecar::proto::kernel::FetchRequest;
