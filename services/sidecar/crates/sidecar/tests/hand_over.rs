@@ -62,7 +62,7 @@ async fn a_prompt_moves_while_it_is_computed_and_generates_the_same_tokens() {
     let first = rest(&mut prefill).await;
     // The last tokens may be in place before the source has said that they are the last.
     let last = outcome(reports).await.expect("a clean end");
-    assert!(last.complete && last.verified_token_end == LENGTH && last.transfer_nanos > 0);
+    assert!(last.complete && last.verified_token_end == LENGTH);
     let bytes = u64::from(LENGTH) * u64::from(source.about.kv_bytes_per_token);
     assert_eq!(last.data_bytes, bytes);
 

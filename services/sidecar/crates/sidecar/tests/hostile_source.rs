@@ -28,6 +28,8 @@ async fn honest_messages_are_placed() {
         .await
         .expect("a whole prompt");
     assert!(report.complete && report.verified_token_end == TOKENS && report.data_bytes == end.data_bytes);
+    // Its frames say that the source waited for nothing.
+    assert!(report.transfer_nanos > 0);
     assert_eq!(block(&sidecar, BLOCKS[0]), first.data);
     let mut partial = Vec::new();
     sidecar.pool.shards()[0]
