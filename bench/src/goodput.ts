@@ -31,13 +31,14 @@ const WORKERS = Number(option("workers", "16"));
 const REQUESTS = Number(option("requests", "1000"));
 const SHARE = 0.9;
 const STEP = 1.1;
+const BASE_WORKERS = 16;
 
 interface Setting {
   readonly name: string;
   readonly file: string;
   readonly profile: DeviceProfile;
   readonly blockSize: number;
-  /** Slowest and fastest multiple of the trace's rate that is tried. */
+  /** Slowest and fastest multiple of the trace's rate that is tried on 16 workers; a fleet of more is tried at so much more. */
   readonly factors: readonly [number, number];
   readonly targets: Readonly<Record<string, Objective>>;
 }
@@ -119,7 +120,9 @@ for (const setting of SETTINGS.filter(({ file, name }) => file !== "" && name.in
       contender.prefillCount === 0
         ? `${WORKERS} mixed`
         : `${contender.prefillCount}P ${WORKERS - contender.prefillCount}D`,
-      rate === 0 ? `below ${(rateOf(trace) * setting.factors[0]).toFixed(1)}` : rate.toFixed(1),
+      rate === 0
+        ? `below ${((rateOf(trace) * setting.factors[0] * WORKERS) / BASE_WORKERS).toFixed(1)}`
+        : rate.toFixed(1),
       `${(rate / bestOther).toFixed(2)}x`,
       summary === undefined ? "–" : summary.meanTtftMs.toFixed(0),
       summary === undefined ? "–" : summary.meanTpotMs.toFixed(1),
@@ -144,9 +147,12 @@ for (const setting of SETTINGS.filter(({ file, name }) => file !== "" && name.in
   }
 }
 
+const flags = ["workers", "requests"].flatMap((name) =>
+  process.argv.includes(`--${name}`) ? [`--${name}`, option(name, "")] : [],
+);
 publish(
   option("name", "goodput"),
-  "Goodput of placement policies",
+  WORKERS === BASE_WORKERS ? "Goodput of placement policies" : `Goodput of placement policies, ${WORKERS} workers`,
   `Requests per second of which ${100 * SHARE} % or more meet both targets, the refused counted as missed, in the simulator: ${WORKERS} workers, the first ${REQUESTS} requests
 of each trace at a multiple of its rate (steps of ${STEP}), workers with the production step scheduler and prefix cache, steps of 512 tokens. azure2023_conv runs OPT-13B on A100s
 by DistServe's published coefficients, Mooncake's trace an 8B model on H100s by a roofline. The other columns are those at the goodput.
@@ -154,6 +160,7 @@ Every policy sees the same reports, reservations and prefix index.
 
 ${sections.join("\n\n")}
 `,
+  ["goodput", ...flags, ...(process.argv.includes("--few") ? ["--few"] : []), "--azure FILE --mooncake FILE"].join(" "),
 );
 
 interface Point {
@@ -168,7 +175,7 @@ function workersOf({ prefillCount }: Contender): string {
 
 /** Attainment at the rates that bisection tries, by rate. */
 function searchGoodput(setting: Setting, trace: Trace, contender: Contender, objective: Objective): Point[] {
-  const [low, high] = setting.factors;
+  const [low, high] = setting.factors.map((factor) => (factor * WORKERS) / BASE_WORKERS) as [number, number];
   const factors = Array.from(
     { length: 1 + Math.ceil(Math.log(high / low) / Math.log(STEP)) },
     (_, i) => low * STEP ** i,

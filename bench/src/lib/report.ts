@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { cpus, totalmem } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -23,14 +23,22 @@ export function table(header: readonly string[], rows: readonly (readonly string
   return [line(header), `|${widths.map((width) => "-".repeat(width + 2)).join("|")}|`, ...rows.map(line)].join("\n");
 }
 
-/** Prints the report and, with `--write`, keeps it as `docs/results/NAME.md`. */
-export function publish(name: string, title: string, body: string): void {
-  const text = `# ${title}\n\n\`npm run bench -- ${name}\` · ${machineLine()}\n\n${body.trim()}\n`;
+/** Where a page's figures end and what a person made of them begins. */
+const READING = "\n## What decides\n";
+
+/**
+ * Prints the report and, with `--write`, keeps it as `docs/results/NAME.md`; what people wrote below it there stays, to be read again. `command`
+ * is what follows `npm run bench --`.
+ */
+export function publish(name: string, title: string, body: string, command: string = name): void {
+  const text = `# ${title}\n\n\`npm run bench -- ${command}\` · ${machineLine()}\n\n${body.trim()}\n`;
   process.stdout.write(`\n${text}\n`);
   if (!process.argv.includes("--write")) return;
   const path = join(REPOSITORY, "docs", "results", `${name}.md`);
   mkdirSync(dirname(path), { recursive: true });
-  writeFileSync(path, text);
+  const before = existsSync(path) ? readFileSync(path, "utf8") : "";
+  const reading = before.indexOf(READING);
+  writeFileSync(path, reading < 0 ? text : `${text}${before.slice(reading)}`);
   process.stdout.write(`written to docs/results/${name}.md\n`);
 }
 
