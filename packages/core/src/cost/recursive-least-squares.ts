@@ -69,6 +69,35 @@ export class RecursiveLeastSquares {
     return Array.from(this.#weights, (weight, index) => weight / this.#options.scales[index]!);
   }
 
+  /**
+   * The most likely coefficients none of which is negative. One that is below zero is set to zero, and the others move as far as the samples
+   * say that they stand for it (the conditional mean under the estimate's covariance); merely cutting it off would predict too much.
+   */
+  nonNegativeCoefficients(): number[] {
+    const size = this.#size;
+    const weights = Float64Array.from(this.#weights);
+    const variance = Float64Array.from(this.#variance);
+    for (let round = 0; round < size; round++) {
+      const at = weights.indexOf(Math.min(...weights));
+      const below = weights[at]!;
+      const own = variance[at * size + at]!;
+      if (below >= 0 || own <= 0) break;
+      const column = Float64Array.from({ length: size }, (_, i) => variance[i * size + at]! / own);
+      for (let i = 0; i < size; i++) {
+        weights[i] = weights[i]! - column[i]! * below;
+        for (let j = 0; j < size; j++) {
+          variance[i * size + j] = variance[i * size + j]! - column[i]! * column[j]! * own;
+        }
+      }
+      for (let i = 0; i < size; i++) {
+        variance[i * size + at] = 0;
+        variance[at * size + i] = 0;
+      }
+      weights[at] = 0;
+    }
+    return Array.from(weights, (weight, index) => Math.max(0, weight) / this.#options.scales[index]!);
+  }
+
   predict(features: readonly number[]): number {
     let sum = 0;
     for (let i = 0; i < this.#size; i++) sum += (this.#weights[i]! * features[i]!) / this.#options.scales[i]!;

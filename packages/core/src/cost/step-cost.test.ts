@@ -117,3 +117,31 @@ test("a cached prefix saves its tokens and its part of the attention, and never 
   expect(prefillMs(cost, 100, 100, 512)).toBeCloseTo(10 + 1 + 0.001 * (10_000 - 9_801));
   expect(prefillMs(cost, 1_000, 0, 512)).toBeCloseTo(20 + 1_000 + 1_000);
 });
+
+test("a step that computes nothing is no sample: what any step costs is learnt from those that compute", () => {
+  const random = randomOf(5);
+  const truth = { ...A100, fixedMs: 12, decodeMs: 1 };
+  const model = new StepCostModel(GUESS);
+  const empty: StepWork = { promptTokenCount: 0, attentionArea: 0, decodeCount: 0, contextTokenCount: 0 };
+  for (let i = 0; i < 400; i++) {
+    const work = anyWork(random);
+    model.observe(work, stepMs(truth, work) * (0.97 + 0.06 * random()));
+    if (i % 5 === 0) model.observe(empty, 0.003);
+  }
+  expect(errorOf(model, truth, random)).toBeLessThan(0.03);
+  expect((model.cost()?.fixedMs ?? 0) / truth.fixedMs).toBeGreaterThan(0.9);
+});
+
+test("where a term would be negative, the others are what they are without it, and steps are predicted as they were", () => {
+  const random = randomOf(6);
+  // Prompts take less than their tokens would: the fit would give them a negative fixed part.
+  const model = new StepCostModel(GUESS);
+  const truth = (work: StepWork): number => stepMs(A100, work) - (work.promptTokenCount > 0 ? 8 : 0);
+  const works = Array.from({ length: 600 }, () => anyWork(random));
+  for (const work of works) model.observe(work, truth(work));
+  const cost = model.cost();
+  if (cost === undefined) throw new Error("the model has no cost yet");
+  const ratios = works.map((work) => stepMs(cost, work) / truth(work));
+  expect(Math.min(...Object.values(cost))).toBe(0);
+  expect(ratios.reduce((sum, ratio) => sum + ratio, 0) / ratios.length).toBeCloseTo(1, 1);
+});

@@ -82,7 +82,9 @@ export class StepCostModel {
     this.#fit = new RecursiveLeastSquares({ ...options, scales: SCALES, prior: coefficients });
   }
 
+  /** Learns from a step. One that computes nothing, such as one that only hands blocks back, costs nothing either and tells nothing. */
   observe(work: StepWork, measuredMs: number): void {
+    if (work.promptTokenCount === 0 && work.decodeCount === 0) return;
     this.#fit.observe(features(work), measuredMs);
   }
 
@@ -90,7 +92,7 @@ export class StepCostModel {
   cost(): StepCost | undefined {
     if (this.#fit.sampleCount < SAMPLES_MIN) return undefined;
     const [fixedMs = 0, promptStepMs = 0, promptTokenMs = 0, attentionMs = 0, decodeMs = 0, contextTokenMs = 0] =
-      this.#fit.coefficients().map((value) => Math.max(0, value));
+      this.#fit.nonNegativeCoefficients();
     return { fixedMs, promptStepMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs };
   }
 
