@@ -9,12 +9,13 @@ import {
   replayLive,
   startLocalCluster,
 } from "@kvasir/cli";
-import { prefillMs } from "@kvasir/core";
+import { prefillMs, WORKER_QUEUE_DEFAULTS } from "@kvasir/core";
 import { resolveModel } from "@kvasir/models";
 import { RouterService } from "@kvasir/proto";
 import { createClient, PLAIN } from "@kvasir/rpc";
 import {
   deviceOf,
+  FIRST_TOKEN_MESSAGES,
   type MeasuredProfile,
   parseTrace,
   rateOf,
@@ -29,7 +30,7 @@ import { option, publish, REPOSITORY, table } from "./lib/report.ts";
 
 // A slice of a trace, scaled to this machine, on a live cluster of CPU workers, and in the simulator with what `kvasir profile steps` measured on
 // that cluster just before. The trace is azure2023_conv: --azure FILE.
-const COUNT = Number(option("requests", "40"));
+const COUNT = Number(option("requests", "80"));
 const LENGTHS = Number(option("lengths", "0.125"));
 const LOADS = option("loads", "0.4,0.7").split(",").map(Number);
 const MODEL = option("model", "smollm2");
@@ -71,8 +72,9 @@ for (const [name, counts] of LAYOUTS) {
     for (const load of LOADS) {
       const trace = scaled(profile, load);
       const targets = targetsOf(profile, trace);
-      const live = outcomeOf(await replay(cluster, trace, targets), targets);
-      const sim = outcomeOf(simulated(profile, trace, targets, counts), targets);
+      const records = { live: await replay(cluster, trace, targets), sim: simulated(profile, trace, targets, counts) };
+      const live = outcomeOf(records.live, targets);
+      const sim = outcomeOf(records.sim, targets);
       const requests = `${rateOf(trace).toFixed(2)}/s`;
       rows.push([
         ...[name, requests, `${targets.ttftMs} / ${targets.tpotMs}`],
@@ -81,6 +83,7 @@ for (const [name, counts] of LAYOUTS) {
         ...compared(live.ttftMs, sim.ttftMs),
         ...compared(live.tbtMs, sim.tbtMs),
         `${percent(live.refused)} / ${percent(sim.refused)}`,
+        answeredInBoth(records.live, records.sim),
       ]);
       process.stderr.write(`${rows.at(-1)?.join(" | ")}\n`);
     }
@@ -101,13 +104,14 @@ ${table(
   [
     ...["workers", "rate", "TTFT / TBT target ms", "in time, live", "simulated", "points"],
     ...["TTFT ms, live", "simulated", "ratio", "TBT ms, live", "simulated", "ratio", "refused, live / simulated"],
+    ...["TTFT ms of those answered in both, live / simulated"],
   ],
   rows,
 )}
 
 Measured profiles, milliseconds of device time:
 
-${table(["workers", "prompt step", "prompt token", "decode step", "sequence", "token of context", "request overhead", "step overhead"], profileRows)}`,
+${table(["workers", "prompt step", "prompt token", "decode step", "sequence", "token of context", "message", "step overhead"], profileRows)}`,
 );
 process.exit(0);
 
@@ -133,7 +137,9 @@ function scaled(profile: MeasuredProfile, load: number): Trace {
 /** Three times that of a prompt of mean length, and one and a half times a lone decode step: some requests miss them. */
 function targetsOf(profile: MeasuredProfile, { requests }: Trace): Targets {
   const meanTokens = requests.reduce((sum, { promptTokenCount }) => sum + promptTokenCount, 0) / requests.length;
-  const ttftMs = 3 * prefillMs(profile.prefill, Math.round(meanTokens), 0, STEP_TOKENS) + profile.requestOverheadMs;
+  const ttftMs =
+    3 * prefillMs(profile.prefill, Math.round(meanTokens), 0, STEP_TOKENS) +
+    FIRST_TOKEN_MESSAGES.split * profile.messageMs;
   const { decode, stepOverheadMs } = profile;
   const tpotMs = 1.5 * (decode.fixedMs + decode.decodeMs + stepOverheadMs);
   return { ttftMs: Math.ceil(ttftMs), tpotMs: Math.ceil(tpotMs) };
@@ -163,8 +169,9 @@ function simulated(
     roles: rolesOf(counts),
     objectives: { ttftMs, tbtMs: tpotMs },
     tokenBudget: STEP_TOKENS,
-    // Before the first token of a request on one worker three messages are waited for.
-    rpcMs: profile.requestOverheadMs / 3,
+    rpcMs: profile.messageMs,
+    // As the live router.
+    workerQueue: WORKER_QUEUE_DEFAULTS,
     stepOverheadMs: profile.stepOverheadMs,
     link: { bytesPerSecond: 1e9, latencyMs: 0.5 },
   };
@@ -184,10 +191,22 @@ function outcomeOf(records: readonly ReplayRecord[], targets: Targets): Outcome 
   };
 }
 
-function profileRow(name: string, { prefill, decode, requestOverheadMs, stepOverheadMs }: MeasuredProfile): string[] {
+/** Mean TTFTs of the requests that both answered: what is left of the difference without that of who was refused. */
+function answeredInBoth(live: readonly ReplayRecord[], sim: readonly ReplayRecord[]): string {
+  const pairs = live.flatMap((record, index) => {
+    const other = sim[index];
+    return record.outcome === "finished" && other?.outcome === "finished"
+      ? [[record.ttftMs, other.ttftMs] as const]
+      : [];
+  });
+  const mean = (side: 0 | 1) => pairs.reduce((sum, pair) => sum + pair[side], 0) / Math.max(1, pairs.length);
+  return `${mean(0).toFixed(1)} / ${mean(1).toFixed(1)} (${pairs.length})`;
+}
+
+function profileRow(name: string, { prefill, decode, messageMs, stepOverheadMs }: MeasuredProfile): string[] {
   const prefillFixedMs = prefill.fixedMs + (prefill.promptStepMs ?? 0);
   const costs = [prefillFixedMs, prefill.promptTokenMs, decode.fixedMs, decode.decodeMs, decode.contextTokenMs];
-  return [name, ...costs.map((cost) => cost.toPrecision(3)), requestOverheadMs.toFixed(1), stepOverheadMs.toFixed(2)];
+  return [name, ...costs.map((cost) => cost.toPrecision(3)), messageMs.toFixed(2), stepOverheadMs.toFixed(2)];
 }
 
 function compared(live: number, sim: number): string[] {

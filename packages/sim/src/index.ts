@@ -7,7 +7,7 @@ export {
   type WorkerQuirk,
 } from "./cluster-spec.ts";
 export { DEVICE_PROFILES, type DevicePrice, type DeviceProfile } from "./device-profile.ts";
-export { deviceOf, type MeasuredProfile, measuredProfileFromJson } from "./measured-profile.ts";
+export { deviceOf, FIRST_TOKEN_MESSAGES, type MeasuredProfile, measuredProfileFromJson } from "./measured-profile.ts";
 export { type ClusterPlan, type PlanQuestion, planCluster } from "./plan-cluster.ts";
 export * from "./policies/baselines.ts";
 export { DynamoRouter } from "./policies/dynamo-router.ts";

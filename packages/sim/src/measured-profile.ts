@@ -12,11 +12,17 @@ export interface MeasuredProfile {
   readonly blockCount: number;
   readonly kvBytesPerToken: number;
   readonly contextLength: number;
-  /** From a request's arrival to its first token, beside waiting and computing. */
-  readonly requestOverheadMs: number;
+  /**
+   * A message between two processes: what a lone request's first token takes beside computing its prompt, over the messages that it waits for
+   * (`FIRST_TOKEN_MESSAGES`).
+   */
+  readonly messageMs: number;
   /** Between a step's end and the next one's beginning. */
   readonly stepOverheadMs: number;
 }
+
+/** Messages, one after another, before a lone request's first token: where one worker does both phases, and where the prompt is handed over. */
+export const FIRST_TOKEN_MESSAGES = { aggregated: 3, split: 5 } as const;
 
 /** The device of a measured profile. A step that does both costs what prompts cost and, on top, what its decodes add. */
 export function deviceOf(measured: MeasuredProfile): DeviceProfile {
@@ -38,7 +44,7 @@ export function deviceOf(measured: MeasuredProfile): DeviceProfile {
 const NO_PROMPT = { promptTokenCount: 0, attentionArea: 0 };
 const COST_FIELDS = ["fixedMs", "promptTokenMs", "attentionMs", "decodeMs", "contextTokenMs"] as const;
 const COUNT_FIELDS = ["blockSize", "blockCount", "kvBytesPerToken", "contextLength"] as const;
-const OVERHEAD_FIELDS = ["requestOverheadMs", "stepOverheadMs"] as const;
+const OVERHEAD_FIELDS = ["messageMs", "stepOverheadMs"] as const;
 
 /** Reads a profile's JSON; throws what is wrong with it, with the value. */
 export function measuredProfileFromJson(text: string): MeasuredProfile {

@@ -1,4 +1,6 @@
+import { prefillMs } from "@kvasir/core";
 import { expect, test } from "vitest";
+import { FIRST_TOKEN_MESSAGES } from "./measured-profile.ts";
 import { simulate } from "./simulation.ts";
 import { recordsOf, summarize } from "./summary.ts";
 import { a100, chat, poissonTrace } from "./testing/worlds.ts";
@@ -26,6 +28,20 @@ test("an idle pair's TTFT is the prompt's computation and the messages; the hand
   expect(request?.tokenCount).toBe(10);
   // The second token waits for the rest of the KV: 400 MB at 12.5 GB/s.
   expect(request?.gapMaxNanos ?? 0).toBeGreaterThan(20e6);
+});
+
+test("a lone request's first token waits for its prompt's step and as many messages as a measured overhead is divided by", () => {
+  const trace = poissonTrace(0.01, 1, 1, () => ({ promptTokenCount: 100, outputTokenCount: 5 }));
+  const times = { rpcMs: 7, stepOverheadMs: 3 };
+  const { believed } = a100({}).profile;
+  const stepMs = prefillMs(believed, 100, 0, 512) + times.stepOverheadMs;
+  for (const [counts, messages] of [
+    [{ mixed: 1 }, FIRST_TOKEN_MESSAGES.aggregated],
+    [{ prefill: 1, decode: 1 }, FIRST_TOKEN_MESSAGES.split],
+  ] as const) {
+    const [request] = simulate(a100(counts, times), trace).requests;
+    expect(request?.ttftMs).toBeCloseTo(stepMs + messages * times.rpcMs, 3);
+  }
 });
 
 test("workers that die lose no request and no block", () => {

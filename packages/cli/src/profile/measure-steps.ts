@@ -1,6 +1,6 @@
 import type { StepCost } from "@kvasir/core";
 import { type DescribeClusterResponse, KvDtype, WorkerRole } from "@kvasir/proto";
-import type { MeasuredProfile, Trace } from "@kvasir/sim";
+import { FIRST_TOKEN_MESSAGES, type MeasuredProfile, type Trace } from "@kvasir/sim";
 import { replayLive } from "../replay/replay-live.ts";
 import type { ReplayRecord } from "../replay/replay-record.ts";
 
@@ -103,6 +103,9 @@ function profileFrom(
     (prefill.promptStepMs ?? 0) +
     PROBE_TOKENS * prefill.promptTokenMs +
     PROBE_TOKENS ** 2 * prefill.attentionMs;
+  const stepOverheadMs = Math.max(0, median(probes.map(({ tpotMs }) => tpotMs)) - decodeMs);
+  const overheadMs = median(probes.map(({ ttftMs }) => ttftMs)) - promptMs - stepOverheadMs;
+  const isSplit = !serving.some((worker) => worker.hello?.role === WorkerRole.MIXED);
   return {
     name: `${model}, measured`,
     prefill,
@@ -111,8 +114,8 @@ function profileFrom(
     blockCount: hello.blockCount,
     kvBytesPerToken: 2 * perHead * (BYTES[layout.dtype] ?? 4),
     contextLength: hello.contextLength,
-    requestOverheadMs: Math.max(0, median(probes.map(({ ttftMs }) => ttftMs)) - promptMs),
-    stepOverheadMs: Math.max(0, median(probes.map(({ tpotMs }) => tpotMs)) - decodeMs),
+    messageMs: Math.max(0, overheadMs) / FIRST_TOKEN_MESSAGES[isSplit ? "split" : "aggregated"],
+    stepOverheadMs,
   };
 }
 

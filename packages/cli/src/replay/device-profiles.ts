@@ -16,7 +16,6 @@ export function chosenProfile(name: string): ChosenProfile {
     throw new Error(`there is no profile ${name}; use ${names}, or a file made by kvasir profile steps`);
   }
   const measured = measuredProfileFromJson(readFileSync(name, "utf8"));
-  const { blockSize, requestOverheadMs, stepOverheadMs } = measured;
-  // A request waits for three messages before its first token.
-  return { profile: deviceOf(measured), measured: { blockSize, rpcMs: requestOverheadMs / 3, stepOverheadMs } };
+  const { blockSize, messageMs: rpcMs, stepOverheadMs } = measured;
+  return { profile: deviceOf(measured), measured: { blockSize, rpcMs, stepOverheadMs } };
 }

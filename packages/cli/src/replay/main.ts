@@ -1,5 +1,6 @@
 import { writeFileSync } from "node:fs";
 import { defineOptions, type OptionValues, runMain } from "@kvasir/config";
+import { WORKER_QUEUE_DEFAULTS } from "@kvasir/core";
 import { DEVICE_PROFILES, rolesOf, SIMULATION_DEFAULTS, scaleRate, simulate, type Trace } from "@kvasir/sim";
 import { chosenProfile } from "./device-profiles.ts";
 import { htmlReport } from "./html-report.ts";
@@ -142,6 +143,7 @@ function simulated(trace: Trace, values: OptionValues<typeof SPECS>): ReplayReco
   const blockSize = values.blockSize || (measured?.blockSize ?? SIMULATION_DEFAULTS.blockSize);
   const roles = mixed > 0 ? rolesOf({ mixed }) : rolesOf({ prefill, decode });
   const objectives = values.withoutTargets === true ? undefined : { ttftMs: values.ttftMs, tbtMs: values.tpotMs };
-  const spec = { ...SIMULATION_DEFAULTS, ...measured, seed, profile, roles, blockSize, objectives };
+  const workerQueue = WORKER_QUEUE_DEFAULTS;
+  const spec = { ...SIMULATION_DEFAULTS, ...measured, seed, profile, roles, blockSize, objectives, workerQueue };
   return recordsFrom(simulate(spec, trace));
 }
