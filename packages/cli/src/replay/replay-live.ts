@@ -39,11 +39,13 @@ async function send(
   const base = {
     arrivalMs: request.arrivalMs,
     promptTokenCount: request.promptTokenCount,
+    requestId: "",
     prefillWorker: "",
     worker: "",
     reason: "",
   };
   const nothing = { ttftMs: Number.NaN, tpotMs: 0, tokenCount: 0 };
+  let requestId = "";
   try {
     const response = await fetch(`${url}/v1/completions`, {
       method: "POST",
@@ -59,25 +61,39 @@ async function send(
         ...(targets === undefined ? {} : { kvasir: { slo: { ttft_ms: targets.ttftMs, tpot_ms: targets.tpotMs } } }),
       }),
     });
+    requestId = response.headers.get("x-request-id") ?? "";
     if (!response.ok || response.body === null) {
       const outcome = response.status === 429 || response.status === 503 ? "refused" : "failed";
-      return { ...base, ...nothing, outcome, reason: (await response.text()).slice(0, 300) };
+      return { ...base, ...nothing, requestId, outcome, reason: (await response.text()).slice(0, 300) };
     }
-    return { ...base, ...(await readStream(response.body, due)) };
+    return { ...base, requestId, ...(await readStream(response.body, due)) };
   } catch (error) {
-    return { ...base, ...nothing, outcome: "failed", reason: String(error) };
+    return { ...base, ...nothing, requestId, outcome: "failed", reason: String(error) };
   }
+}
+
+/** What is read of an event of the stream. */
+interface GatewayEvent {
+  readonly choices?: readonly { readonly text?: string }[];
+  readonly usage?: { readonly completion_tokens?: number } | null;
+  /** Beside the usage: how the request was placed. */
+  readonly kvasir?: {
+    readonly prefill_worker?: string;
+    readonly decode_worker?: string;
+    readonly placement_reason?: string;
+  };
 }
 
 async function readStream(
   body: ReadableStream<Uint8Array>,
   due: number,
-): Promise<Pick<ReplayRecord, "outcome" | "ttftMs" | "tpotMs" | "tokenCount">> {
+): Promise<Pick<ReplayRecord, "outcome" | "ttftMs" | "tpotMs" | "tokenCount" | "prefillWorker" | "worker" | "reason">> {
   let firstAt = Number.NaN;
   let lastAt = Number.NaN;
   let tokenCount = 0;
   let isDone = false;
   let rest = "";
+  let placed: GatewayEvent["kvasir"];
   const decoder = new TextDecoder();
   for await (const part of body) {
     const now = performance.now();
@@ -86,11 +102,9 @@ async function readStream(
     for (const line of lines) {
       if (line.trim() === "data: [DONE]") isDone = true;
       if (!line.startsWith("data: {")) continue;
-      const event = JSON.parse(line.slice(6)) as {
-        choices?: { text?: string }[];
-        usage?: { completion_tokens?: number } | null;
-      };
+      const event = JSON.parse(line.slice(6)) as GatewayEvent;
       tokenCount = event.usage?.completion_tokens ?? tokenCount;
+      placed = event.kvasir ?? placed;
       if ((event.choices?.length ?? 0) === 0) continue;
       if (Number.isNaN(firstAt)) firstAt = now;
       lastAt = now;
@@ -98,7 +112,12 @@ async function readStream(
   }
   const tpotMs = tokenCount > 1 ? (lastAt - firstAt) / (tokenCount - 1) : 0;
   const isFinished = isDone && !Number.isNaN(firstAt);
-  return { outcome: isFinished ? "finished" : "failed", ttftMs: firstAt - due, tpotMs, tokenCount };
+  return {
+    ...{ outcome: isFinished ? "finished" : "failed", ttftMs: firstAt - due, tpotMs, tokenCount },
+    prefillWorker: placed?.prefill_worker ?? "",
+    worker: placed?.decode_worker ?? "",
+    reason: placed?.placement_reason ?? "",
+  };
 }
 
 function promptTokens(index: number, request: TraceRequest, prefixBlockSize: number, options: LiveOptions): number[] {

@@ -6,6 +6,8 @@ export interface ReplayRecord {
   /** Since the beginning of the replay. */
   readonly arrivalMs: number;
   readonly promptTokenCount: number;
+  /** For `kvasir explain`; empty of a simulated one, or without an answer. */
+  readonly requestId: string;
   readonly outcome: "finished" | "refused" | "failed";
   /** As the client saw it; NaN without a token. */
   readonly ttftMs: number;
@@ -22,6 +24,7 @@ export function recordsFrom({ requests }: SimulationResult): ReplayRecord[] {
   return requests.map((request) => ({
     arrivalMs: request.trace.arrivalMs,
     promptTokenCount: request.trace.promptTokenCount,
+    requestId: "",
     outcome: request.outcome === "finished" ? "finished" : request.outcome === "rejected" ? "refused" : "failed",
     ttftMs: request.ttftMs ?? Number.NaN,
     tpotMs: request.tpotMs,
@@ -76,7 +79,15 @@ export function replaySummary(records: readonly ReplayRecord[], targets: Targets
     `${records.length} requests in ${spanS.toFixed(1)} s (${((records.length - 1) / spanS).toFixed(2)}/s): ${count("finished")} finished, ${count("refused")} refused, ${count("failed")} failed`,
     `TTFT  ${quantiles(finished.map(({ ttftMs }) => ttftMs))}`,
     `TBT   ${quantiles(finished.map(({ tpotMs }) => tpotMs))}`,
+    ...slowest(finished),
     `${((100 * met) / Math.max(1, records.length)).toFixed(1)} % met TTFT ≤ ${targets.ttftMs} ms and mean TBT ≤ ${targets.tpotMs} ms: ${(met / spanS).toFixed(2)} good requests/s`,
     "",
   ].join("\n");
+}
+
+/** Where to look first. */
+function slowest(finished: readonly ReplayRecord[]): readonly string[] {
+  const [worst] = finished.filter(({ requestId }) => requestId !== "").sort((a, b) => b.ttftMs - a.ttftMs);
+  if (worst === undefined) return [];
+  return [`slowest first token: ${worst.ttftMs.toFixed(1)} ms; npm run kvasir -- explain ${worst.requestId}`];
 }

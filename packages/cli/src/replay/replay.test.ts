@@ -31,9 +31,10 @@ async function startGateway(): Promise<{ url: string; bodies: Body[] }> {
       return;
     }
     await new Promise((resolve) => setTimeout(resolve, 20));
-    response.writeHead(200, { "content-type": "text/event-stream" });
+    response.writeHead(200, { "content-type": "text/event-stream", "x-request-id": `r${body.max_tokens}` });
     for (let index = 0; index < body.max_tokens; index++) response.write('data: {"choices":[{"text":"a"}]}\n\n');
-    response.write(`data: {"choices":[],"usage":{"completion_tokens":${body.max_tokens}}}\n\n`);
+    const kvasir = '{"prefill_worker":"p0","decode_worker":"d0","placement_reason":"why"}';
+    response.write(`data: {"choices":[],"usage":{"completion_tokens":${body.max_tokens}},"kvasir":${kvasir}}\n\n`);
     response.end("data: [DONE]\n\n");
   });
   server.listen(0, "127.0.0.1");
@@ -68,6 +69,8 @@ test("requests are sent at their times with prompts that share what the trace's 
     ["finished", 3],
     ["refused", 0],
   ]);
+  expect(records[0]).toMatchObject({ requestId: "r5", prefillWorker: "p0", worker: "d0", reason: "why" });
+  expect(replaySummary(records, targets)).toMatch(/slowest first token: .* npm run kvasir -- explain r[35]\n/);
   expect(records[0]?.ttftMs).toBeGreaterThanOrEqual(19);
   const [a, b] = bodies;
   expect(a?.prompt.slice(0, 16)).toEqual(b?.prompt.slice(0, 16));
@@ -77,7 +80,7 @@ test("requests are sent at their times with prompts that share what the trace's 
 
 test("the summary counts what met both targets, the report shows it with plots", () => {
   const record = (extra: Partial<ReplayRecord>): ReplayRecord => ({
-    ...{ arrivalMs: 0, promptTokenCount: 9, outcome: "finished", ttftMs: 100, tpotMs: 10 },
+    ...{ arrivalMs: 0, promptTokenCount: 9, requestId: "", outcome: "finished", ttftMs: 100, tpotMs: 10 },
     ...{ tokenCount: 4, prefillWorker: "p0", worker: "<d0>", reason: "", ...extra },
   });
   const records = [
