@@ -147,3 +147,34 @@ trace ${TRACE_ID}: 2 spans of 2 processes in 6.0 ms
     ),
   });
 });
+
+test("what services have forgotten, or took along when they ended, the Jaeger of npm run jaeger still tells", async () => {
+  const ofRouter = { spanID: "3", operationName: "router.place", processID: "p", startTime: 3, duration: 5 };
+  const references = [{ refType: "CHILD_OF", spanID: "1" }];
+  const known = { ...ofRouter, spanID: "1", operationName: "gateway.request", references: [], tags: [] };
+  const processes = { p: { serviceName: "kvasir-router", tags: [{ key: "service.instance.id", value: "router-9" }] } };
+  const tags = [{ key: "kvasir.reason", value: "the only candidate" }];
+  const data = [{ traceID: TRACE_ID, spans: [known, { ...ofRouter, references, tags }], processes }];
+  const server = createServer((_, response) => response.end(JSON.stringify({ data })));
+  servers.push(server);
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const uiUrl = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  await mkdir(join(cache, "run"), { recursive: true });
+  await writeFile(join(cache, "run/jaeger.json"), JSON.stringify({ uiUrl, otlpEndpoint: "http://h:4317" }));
+
+  const gatewayAt = await service([span("1", "", "gateway.request", "gateway-0")]);
+  const gateway = { gatewayId: "gateway-0", address: "h:1", adminAddress: gatewayAt };
+  const other = await connectState(redis.url, "restarted");
+  await other.register("gateway", "gateway-0", gateway);
+  const merged = await trace(TRACE_ID, "--redis-url", redis.url, "--cluster", "restarted", "--json");
+  const spans = JSON.parse(merged.out) as SpanRecord[];
+  expect(spans.map(({ name, instance }) => [name, instance])).toEqual([
+    ["gateway.request", "gateway-0"],
+    ["router.place", "router-9"],
+  ]);
+  await other.close();
+
+  const alone = await trace("some-request", "--redis-url", redis.url, "--cluster", "gone");
+  expect(alone.err).toMatch(/^no service is registered in cluster gone .*; only Jaeger is asked/);
+  expect(alone.out).toContain(`trace ${TRACE_ID}: 2 spans`);
+});
