@@ -72,3 +72,15 @@ test("while Redis does not answer the parts stand, and what it forgets is never 
   await expect.poll(() => tokens()[1], { timeout: 3_000 }).toBeGreaterThan(token);
   await expect.poll(() => tokens()[0]).toBe(0);
 });
+
+test("what a leader left is there for the next one, and one that was followed leaves nothing any more", async () => {
+  const { state } = await candidate("r0");
+  expect(await state.left("router")).toBeUndefined();
+  expect(await state.leave("router", 7, "of the first")).toBe(true);
+  expect(await state.leave("router", 7, "of the first, later")).toBe(true);
+  expect(await state.left("router")).toBe("of the first, later");
+  expect(await state.leave("router", 8, "of the second")).toBe(true);
+  expect(await state.leave("router", 7, "of the first, too late")).toBe(false);
+  expect(await state.left("router")).toBe("of the second");
+  expect(await state.left("planner")).toBeUndefined();
+});

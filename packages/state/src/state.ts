@@ -43,6 +43,13 @@ export interface State {
    * each new fencing token, 0 when another leads. The part stands while Redis does not answer.
    */
   lead(name: string, id: string, onChange: (token: number) => void, options?: LeadershipOptions): Leadership;
+  /**
+   * Keeps what a leader of `name` wants the next one to know, under its fencing token. False, and nothing is kept, when a later leader has left
+   * something already. It is forgotten an hour after it was left last. Rejects when Redis does not answer.
+   */
+  leave(name: string, token: number, text: string): Promise<boolean>;
+  /** What the leaders of `name` left last; undefined: nothing. Rejects when Redis does not answer. */
+  left(name: string): Promise<string | undefined>;
   close(): Promise<void>;
 }
 
@@ -59,6 +66,13 @@ local time = redis.call('TIME')
 local epoch = math.max(last + 1, tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
 redis.call('SET', KEYS[1], string.format('%.0f', epoch))
 return epoch`;
+
+const LEFT_MS = 3_600_000;
+const LEAVE = `
+if (tonumber(redis.call('HGET', KEYS[1], 'token') or '0') or 0) > tonumber(ARGV[1]) then return 0 end
+redis.call('HSET', KEYS[1], 'token', ARGV[1], 'text', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1`;
 
 const DELETE_IF_OURS = `
 local text = redis.call('GET', KEYS[1])
@@ -196,6 +210,14 @@ class RedisState implements State {
 
   lead(name: string, id: string, onChange: (token: number) => void, options?: LeadershipOptions): Leadership {
     return lead(this.#redis, `${this.#prefix}leader:${name}`, `${id} ${randomUUID()}`, this.#log, onChange, options);
+  }
+
+  async leave(name: string, token: number, text: string): Promise<boolean> {
+    return (await this.#redis.eval(LEAVE, 1, `${this.#prefix}left:${name}`, token, text, LEFT_MS)) === 1;
+  }
+
+  async left(name: string): Promise<string | undefined> {
+    return (await this.#redis.hget(`${this.#prefix}left:${name}`, "text")) ?? undefined;
   }
 
   async close(): Promise<void> {

@@ -3,6 +3,7 @@ import { once } from "node:events";
 import { connectState, type State } from "@kvasir/state";
 import { startTestRedis, type TestRedis } from "@kvasir/testkit/redis";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { sharesFromText } from "./shares-text.ts";
 import { eventually, FakePeers } from "./testing/fake-peers.ts";
 
 const MAIN = new URL("./main.ts", import.meta.url).pathname;
@@ -30,8 +31,8 @@ interface Ready {
   readonly admin: string;
 }
 
-async function startRouter(...flags: string[]): Promise<{ child: ChildProcess; ready: Ready }> {
-  const argv = [MAIN, "--id", "router-0", "--redis-url", redis.url, "--cluster", "test", "--parent-watch", ...flags];
+async function startRouter(id = "router-0"): Promise<{ child: ChildProcess; ready: Ready }> {
+  const argv = [MAIN, "--id", id, "--redis-url", redis.url, "--cluster", "test", "--parent-watch"];
   const child = spawn(process.execPath, argv, { stdio: ["pipe", "pipe", "ignore"] });
   children.push(child);
   let text = "";
@@ -89,4 +90,40 @@ test("placements go on while Redis is away, and the router is listed again when 
   await redis.start();
   await eventually(async () => state.isConnected && (await state.list("router")).length === 1);
   peers.close();
+});
+
+test("a leader is killed: the next one knows what its tenants were served, and a greedy one is not even with a patient one", async () => {
+  const routers = [await startRouter("router-a"), await startRouter("router-b")] as const;
+  const peers = routers.map(({ ready }) => new FakePeers(ready.grpc)) as [FakePeers, FakePeers];
+  const isLeader = async (index: 0 | 1) => (await peers[index].client.describeCluster({})).leaderToken > 0n;
+  await eventually(async () => (await isLeader(0)) || (await isLeader(1)));
+  const first = (await isLeader(0)) ? 0 : 1;
+  const [before, after] = first === 0 ? peers : [peers[1], peers[0]];
+  const [other, greedy, patient] = [1, 2, 3].map((fill) => ({ tenantScope: new Uint8Array(16).fill(fill) }));
+
+  // One worker with room for one request. Two tenants wait side by side; one of them is served, and waits again.
+  await before.worker("m0").hello().load().settled();
+  const running = before.request(280, 40, other);
+  await running.placed();
+  const served = await before.request(280, 40, greedy).queued();
+  await before.request(280, 40, patient).queued();
+  running.stream.end();
+  await served.placed();
+  await before.request(280, 40, greedy).queued();
+  await eventually(async () => {
+    const [left] = sharesFromText((await state.left("router")) ?? "[]");
+    const [most, least, ...others] = left?.shares.tenants.filter(({ isWaiting }) => isWaiting) ?? [];
+    return others.length === 0 && (most?.counter ?? 0) > (least?.counter ?? Number.POSITIVE_INFINITY);
+  });
+  routers[first].child.kill("SIGKILL");
+  await eventually(() => isLeader(first === 0 ? 1 : 0));
+
+  // The worker is still busy, and the greedy tenant is the first to ask again.
+  const worker = await after.worker("m0").hello().load({ freeBlocks: 0 }).settled();
+  const greedyAgain = await after.request(280, 40, greedy).queued();
+  const patientAgain = await after.request(280, 40, patient).queued();
+  worker.load();
+  await patientAgain.placed();
+  expect(greedyAgain.placements).toEqual([]);
+  for (const peer of peers) peer.close();
 });

@@ -9,6 +9,7 @@ import { Gauge } from "prom-client";
 import type { ROUTER_FLAGS } from "./flags.ts";
 import { Router } from "./router.ts";
 import { routerService } from "./router-service.ts";
+import { ShareKeeper } from "./share-keeper.ts";
 
 export type RouterValues = Extract<ReturnType<typeof ROUTER_FLAGS.parse>, { readonly kind: "values" }>["values"];
 
@@ -62,7 +63,8 @@ export async function runRouter(values: RouterValues): Promise<void> {
     address: advertised(address, values.advertiseHost),
     adminAddress: advertised(admin.address, values.advertiseHost),
   });
-  const leadership = state.lead("router", routerId, (token) => router.setLeaderToken(token));
+  const shares = new ShareKeeper(router, state, logger);
+  const leadership = state.lead("router", routerId, (token) => void shares.elected(token));
   isReady = true;
   announceReady({ service: "router", id: routerId, grpc: address, admin: admin.address });
   logger.info({ address, admin: admin.address, cluster: values.cluster }, "ready");
@@ -70,6 +72,7 @@ export async function runRouter(values: RouterValues): Promise<void> {
   const reason = await end;
   logger.info({ reason }, "stopping");
   await leadership.close();
+  shares.close();
   await registration.close();
   router.close();
   await server.close(CLOSE_GRACE_MS);

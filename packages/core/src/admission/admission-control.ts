@@ -12,7 +12,7 @@ import type { RouterOptions } from "../placement/router-state.ts";
 import type { AttachedStore } from "../placement/store-facts.ts";
 import type { RequestShape } from "../placement/worker-facts.ts";
 import { WorkerTrust } from "../placement/worker-trust.ts";
-import { addNanos, type Instant, msFromNanos, nanosBetween } from "../time.ts";
+import { addNanos, type Instant, msFromNanos, nanosBetween, nanosFromMs } from "../time.ts";
 import { AdmissionQueue } from "./admission-queue.ts";
 import { DrainRate } from "./drain-rate.ts";
 import {
@@ -25,12 +25,20 @@ import {
   waitingOf,
 } from "./live-request.ts";
 import { SessionWorkers } from "./session-workers.ts";
-import { OUTPUT_TOKEN_PRICE, type TenantShares } from "./tenant-shares.ts";
+import { OUTPUT_TOKEN_PRICE, type SharesSnapshot, type TenantShares } from "./tenant-shares.ts";
 
 const RETRY_AFTER_MIN_MS = 100;
 const RETRY_AFTER_MAX_MS = 30_000;
 /** Of one request, until the pace is known. */
 const SERVICE_GUESS_MS = 1_000;
+
+/** Gateways ask the new leader within this. Larger: a tenant that left with the old one holds the floor down for longer. */
+const RETURN_WITHIN = nanosFromMs(5_000);
+
+export interface ModelShares {
+  readonly model: string;
+  readonly shares: SharesSnapshot;
+}
 
 /** What admission stands between. */
 export interface AdmissionWorld {
@@ -60,6 +68,8 @@ export class AdmissionControl {
   readonly #held = new Map<string, number>();
   readonly #reservedOf: (incarnation: string) => Reserved;
   #positionsSentAt = 0 as Instant;
+  /** By when requests that waited at the router that led before are back. */
+  #returnsUntil: Instant | undefined;
 
   constructor(options: RouterOptions, world: AdmissionWorld) {
     this.#options = options;
@@ -74,6 +84,17 @@ export class AdmissionControl {
   /** Virtual counters of a model's tenants. */
   sharesOf(model: string): TenantShares {
     return this.#queue.sharesOf(model);
+  }
+
+  /** What to leave to the router that leads next. */
+  snapshotShares(): readonly ModelShares[] {
+    return this.#queue.knownModels().map((model) => ({ model, shares: this.#queue.sharesOf(model).snapshot() }));
+  }
+
+  /** What the router left that led before. */
+  restoreShares(left: readonly ModelShares[], now: Instant): void {
+    for (const { model, shares } of left) this.#queue.sharesOf(model).restore(shares);
+    this.#returnsUntil = addNanos(now, RETURN_WITHIN);
   }
 
   arrive(
@@ -143,6 +164,10 @@ export class AdmissionControl {
 
   /** Refuses who waited too long, and says how the queue moved. */
   tick(now: Instant, effects: RouterEffect[]): void {
+    if (this.#returnsUntil !== undefined && now >= this.#returnsUntil) {
+      this.#returnsUntil = undefined;
+      for (const model of this.#queue.knownModels()) this.#queue.sharesOf(model).settle();
+    }
     if (this.#queue.size === 0) return;
     this.placeWaiting(now, effects);
     for (const model of this.#queue.models()) {

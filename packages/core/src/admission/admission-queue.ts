@@ -74,6 +74,11 @@ export class AdmissionQueue {
     return { count, costTokens };
   }
 
+  /** Models that somebody ever waited for. */
+  knownModels(): readonly string[] {
+    return [...this.#lanes.keys()];
+  }
+
   /** Counters of a model's tenants. */
   sharesOf(model: string): TenantShares {
     return this.#lane(model).shares;

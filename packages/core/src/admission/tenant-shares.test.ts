@@ -46,3 +46,46 @@ test("tenants that neither wait nor run are forgotten when there are many, those
   expect(shares.counter("t19999")).toBeGreaterThan(1e6);
   shares.end("runs");
 });
+
+test("who takes over counts on: a tenant that was served much stays behind one that waited, whoever comes back first", () => {
+  const before = new TenantShares();
+  before.wait("patient", 1);
+  before.wait("greedy", 1);
+  before.charge("greedy", 5_000);
+  before.charge("patient", 100);
+  const after = new TenantShares();
+  after.restore(before.snapshot());
+  after.wait("greedy", 1);
+  after.wait("patient", 1);
+  expect([after.counter("greedy"), after.counter("patient")]).toEqual([5_000, 100]);
+  after.leave("patient");
+  after.leave("greedy");
+  // Where the last of those that waited stands.
+  after.wait("new", 1);
+  expect(after.counter("new")).toBe(5_000);
+});
+
+test("a tenant that waited when the leader died and never came back saves nothing up, and holds nobody down", () => {
+  const before = new TenantShares();
+  before.wait("gone", 1);
+  before.wait("busy", 1);
+  before.charge("busy", 5_000);
+  const after = new TenantShares();
+  after.restore(before.snapshot());
+  after.wait("busy", 1);
+  after.settle();
+  after.wait("gone", 1);
+  expect(after.counter("gone")).toBe(5_000);
+});
+
+test("when nobody waited the next leader's tenants begin where the last one stood, not at zero", () => {
+  const before = new TenantShares();
+  before.wait("a", 1);
+  before.charge("a", 900);
+  before.leave("a");
+  const after = new TenantShares();
+  after.restore(before.snapshot());
+  after.wait("new", 1);
+  expect(after.counter("new")).toBe(900);
+  expect(after.counter("a")).toBe(900);
+});

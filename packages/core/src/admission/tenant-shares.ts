@@ -3,6 +3,20 @@ import { assert } from "../assert.ts";
 /** What an output token counts beside a token of the prompt that is computed. */
 export const OUTPUT_TOKEN_PRICE = 2;
 
+/** What a router leaves of its tenants' counters to the one that leads after it. */
+export interface SharesSnapshot {
+  /** Where a tenant that begins to wait stands at least. */
+  readonly floor: number;
+  readonly tenants: readonly {
+    readonly tenant: string;
+    readonly counter: number;
+    readonly isWaiting: boolean;
+  }[];
+}
+
+/** Tenants in a snapshot: those that wait, then those that were served most. Larger: longer messages; smaller: more tenants begin at the floor. */
+const SNAPSHOT_MAX = 1_024;
+
 /** Tenants remembered that neither wait nor run. */
 const IDLE_MAX = 4_096;
 
@@ -27,6 +41,8 @@ export class TenantShares {
   readonly #tenants = new Map<string, Tenant>();
   readonly #waiting = new Set<Tenant>();
   #last: string | undefined;
+  /** Of the router that led before. */
+  #restoredFloor = 0;
 
   counter(tenant: string): number {
     return this.#tenants.get(tenant)?.counter ?? 0;
@@ -46,7 +62,7 @@ export class TenantShares {
       this.#tenants.set(tenant, entry);
     }
     entry.weight = weight;
-    if (entry.waitingCount === 0) entry.counter = Math.max(entry.counter, this.#floor());
+    if (!this.#waiting.has(entry)) entry.counter = Math.max(entry.counter, this.#floor());
     entry.waitingCount++;
     this.#waiting.add(entry);
     if (this.#tenants.size > 2 * IDLE_MAX) this.#forgetIdle();
@@ -75,6 +91,36 @@ export class TenantShares {
     this.#known(tenant).runningCount--;
   }
 
+  snapshot(): SharesSnapshot {
+    const tenants = [...this.#tenants].map(([tenant, entry]) => {
+      return { tenant, counter: entry.counter, isWaiting: this.#waiting.has(entry) };
+    });
+    tenants.sort((a, b) => Number(b.isWaiting) - Number(a.isWaiting) || b.counter - a.counter);
+    return { floor: this.#floor(), tenants: tenants.slice(0, SNAPSHOT_MAX) };
+  }
+
+  /**
+   * Takes over what another router counted. Nobody loses what is counted here. Tenants that waited there come back one after the other: they
+   * count as waiting until `settle`, so that the first to be back does not lift the others to where it stands.
+   */
+  restore({ floor, tenants }: SharesSnapshot): void {
+    this.#restoredFloor = Math.max(this.#restoredFloor, floor);
+    for (const { tenant, counter, isWaiting } of tenants) {
+      let entry = this.#tenants.get(tenant);
+      if (entry === undefined) {
+        entry = { counter, weight: 1, waitingCount: 0, runningCount: 0 };
+        this.#tenants.set(tenant, entry);
+      }
+      entry.counter = Math.max(entry.counter, counter);
+      if (isWaiting) this.#waiting.add(entry);
+    }
+  }
+
+  /** Who has not come back by now is idle. */
+  settle(): void {
+    for (const entry of this.#waiting) if (entry.waitingCount === 0) this.#waiting.delete(entry);
+  }
+
   checkInvariants(waiting: ReadonlyMap<string, number>): void {
     for (const [tenant, { waitingCount, counter }] of this.#tenants) {
       assert(waitingCount === (waiting.get(tenant) ?? 0), `${tenant} waits ${waitingCount} times by its counter`);
@@ -96,7 +142,7 @@ export class TenantShares {
     let least = Number.POSITIVE_INFINITY;
     for (const { counter } of this.#waiting) least = Math.min(least, counter);
     if (least < Number.POSITIVE_INFINITY) return least;
-    return this.#last === undefined ? 0 : this.counter(this.#last);
+    return Math.max(this.#restoredFloor, this.#last === undefined ? 0 : this.counter(this.#last));
   }
 
   /** Those with the smallest counters go first: below the floor they lose nothing. */

@@ -1,3 +1,4 @@
+import type { ModelShares } from "../admission/admission-control.ts";
 import type { ServiceClass } from "../admission/service-class.ts";
 import type { ErrorReason } from "../kvasir-error.ts";
 import type { HolderEvent } from "../prefix-index/index.ts";
@@ -66,6 +67,8 @@ export type RouterEvent =
   | { readonly kind: "FirstTokenArrived"; readonly key: RequestKey }
   /** Its stream ended, however it did; `outcome`: as far as its gateway told. */
   | { readonly kind: "RequestEnded"; readonly key: RequestKey; readonly outcome?: RequestOutcome }
+  /** This router leads from now on; so far tenants were served by the one before it, as it left word. */
+  | { readonly kind: "SharesRestored"; readonly left: readonly ModelShares[] }
   /** Time passed. Deadlines are kept to the interval at which this comes. */
   | { readonly kind: "Ticked" };
 

@@ -1,4 +1,4 @@
-import { AdmissionControl } from "../admission/admission-control.ts";
+import { AdmissionControl, type ModelShares } from "../admission/admission-control.ts";
 import type { TenantShares } from "../admission/tenant-shares.ts";
 import { assert } from "../assert.ts";
 import { unreachable } from "../kvasir-error.ts";
@@ -110,6 +110,11 @@ export class RouterState {
     return this.#admission.sharesOf(model);
   }
 
+  /** What each tenant was served, for the router that leads next. */
+  snapshotShares(): readonly ModelShares[] {
+    return this.#admission.snapshotShares();
+  }
+
   apply(event: RouterEvent, now: Instant): readonly RouterEffect[] {
     const effects: RouterEffect[] = [];
     switch (event.kind) {
@@ -141,6 +146,9 @@ export class RouterState {
         break;
       case "RequestEnded":
         if (this.#admission.end(event.key, event.outcome, now)) this.#admission.placeWaiting(now, effects);
+        break;
+      case "SharesRestored":
+        this.#admission.restoreShares(event.left, now);
         break;
       case "Ticked":
         this.#overlap.sweep();
