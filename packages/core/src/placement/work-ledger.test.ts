@@ -10,8 +10,7 @@ const work = (prefillMs: number, extra: Partial<PlacedWork> = {}): PlacedWork =>
   besideMs: prefillMs,
   decodeOn: "d",
   contextTokenCount: 100,
-  ttftMs: prefillMs,
-  tbtMs: 10,
+  predicted: { ttftMs: prefillMs, tbtMs: 10 },
   answerMs: 1_000,
   tbtTargetMs: 50,
   ...extra,
@@ -42,13 +41,32 @@ test("a worker whose first tokens take three times as long as predicted is soon 
   expect(ledger.standing("p", at(0)).slowness).toBeLessThan(3.1);
 });
 
+test("many first tokens of one burst, all predicted before the first was measured, tell one thing and not many", () => {
+  const ledger = new WorkLedger();
+  for (let number = 0; number < 40; number++) ledger.placed(key(number), work(100), at(0));
+  for (let number = 0; number < 40; number++) ledger.firstToken(key(number), at(200));
+  expect(ledger.standing("p", at(200)).slowness).toBeGreaterThan(1.8);
+  expect(ledger.standing("p", at(200)).slowness).toBeLessThanOrEqual(2);
+});
+
+test("what another rule predicted is no worker's error", () => {
+  const ledger = new WorkLedger();
+  for (let number = 0; number < 40; number++) {
+    ledger.placed(key(number), work(100, { predicted: undefined }), at(number * 1_000));
+    ledger.firstToken(key(number), at(number * 1_000 + 500));
+    ledger.ended(key(number), at(number * 1_000 + 900), { outputTokenCount: 100, tbtMs: 90 });
+  }
+  expect(ledger.standing("p", at(40_000)).slowness).toBe(1);
+  expect(ledger.standing("d", at(40_000)).gapSlowness).toBe(1);
+});
+
 test("gaps longer than predicted are a worker's own where others' are not; what all have in common moves nothing", () => {
   const slownessOf = (measured: Readonly<Record<string, number>>): Record<string, number> => {
     const ledger = new WorkLedger();
     for (let number = 0; number < 400; number++) {
       const decodeOn = Object.keys(measured)[number % 4] ?? "";
       const { gapSlowness } = ledger.standing(decodeOn, at(number));
-      ledger.placed(key(number), work(1, { decodeOn, tbtMs: 10 * gapSlowness }), at(number));
+      ledger.placed(key(number), work(1, { decodeOn, predicted: { ttftMs: 1, tbtMs: 10 * gapSlowness } }), at(number));
       ledger.firstToken(key(number), at(number));
       const tbtMs = (measured[decodeOn] ?? 0) * (0.8 + 0.1 * (number % 5));
       ledger.ended(key(number), at(number), { outputTokenCount: 100, tbtMs });

@@ -13,8 +13,8 @@ export interface PlacedWork {
   /** Incarnation that decodes, and the context that its answer has on average. */
   readonly decodeOn: string;
   readonly contextTokenCount: number;
-  readonly ttftMs: number;
-  readonly tbtMs: number;
+  /** As predicted from what steps cost, with the correction of that time; undefined when another rule predicted it, whose error is none of the worker's. */
+  readonly predicted: { readonly ttftMs: number; readonly tbtMs: number } | undefined;
   readonly tbtTargetMs: number;
   /** Time that its answer takes to generate. */
   readonly answerMs: number;
@@ -22,7 +22,8 @@ export interface PlacedWork {
 
 interface Entry extends PlacedWork {
   readonly placedAt: Instant;
-  /** Correction that its predicted gap has in it. */
+  /** Corrections that its predicted TTFT and gap have in them. */
+  readonly slowness: number;
   readonly gapSlowness: number;
   isPrefilled: boolean;
 }
@@ -112,8 +113,9 @@ export class WorkLedger {
   placed(key: RequestKey, work: PlacedWork, now: Instant): void {
     const decode = this.#worker(work.decodeOn, now);
     const gapSlowness = this.#gapSlowness(decode);
-    this.#entries.set(key, { ...work, placedAt: now, isPrefilled: false, gapSlowness });
     const prefill = this.#worker(work.prefillOn, now);
+    const { slowness } = prefill;
+    this.#entries.set(key, { ...work, placedAt: now, isPrefilled: false, slowness, gapSlowness });
     if (prefill.pending.size === 0) prefill.headSince = now;
     prefill.pending.set(key, work.prefillMs);
     prefill.pendingMs += work.prefillMs;
@@ -129,8 +131,11 @@ export class WorkLedger {
     if (entry === undefined || entry.isPrefilled) return;
     const measuredMs = (now - entry.placedAt) / 1e6;
     const worker = this.#workers.get(entry.prefillOn);
-    if (worker !== undefined && entry.ttftMs > TTFT_TOLD_MIN_MS) {
-      const slowness = worker.slowness * (measuredMs / entry.ttftMs) ** SLOWNESS_GAIN;
+    const { ttftMs = 0 } = entry.predicted ?? {};
+    if (worker !== undefined && ttftMs > TTFT_TOLD_MIN_MS) {
+      // Beside a prediction without any correction: many that were predicted before the first of them was measured tell one thing, not many.
+      const uncorrected = (entry.slowness * measuredMs) / ttftMs;
+      const slowness = worker.slowness * (uncorrected / worker.slowness) ** SLOWNESS_GAIN;
       worker.slowness = Math.max(SLOWNESS_MIN, Math.min(SLOWNESS_MAX, slowness));
     }
     this.#workers.get(entry.decodeOn)?.life.began(entry.answerMs, now);
@@ -146,8 +151,9 @@ export class WorkLedger {
     if (entry.isPrefilled) decode?.life.ended(now);
     else this.#endPrefill(key, entry, now);
     if (decode === undefined) return;
-    if (outcome !== undefined && outcome.tbtMs > 0 && entry.tbtMs > 0) {
-      const ratio = (outcome.tbtMs / entry.tbtMs) * entry.gapSlowness;
+    const { tbtMs = 0 } = entry.predicted ?? {};
+    if (outcome !== undefined && outcome.tbtMs > 0 && tbtMs > 0) {
+      const ratio = (outcome.tbtMs / tbtMs) * entry.gapSlowness;
       this.#learnGap(decode, ratio, GAP_GAIN * Math.min(1, outcome.outputTokenCount / TELLING_TOKENS));
     }
     decode.sequenceCount--;
