@@ -35,6 +35,7 @@ const BASE_WORKERS = 16;
 
 interface Setting {
   readonly name: string;
+  readonly flag: "azure" | "mooncake";
   readonly file: string;
   readonly profile: DeviceProfile;
   readonly blockSize: number;
@@ -47,6 +48,7 @@ const profile = (name: string) => DEVICE_PROFILES[name] as DeviceProfile;
 const SETTINGS: readonly Setting[] = [
   {
     name: "azure2023_conv",
+    flag: "azure",
     file: option("azure", ""),
     profile: profile("a100-opt-13b"),
     blockSize: 64,
@@ -55,6 +57,7 @@ const SETTINGS: readonly Setting[] = [
   },
   {
     name: "Mooncake conversation",
+    flag: "mooncake",
     file: option("mooncake", ""),
     profile: profile("h100-8b"),
     blockSize: 512,
@@ -160,7 +163,12 @@ Every policy sees the same reports, reservations and prefix index.
 
 ${sections.join("\n\n")}
 `,
-  ["goodput", ...flags, ...(process.argv.includes("--few") ? ["--few"] : []), "--azure FILE --mooncake FILE"].join(" "),
+  [
+    "goodput",
+    ...flags,
+    ...(process.argv.includes("--few") ? ["--few"] : []),
+    ...SETTINGS.filter(({ file }) => file !== "").map(({ flag }) => `--${flag} FILE`),
+  ].join(" "),
 );
 
 interface Point {
