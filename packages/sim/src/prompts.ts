@@ -20,9 +20,6 @@ export class Prompts {
   #tokens = new Uint8Array(0);
 
   constructor(blockSize: number, prefixBlockSize: number) {
-    if (prefixBlockSize > 0 && prefixBlockSize % blockSize !== 0) {
-      throw new Error(`blocks of ${blockSize} tokens do not divide the trace's ${prefixBlockSize}; use a divisor`);
-    }
     this.#blockSize = blockSize;
     this.#prefixBlockSize = prefixBlockSize;
   }
@@ -30,16 +27,23 @@ export class Prompts {
   of(key: number, { promptTokenCount, prefixIds }: TraceRequest): SimulatedPrompt {
     const count = Math.floor(promptTokenCount / this.#blockSize);
     const words = new Uint32Array((count * BLOCK_HASH_BYTES) / 4);
-    const perId = this.#prefixBlockSize / this.#blockSize;
+    const nameAt = (id: number) => prefixIds[id] ?? 0x8000_0000 + key;
     for (let block = 0; block < count; block++) {
-      const prefixId = prefixIds[Math.floor(block / perId)];
-      const name = prefixId === undefined ? 0x8000_0000 + key : prefixId;
+      // Equal blocks have all ids that lie in them alike.
+      const last = this.#idAt((block + 1) * this.#blockSize - 1);
+      let id = this.#idAt(block * this.#blockSize);
+      let name = nameAt(id);
+      while (id < last) name = mix(name, nameAt(++id));
       for (let word = 0; word < 4; word++) words[block * 4 + word] = mix(name, (block << 2) + word);
     }
     const chain = BlockHashChain.after(PREFIX_ROOT, new Uint8Array(words.buffer), this.#blockSize);
     const tokenIds = this.#tokensOf(promptTokenCount);
     chain.extend(tokenIds, count * this.#blockSize);
     return { tokenIds, chain };
+  }
+
+  #idAt(position: number): number {
+    return this.#prefixBlockSize === 0 ? -1 : Math.floor(position / this.#prefixBlockSize);
   }
 
   /** Views of one run of equal tokens: schedulers read lengths and slices of them, and a thousand long prompts wait at a time. */

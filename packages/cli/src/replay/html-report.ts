@@ -98,9 +98,11 @@ function countOverTime(records: readonly ReplayRecord[], lastsMs: (record: Repla
   let count = 0;
   return [...changes]
     .sort((a, b) => a[0] - b[0])
-    .map(([at, change]) => {
+    .flatMap(([at, change]) => {
+      const before = count;
       count += change;
-      return [at / 1_000, count] as const;
+      // A step: between two changes nothing moves.
+      return [[at / 1_000, before] as const, [at / 1_000, count] as const];
     });
 }
 
@@ -112,7 +114,7 @@ function plot(title: string, points: Points, target?: number): string {
   const path = points.map(([px, py]) => `${x(px).toFixed(1)},${y(py).toFixed(1)}`).join(" ");
   const ticks = [0, 0.25, 0.5, 0.75, 1].map(
     (share) =>
-      `<line x1="${MARGIN}" x2="${WIDTH - 10}" y1="${y(share * yMax)}" y2="${y(share * yMax)}" stroke="#ddd"/><text x="2" y="${y(share * yMax) + 4}">${short(share * yMax)}</text><text x="${x(share * xMax)}" y="${HEIGHT - 10}" text-anchor="middle">${short(share * xMax)}</text>`,
+      `<line x1="${MARGIN}" x2="${WIDTH - 10}" y1="${y(share * yMax)}" y2="${y(share * yMax)}" stroke="#ddd"/><text x="2" y="${y(share * yMax) + 4}">${short(share * yMax)}</text><text x="${x(share * xMax)}" y="${HEIGHT - 10}" text-anchor="${share === 1 ? "end" : "middle"}">${short(share * xMax)}</text>`,
   );
   const limit =
     target === undefined

@@ -1,10 +1,15 @@
 import { once } from "node:events";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { DEVICE_PROFILES, type DeviceProfile, rolesOf, SIMULATION_DEFAULTS, simulate } from "@kvasir/sim";
 import { afterEach, expect, test } from "vitest";
 import { htmlReport } from "./html-report.ts";
 import { replayLive } from "./replay-live.ts";
 import { type ReplayRecord, replaySummary } from "./replay-record.ts";
+import { readTrace } from "./trace-file.ts";
 
 const closers: (() => void)[] = [];
 afterEach(() => {
@@ -78,6 +83,31 @@ test("requests are sent at their times with prompts that share what the trace's 
   expect(a?.kvasir).toEqual({ slo: { ttft_ms: 1_000, tpot_ms: 50 } });
 });
 
+test("a trace's lengths are scaled, and what shares nothing, or shares blocks of any length, is simulated", () => {
+  const folder = mkdtempSync(join(tmpdir(), "kvasir-trace-"));
+  const azure = join(folder, "azure.csv");
+  writeFileSync(
+    azure,
+    "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00.0,1000,20\n2023-11-16 18:00:01.0,800,10\n",
+  );
+  const mooncake = join(folder, "mooncake.jsonl");
+  const row = (timestamp: number) =>
+    JSON.stringify({ timestamp, input_length: 1_536, output_length: 10, hash_ids: [1, 2, 3] });
+  writeFileSync(mooncake, `${row(0)}\n${row(20_000)}\n`);
+  const run = (file: string) => {
+    const trace = readTrace({ file, rate: 1, count: 0, lengths: 0.1 });
+    const profile = DEVICE_PROFILES["h100-8b"] as DeviceProfile;
+    return simulate({ ...SIMULATION_DEFAULTS, profile, roles: rolesOf({ mixed: 1 }), blockSize: 32 }, trace).requests;
+  };
+  expect(run(azure).map(({ trace }) => [trace.promptTokenCount, trace.outputTokenCount])).toEqual([
+    [100, 2],
+    [80, 1],
+  ]);
+  // 154 tokens: four whole blocks of 32.
+  expect(run(mooncake).map(({ cachedTokenCount }) => cachedTokenCount)).toEqual([0, 128]);
+  rmSync(folder, { recursive: true });
+});
+
 test("the summary counts what met both targets, the report shows it with plots", () => {
   const record = (extra: Partial<ReplayRecord>): ReplayRecord => ({
     ...{ arrivalMs: 0, promptTokenCount: 9, requestId: "", outcome: "finished", ttftMs: 100, tpotMs: 10 },
@@ -100,6 +130,14 @@ test("the summary counts what met both targets, the report shows it with plots",
   // TTFT, TBT, attainment by time and by rate, requests that wait, requests in flight.
   expect(html.match(/<polyline/g)).toHaveLength(6);
   expect(html).toContain("by requests per second");
+  // Counts are steps: each point has the time or the count of the one before.
+  const waiting = /wait for their first token.*?<polyline points="([^"]*)"/s.exec(html)?.[1] ?? "";
+  const points = waiting.split(" ").map((point) => point.split(","));
+  expect(points.length).toBeGreaterThan(6);
+  for (const [index, [x, y]] of points.entries()) {
+    const [beforeX, beforeY] = points[index - 1] ?? [x, y];
+    expect(x === beforeX || y === beforeY).toBe(true);
+  }
   expect(html).toContain("&lt;d0>");
   // A row for the prefill and one for the decode worker.
   expect(html.match(/<g class="row"/g)).toHaveLength(2);

@@ -24,7 +24,7 @@ export function readTrace({ file, rate, count, lengths }: TraceSelection): Trace
   return {
     ...trace,
     // A block of the trace becomes a shorter one: shares of prompts stay what they are.
-    prefixBlockSize: Math.max(1, Math.round(trace.prefixBlockSize * lengths)),
+    prefixBlockSize: trace.prefixBlockSize === 0 ? 0 : scaled(trace.prefixBlockSize),
     requests: trace.requests.map((request) => ({
       ...request,
       promptTokenCount: scaled(request.promptTokenCount),

@@ -175,6 +175,18 @@ test("the reason shows the sum, the numbers and the alternatives", () => {
   );
 });
 
+test("the reason says why a decode worker computes the prompt, and no speed that was never measured", () => {
+  const pair = choose([attached("p0"), attached("d0", { prefillTokensPerSecond: 0 })]);
+  if (pair.kind !== "placed") throw new Error(pair.message);
+  const [split] = pair.candidates;
+  const local = { ...split, mode: "aggregated" as const, isLocalPrefill: true, prefill: undefined };
+  const unmeasured = { ...local, prefillTokensPerSecond: 0 };
+  expect(describePlacement([unmeasured, split], request(100, 20), 0)).toMatch(
+    /^aggregated on d0, which computes the prompt as well: .*\(100 tokens\) .*before p0 → d0/,
+  );
+  expect(describePlacement([local], request(100, 20), 0)).toMatch(/^aggregated on d0, as no prefill worker is left: /);
+});
+
 /** The plain version: every pair and every mixed worker, by the rule as it is written. */
 function bestByExhaustion(workers: readonly AttachedWorker[], shape: RequestShape): string | undefined {
   const found: { key: (number | string)[]; name: string }[] = [];

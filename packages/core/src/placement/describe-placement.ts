@@ -21,20 +21,28 @@ export function describePlacement(
   const { uncachedTokenCount } = best;
   const isCached = uncachedTokenCount < request.promptTokenCount;
   const tokens = isCached ? `${uncachedTokenCount} of ${request.promptTokenCount}` : `${uncachedTokenCount}`;
+  const speed = best.prefillTokensPerSecond > 0 ? ` at ${Math.round(best.prefillTokensPerSecond)}/s` : "";
   const parts = [
     ...(waitedMs >= 1 ? [`waited here ${ms(waitedMs)}`] : []),
     `queue ${ms(queueMs)}`,
-    `compute ${ms(computeMs)} (${tokens} tokens at ${Math.round(best.prefillTokensPerSecond)}/s)`,
+    `compute ${ms(computeMs)} (${tokens} tokens${speed})`,
     `${best.mode === "split" ? "hand-over" : "running step"} ${ms(tailMs)}`,
   ];
   const alternatives = others.slice(0, ALTERNATIVE_MAX).map((other) => `${candidateName(other)} ${ms(other.ttftMs)}`);
   const rest = others.length > ALTERNATIVE_MAX ? `, ${others.length - ALTERNATIVE_MAX} more` : "";
   const choice = alternatives.length === 0 ? "the only candidate" : `before ${alternatives.join(", ")}${rest}`;
   return (
-    `${best.mode} on ${candidateName(best)}${best.isLocalPrefill ? ", as no prefill worker is left" : ""}: TTFT ${ms(waitedMs + best.ttftMs)} = ${parts.join(" + ")}; ` +
+    `${best.mode} on ${candidateName(best)}${local(candidates)}: TTFT ${ms(waitedMs + best.ttftMs)} = ${parts.join(" + ")}; ` +
     `${reuse(best)}TBT ${ms(best.tbtMs)} beside ${best.sequenceCount} sequences, ` +
     `${best.freeBlockCount} of ${best.decode.facts.blockCount} blocks free; ${choice}`
   );
+}
+
+/** Why a decode worker computes the prompt. */
+function local([best, ...others]: readonly [Candidate, ...Candidate[]]): string {
+  if (!best.isLocalPrefill) return "";
+  const isChosen = others.some(({ prefill }) => prefill !== undefined);
+  return isChosen ? ", which computes the prompt as well" : ", as no prefill worker is left";
 }
 
 /** What is fetched rather than computed, or could be. */
