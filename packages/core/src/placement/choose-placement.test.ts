@@ -280,22 +280,6 @@ test("the linear choice is the best of all pairs, whatever the order of the work
   );
 });
 
-test("a choice among 64 workers takes less than 100 microseconds", () => {
-  const workers = Array.from({ length: 64 }, (_, index) =>
-    attached(`${index % 2 ? "p" : "d"}${index}`, {
-      queuedPromptTokenCount: (index * 37) % 200,
-      freeBlockCount: 6 + (index % 5),
-    }),
-  );
-  let best = Number.POSITIVE_INFINITY;
-  for (let round = 0; round < 30; round++) {
-    const start = performance.now();
-    for (let count = 0; count < 50; count++) choose(workers);
-    best = Math.min(best, (performance.now() - start) / 50);
-  }
-  expect(best * 1_000).toBeLessThan(100);
-});
-
 test("without a prefill worker a decode worker computes the prompt, if it may; before a worker that failed is tried again", () => {
   const workers = [attached("prefill-0"), attached("decode-0"), attached("decode-1")];
   const decoders = workers.slice(1);

@@ -104,6 +104,20 @@ test("a decode worker computes some of the prompts itself when the prefill worke
   expect([...new Set(places)].sort()).toEqual(["d0", "p0 → d0"]);
 });
 
+test("a decode worker that has computed no prompt is believed to take what the prefill workers take", () => {
+  const stepCost = { fixedMs: 10, promptTokenMs: 0.5, attentionMs: 0, decodeMs: 1, contextTokenMs: 0 };
+  const world = new World(
+    attached("p0", { stepCost }),
+    attached("d0", { stepCost: { ...stepCost, promptTokenMs: 0 } }),
+  );
+  const places = Array.from({ length: 4 }, () => {
+    const name = world.place({ ttftMs: 400, tbtMs: 100 });
+    if (name === "d0") expect(world.last?.ttft.computeMs).toBeGreaterThanOrEqual(110);
+    return name;
+  });
+  expect(places).toContain("d0");
+});
+
 test("what no worker can do in time is late; who may be late is placed all the same", () => {
   const world = new World(attached("m0"), attached("m1"));
   expect(world.place({ ttftMs: 100 })).toBe("late");

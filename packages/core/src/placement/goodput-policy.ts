@@ -1,4 +1,3 @@
-import type { StepCost } from "../cost/step-cost.ts";
 import type { Instant } from "../time.ts";
 import { type Candidate, choosePlacement } from "./choose-placement.ts";
 import { type AttachedWorker, isOpen } from "./cluster-view.ts";
@@ -8,7 +7,7 @@ import type { PlacementPolicy, PlacementQuestion, PolicyOutcome, RequestOutcome 
 import type { RequestKey } from "./reservations.ts";
 import { WorkLedger } from "./work-ledger.ts";
 import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
-import { leastCostOf, WorkerOutlook } from "./worker-outlook.ts";
+import { type FleetCost, fleetCostOf, WorkerOutlook } from "./worker-outlook.ts";
 
 export interface GoodputOptions {
   /** Tokens that workers compute in a step, at most. */
@@ -51,7 +50,7 @@ const TBT_PRICE = 10;
 /** A worker's time is at most one over this as dear as an idle one's. Larger: decode workers compute more prompts themselves. */
 const SCARCITY_MARGIN = 0.05;
 
-const LEAST_COST_EVERY_MS = 100;
+const FLEET_COST_EVERY_MS = 100;
 
 /** Least chance that is asked of any request. */
 const CHANCE_MIN_CHEAP = 0.1;
@@ -94,7 +93,7 @@ interface Scored {
 export class GoodputPolicy implements PlacementPolicy {
   readonly #options: GoodputOptions;
   readonly #ledger = new WorkLedger();
-  readonly #leastCosts = new Map<string, { readonly cost: StepCost | undefined; readonly at: Instant }>();
+  readonly #fleetCosts = new Map<string, { readonly cost: FleetCost; readonly at: Instant }>();
   /** What the last choice came from, until it is told that it was placed. */
   #last: readonly Scored[] = [];
   #answerTokens = 0;
@@ -171,7 +170,7 @@ export class GoodputPolicy implements PlacementPolicy {
     const settings = {
       ...options,
       stepTokenCount: this.#options.stepTokenCount,
-      leastCost: this.#leastCost(request.model, looked, now),
+      fleet: this.#fleetCost(request.model, looked, now),
     };
     const outlooks: WorkerOutlook[] = [];
     for (const worker of looked) {
@@ -317,11 +316,11 @@ export class GoodputPolicy implements PlacementPolicy {
   }
 
   /** Workers' costs change slowly: what no one is believed to be below is found anew now and then. */
-  #leastCost(model: string, looked: readonly AttachedWorker[], now: Instant): StepCost | undefined {
-    const known = this.#leastCosts.get(model);
-    if (known?.cost !== undefined && (now - known.at) / 1e6 < LEAST_COST_EVERY_MS) return known.cost;
-    const cost = leastCostOf(looked);
-    this.#leastCosts.set(model, { cost, at: now });
+  #fleetCost(model: string, looked: readonly AttachedWorker[], now: Instant): FleetCost {
+    const known = this.#fleetCosts.get(model);
+    if (known?.cost.least !== undefined && (now - known.at) / 1e6 < FLEET_COST_EVERY_MS) return known.cost;
+    const cost = fleetCostOf(looked);
+    this.#fleetCosts.set(model, { cost, at: now });
     return cost;
   }
 

@@ -10,8 +10,7 @@ const SHARE_MAX = 0.95;
 export interface OutlookOptions extends PredictionOptions {
   /** Tokens that workers compute in a step, at most. */
   readonly stepTokenCount: number;
-  /** No worker is believed to be cheaper. */
-  readonly leastCost: StepCost | undefined;
+  readonly fleet: FleetCost;
 }
 
 /** What one worker would make of a request: its predictions, from what it says its steps cost and what this router has asked of it. */
@@ -35,8 +34,12 @@ export class WorkerOutlook {
     this.load = reckonLoad(worker, reserved);
     this.cachedTokenCount = cachedTokenCount;
     this.#work = work;
-    const told = worker.load?.stepCost ?? guessedCost(worker, options);
-    this.#cost = options.leastCost === undefined ? told : atLeast(told, options.leastCost);
+    const { least, prompts } = options.fleet;
+    const guessed = guessedCost(worker, options);
+    const told = worker.load?.stepCost ?? guessed;
+    // A decode worker that has computed no prompt is believed to take what the others take.
+    const whole = told.promptTokenMs > 0 ? told : { ...told, ...(prompts ?? promptsOf(guessed)) };
+    this.#cost = least === undefined ? whole : atLeast(whole, least);
     this.#stepTokenCount = options.stepTokenCount;
   }
 
@@ -117,17 +120,38 @@ const TERMS = ["fixedMs", "promptStepMs", "promptTokenMs", "attentionMs", "decod
 /** How much cheaper than the others a worker may say that it is. What is learnt from its first tokens corrects the rest. */
 const CHEAPER_MAX = 4;
 
-/** A quarter of the median of what workers say their steps cost, term by term; undefined when too few say it to tell who is odd. */
-export function leastCostOf(workers: readonly AttachedWorker[]): StepCost | undefined {
+/** What prompts cost. */
+type PromptCost = Pick<StepCost, "promptStepMs" | "promptTokenMs" | "attentionMs">;
+
+/** What the workers of a model have in common, by what they say. */
+export interface FleetCost {
+  /** No worker is believed to be cheaper: a quarter of the median, term by term; undefined when too few say what theirs cost to tell who is odd. */
+  readonly least: StepCost | undefined;
+  /** Median of those that have computed prompts; undefined when none has. */
+  readonly prompts: PromptCost | undefined;
+}
+
+export function fleetCostOf(workers: readonly AttachedWorker[]): FleetCost {
   const told = workers.flatMap(({ load }) => (load?.stepCost === undefined ? [] : [load.stepCost]));
-  if (told.length < 3) return undefined;
+  const prompting = told.filter(({ promptTokenMs }) => promptTokenMs > 0);
+  return {
+    least: told.length < 3 ? undefined : medianOf(told, 1 / CHEAPER_MAX),
+    prompts: prompting.length === 0 ? undefined : promptsOf(medianOf(prompting, 1)),
+  };
+}
+
+function medianOf(costs: readonly StepCost[], share: number): StepCost {
   const median = (term: (typeof TERMS)[number]): number => {
-    const values = told.map((cost) => cost[term] ?? 0).sort((a, b) => a - b);
-    return (values[values.length >>> 1] ?? 0) / CHEAPER_MAX;
+    const values = costs.map((cost) => cost[term] ?? 0).sort((a, b) => a - b);
+    return share * (values[values.length >>> 1] ?? 0);
   };
   const [fixedMs = 0, promptStepMs = 0, promptTokenMs = 0, attentionMs = 0, decodeMs = 0, contextTokenMs = 0] =
     TERMS.map(median);
   return { fixedMs, promptStepMs, promptTokenMs, attentionMs, decodeMs, contextTokenMs };
+}
+
+function promptsOf({ promptStepMs = 0, promptTokenMs, attentionMs }: StepCost): PromptCost {
+  return { promptStepMs, promptTokenMs, attentionMs };
 }
 
 function atLeast(cost: StepCost, least: StepCost): StepCost {

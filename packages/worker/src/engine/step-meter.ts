@@ -18,11 +18,13 @@ export class StepMeter {
   #prefillTokensPerSecond = 0;
   #decodeStepMs = 0;
   readonly #cost = new StepCostModel(UNKNOWN_COST);
+  #hasComputedPrompts = false;
 
   observe(plan: StepPlan, deviceNanos: number): void {
     if (deviceNanos <= 0) return;
     this.#cost.observe(workOf(plan), deviceNanos / 1e6);
     if (plan.promptTokenCount > 0) {
+      this.#hasComputedPrompts = true;
       this.#prefillTokensPerSecond = blend(this.#prefillTokensPerSecond, plan.promptTokenCount / (deviceNanos / 1e9));
     } else if (plan.decodeTokenCount > 0) {
       this.#decodeStepMs = blend(this.#decodeStepMs, deviceNanos / 1e6);
@@ -39,9 +41,11 @@ export class StepMeter {
     return this.#decodeStepMs;
   }
 
-  /** What steps cost; undefined before enough of them ran. */
+  /** What steps cost; undefined before enough of them ran. Prompts cost 0 before any was computed: whoever asks knows that nothing is known of them. */
   stepCost(): StepCost | undefined {
-    return this.#cost.cost();
+    const cost = this.#cost.cost();
+    if (cost === undefined || this.#hasComputedPrompts) return cost;
+    return { ...cost, promptStepMs: 0, promptTokenMs: 0, attentionMs: 0 };
   }
 
   /** How long computing `tokenCount` prompt tokens may take; 0 while unknown. */

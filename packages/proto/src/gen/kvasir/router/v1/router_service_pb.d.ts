@@ -771,7 +771,7 @@ export declare type StepCost = Message<"kvasir.router.v1.StepCost"> & {
   fixedMs: number;
 
   /**
-   * For each prompt token computed.
+   * For each prompt token computed. 0, with the other terms of prompts: it has computed none yet, and takes what others take.
    *
    * @generated from field: double prompt_token_ms = 2;
    */
