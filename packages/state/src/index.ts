@@ -1,4 +1,5 @@
 export type { Leadership, LeadershipOptions } from "./leadership.ts";
+export { PIN_MAX, type PinBook, type PinRecord } from "./pins.ts";
 export type {
   GatewayRecord,
   RecordByKind,

@@ -3,6 +3,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { KvasirError } from "@kvasir/core";
 import type { Redis } from "ioredis";
 import { type Leadership, type LeadershipOptions, lead } from "./leadership.ts";
+import { type PinBook, pinBook } from "./pins.ts";
 import { type RecordByKind, type RecordKind, type RegisteredRecord, recordFromText } from "./records.ts";
 import { connectRedis, type RedisTlsFiles, SILENT_LOG, type StateLog } from "./redis-connection.ts";
 
@@ -30,6 +31,8 @@ export interface Registration<K extends RecordKind> {
 export interface State {
   /** False during an outage. */
   readonly isConnected: boolean;
+  /** What operators want stores to keep. */
+  readonly pins: PinBook;
   /** A number above every one answered before, for the incarnation of a sidecar. Unavailable when Redis stays away. */
   nextEpoch(): Promise<number>;
   /** Says that a process is there, and keeps saying it. Rejects when the first write fails. */
@@ -98,6 +101,7 @@ class RedisState implements State {
   readonly #connectMaxMs: number;
   readonly #ends = new Set<() => void>();
   readonly #warnedKeys = new Set<string>();
+  readonly pins: PinBook;
 
   constructor(redis: Redis, prefix: string, options: StateOptions) {
     this.#redis = redis;
@@ -107,6 +111,8 @@ class RedisState implements State {
     this.#refreshMs = options.refreshMs ?? 3_000;
     this.#pollMs = options.pollMs ?? 1_000;
     this.#connectMaxMs = options.connectMaxMs ?? 10_000;
+    const book = pinBook(redis, prefix, this.#pollMs, this.#log);
+    this.pins = { ...book, watch: (onChange) => this.#untilClosed(book.watch(onChange)) };
   }
 
   get isConnected(): boolean {
@@ -225,6 +231,15 @@ class RedisState implements State {
     this.#ends.clear();
     if (this.isConnected) await this.#redis.quit().catch(() => undefined);
     this.#redis.disconnect();
+  }
+
+  #untilClosed(end: () => void): () => void {
+    const stop = (): void => {
+      end();
+      this.#ends.delete(stop);
+    };
+    this.#ends.add(stop);
+    return stop;
   }
 
   #warnOnce(key: string, message: string): void {

@@ -18,6 +18,8 @@ export interface AdminServerOptions {
   readonly drain?: Drain;
   /** Of a process that caches: `POST /cache/clear` empties it, and answers with how many blocks were in it. */
   clearCache?(): number;
+  /** What this process has beyond that; undefined: nothing at that path. */
+  more?(request: AdminRequest): Promise<AdminAnswer | undefined>;
   /** Spans of processes that have no admin server of their own: a worker's sidecar. */
   extraSpans?(traceId: string): Promise<readonly SpanRecord[]>;
 }
@@ -26,6 +28,14 @@ export interface Drain {
   state(): { readonly state: "serving" | "draining"; readonly running: number };
   /** At most once each; without a deadline the process's own holds. */
   start(deadlineMs?: number): void;
+}
+
+export interface AdminRequest {
+  readonly method: string;
+  readonly path: string;
+  readonly headers: IncomingMessage["headers"];
+  /** Reads it; rejects when it is larger than `byteMax`. */
+  body(byteMax: number): Promise<Uint8Array>;
 }
 
 export interface AdminServer {
@@ -109,6 +119,13 @@ export async function startAdminServer(options: AdminServerOptions): Promise<Adm
 }
 
 async function respond(request: IncomingMessage, response: ServerResponse, options: AdminServerOptions): Promise<void> {
+  const { method = "GET", headers } = request;
+  const [path = "/"] = (request.url ?? "/").split("?", 1);
+  const more = await options.more?.({ method, path, headers, body: (byteMax) => bodyOf(request, byteMax) });
+  if (more !== undefined) {
+    send(response, more);
+    return;
+  }
   if (request.method === "POST") {
     const url = new URL(request.url ?? "/", "http://admin");
     if (url.pathname === "/drain" && options.drain !== undefined) {
@@ -124,7 +141,6 @@ async function respond(request: IncomingMessage, response: ServerResponse, optio
     send(response, json(405, { error: `${request.method} is not allowed here` }));
     return;
   }
-  const path = (request.url ?? "/").split("?", 1)[0] ?? "/";
   send(response, (await answerAdmin(path, options)) ?? json(404, { error: `nothing at ${path}` }));
 }
 
@@ -142,7 +158,19 @@ function send(response: ServerResponse, answer: AdminAnswer): void {
   response.end(body);
 }
 
-function json(status: number, value: unknown): AdminAnswer {
+async function bodyOf(request: IncomingMessage, byteMax: number): Promise<Uint8Array> {
+  const parts: Buffer[] = [];
+  let byteCount = 0;
+  for await (const part of request) {
+    byteCount += part.length;
+    if (byteCount > byteMax) throw new Error(`the body has more than ${byteMax} bytes; send less`);
+    parts.push(part);
+  }
+  return Buffer.concat(parts);
+}
+
+/** An answer as JSON. */
+export function json(status: number, value: unknown): AdminAnswer {
   return { status, contentType: "application/json; charset=utf-8", body: JSON.stringify(value) };
 }
 

@@ -1,8 +1,10 @@
 export {
   type AdminAnswer,
+  type AdminRequest,
   type AdminServer,
   type AdminServerOptions,
   answerAdmin,
+  json,
   type Readiness,
   startAdminServer,
 } from "./admin-server.ts";

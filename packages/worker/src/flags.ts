@@ -1,12 +1,6 @@
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { fileURLToPath } from "node:url";
-import { defineOptions, TLS_OPTIONS } from "@kvasir/config";
+import { defineOptions } from "@kvasir/config";
+import { SIDECAR_OWNER_FLAGS } from "./sidecar-owner-flags.ts";
 import type { Role } from "./worker.ts";
-
-const BUILT_SIDECAR = fileURLToPath(
-  new URL("../../../services/sidecar/target/release/kvasir-sidecar", import.meta.url),
-);
 
 /** Flags of a worker process. `roles`: what this service can be, its default first. */
 export function workerFlags(service: string, summary: string, roles: readonly [Role, ...Role[]]) {
@@ -22,31 +16,6 @@ export function workerFlags(service: string, summary: string, roles: readonly [R
       type: "string",
       env: "KVASIR_SERVED_MODEL_NAME",
       help: "Name that clients use. Default: the last part of --model.",
-    },
-    redisUrl: {
-      type: "string",
-      env: "KVASIR_REDIS_URL",
-      default: "redis://127.0.0.1:6379",
-      help: "Redis with membership and epochs.",
-    },
-    cluster: { type: "string", env: "KVASIR_CLUSTER", default: "local", help: "Cluster to join." },
-    listen: { type: "address", env: "KVASIR_LISTEN", default: "127.0.0.1:0", help: "gRPC address." },
-    adminListen: {
-      type: "address",
-      env: "KVASIR_ADMIN_LISTEN",
-      default: "127.0.0.1:0",
-      help: "HTTP address of probes, metrics and traces.",
-    },
-    transferListen: {
-      type: "address",
-      env: "KVASIR_TRANSFER_LISTEN",
-      default: "127.0.0.1:0",
-      help: "Address where the sidecar serves KV.",
-    },
-    advertiseHost: {
-      type: "string",
-      env: "KVASIR_ADVERTISE_HOST",
-      help: "Host that others reach this one by. Default: the hosts of the listen addresses.",
     },
     device: {
       type: "string",
@@ -182,19 +151,6 @@ export function workerFlags(service: string, summary: string, roles: readonly [R
       min: 0,
       help: "Time for running requests to finish after SIGTERM or POST /drain. Larger: fewer move to other workers; smaller: the end comes sooner.",
     },
-    sidecarBinary: {
-      type: "string",
-      env: "KVASIR_SIDECAR_BINARY",
-      default: BUILT_SIDECAR,
-      help: "The kvasir-sidecar program.",
-    },
-    stateDir: {
-      type: "string",
-      env: "KVASIR_STATE_DIR",
-      default: join(tmpdir(), "kvasir"),
-      help: "Directory for the socket between worker and sidecar.",
-    },
-    ...TLS_OPTIONS,
-    parentWatch: { type: "boolean", env: "KVASIR_PARENT_WATCH", help: "End when stdin reaches its end." },
+    ...SIDECAR_OWNER_FLAGS,
   });
 }

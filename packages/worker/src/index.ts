@@ -15,6 +15,8 @@ export {
   sidecarLauncher,
   startSidecar,
 } from "./sidecar/sidecar-process.ts";
+export { SIDECAR_OWNER_FLAGS } from "./sidecar-owner-flags.ts";
+export { spanRecordFromSidecar } from "./sidecar-spans.ts";
 export { socketPath } from "./socket-path.ts";
 export { isSignedBy, signTicket, TICKET_KEY_BYTES } from "./ticket.ts";
 export { endSpan, startSpan } from "./tracing.ts";

@@ -14,6 +14,7 @@ import { connectState } from "@kvasir/state";
 import { exposeCertificateExpiry, startAdminServer, startTelemetry } from "@kvasir/telemetry";
 import { loadModelFacts, loadTokenizer } from "@kvasir/tokenizer";
 import { createMetrics } from "./metrics.ts";
+import { answerPins } from "./pins.ts";
 import { loadPolicies, NO_POLICIES } from "./policies.ts";
 import { longestTokenBytes, type ServedModel } from "./prepare.ts";
 import { RunningRequests } from "./running-requests.ts";
@@ -168,7 +169,17 @@ async function serve(values: OptionValues<typeof SPECS>): Promise<void> {
   });
   const bound = server.server.address();
   const address = `${values.listen.slice(0, colon)}:${typeof bound === "object" && bound ? bound.port : port}`;
-  const admin = await startAdminServer({ listen: values.adminListen, telemetry, isReady });
+  const admin = await startAdminServer({
+    ...{ listen: values.adminListen, telemetry, isReady },
+    more: (request) =>
+      answerPins(
+        {
+          ...{ model, tenantSecret: values.tenantSecret, bodyLimitBytes: values.bodyLimit, pins: state.pins },
+          layouts: () => router.layoutsOf(model.name),
+        },
+        request,
+      ),
+  });
   const registration = await state.register("gateway", id, { gatewayId: id, address, adminAddress: admin.address });
   announceReady({ service: "gateway", id, http: address, admin: admin.address });
   telemetry.logger.info({ model: model.name, address }, "ready");

@@ -5,14 +5,14 @@ import { type Attributes, context, propagation, type Span, SpanKind, trace } fro
 import type { FastifyReply, FastifyRequest } from "fastify";
 import { RequestError } from "./http/openai-error.ts";
 import { parseBody } from "./http/parse-body.ts";
-import { ChatRequest, CompletionRequest, checkRequest } from "./http/schema.ts";
 import type { GatewayMetrics } from "./metrics.ts";
 import { echoedEntries, type PromptLogprobs, promptLogprobs } from "./output/prompt-logprobs.ts";
 import { chatShape, completionShape, type Tail } from "./output/response-shape.ts";
 import { createTokenText } from "./output/token-text.ts";
 import { tierOf, wishesOf } from "./placement-wishes.ts";
 import type { Policies, SloDefaults } from "./policies.ts";
-import { type PreparedRequest, prepareChat, prepareCompletion, type ServedModel } from "./prepare.ts";
+import type { PreparedRequest, ServedModel } from "./prepare.ts";
+import { prepareBody } from "./prepare-body.ts";
 import { constraintError, type FieldConstraint } from "./prepare-constraint.ts";
 import { type ResponseWriter, sendError, streamWriter, wholeWriter } from "./response-writer.ts";
 import type { RunningRequests } from "./running-requests.ts";
@@ -230,24 +230,8 @@ function echo(
 }
 
 async function prepare(model: ServedModel, endpoint: "chat" | "completion", body: unknown): Promise<PreparedRequest> {
-  if (!(body instanceof Uint8Array)) {
-    throw new RequestError("body is missing; send a JSON object", { param: "body", code: "invalid_json" });
-  }
-  const parsed = parseBody(body);
-  if (endpoint === "chat") {
-    const request = checkRequest(ChatRequest, parsed);
-    checkModel(model, request.model);
-    return prepareChat(model, request);
-  }
-  const request = checkRequest(CompletionRequest, parsed);
-  checkModel(model, request.model);
-  return prepareCompletion(model, request);
-}
-
-function checkModel(model: ServedModel, wanted: string): void {
-  if (wanted === model.name) return;
-  const message = `model ${JSON.stringify(wanted)} is not served here; use ${JSON.stringify(model.name)}`;
-  throw new RequestError(message, { param: "model", code: "model_not_found" });
+  if (body instanceof Uint8Array) return prepareBody(model, endpoint, parseBody(body));
+  throw new RequestError("body is missing; send a JSON object", { param: "body", code: "invalid_json" });
 }
 
 function tailOf(

@@ -1,4 +1,5 @@
 import { create } from "@bufbuild/protobuf";
+import { NEVER } from "@kvasir/core";
 import {
   DiskBlockSchema,
   FeedHelloSchema,
@@ -8,7 +9,7 @@ import {
   UsedBlocksSchema,
 } from "@kvasir/proto";
 import { createClient, createServer, errorFromService, messages, PLAIN } from "@kvasir/rpc";
-import { lendingService, PeerClients } from "@kvasir/worker";
+import { lendingService, now, PeerClients } from "@kvasir/worker";
 import { trace } from "@opentelemetry/api";
 import { Registry } from "prom-client";
 import { afterEach, expect, test } from "vitest";
@@ -64,7 +65,7 @@ async function world(settings: Partial<BlockStoreSettings> = {}, onDisk: readonl
   const store: BlockStore = new BlockStore({
     settings: {
       ...{ storeId: "s", admission: "all", pullBytesPerSecond: 1e9, usesPerReplica: 32, tenantShareMax: 1 },
-      ...{ ttlSeconds: 0, stagingBlockCount: 64, leaseMs: 5_000 },
+      ...{ ttlSeconds: 0, stagingBlockCount: 64, keptShareMax: 0.5, leaseMs: 5_000 },
       ...settings,
     },
     ...{
@@ -179,4 +180,33 @@ test("a block that the sidecar has lost is a miss, and is not told any more; ano
   cut();
   expect(await metric("kvasir_store_missing_blocks_total")).toBe(1);
   expect(store.directory.has(hashes(1))).toBe(false);
+});
+
+test("a pinned prompt is taken at its first use, and stays until its pin ends", async () => {
+  const { store, sidecar, asked, use, metric } = await world({ admission: "second-hit" });
+  const keys = [1, 2, 3].map((number) => hashes(number));
+  use(hashes(1, 2, 3));
+  expect(store.directory.blockCount).toBe(0);
+  store.keep([{ keys, expiresAt: NEVER }]);
+  expect(await metric('kvasir_store_kept_blocks{state="wanted"}')).toBe(3);
+  use(hashes(1, 2, 3, 4));
+  await expect.poll(() => sidecar.disk.size).toBe(3);
+  expect(asked).toEqual([1, 2, 3]);
+  expect(await metric('kvasir_store_kept_blocks{state="present"}')).toBe(3);
+  store.keep([{ keys, expiresAt: now() }]);
+  store.tick();
+  expect(await metric('kvasir_store_kept_blocks{state="wanted"}')).toBe(0);
+});
+
+test("a pull of which nobody knows how it ended leaves nothing that nobody knows", async () => {
+  const { store, sidecar, use, metric } = await world();
+  sidecar.losesAnswers = true;
+  use(hashes(1, 2));
+  await expect.poll(() => metric('kvasir_store_pulls_total{outcome="unavailable"}')).toBe(1);
+  await expect.poll(() => sidecar.memory.size).toBe(0);
+  expect(sidecar.ingests).toEqual([{ firstBlock: 0, count: 2 }]);
+  sidecar.losesAnswers = false;
+  use(hashes(1, 2));
+  await expect.poll(() => sidecar.disk.size).toBe(2);
+  store.directory.checkInvariants();
 });

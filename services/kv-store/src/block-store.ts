@@ -4,6 +4,8 @@ import {
   BLOCK_HASH_BYTES,
   CacheJournal,
   type Instant,
+  type KeptText,
+  keptKeys,
   NEVER,
   type RendezvousNode,
   rendezvous,
@@ -27,6 +29,7 @@ import {
 } from "@kvasir/proto";
 import { type LentBlocks, type Log, now, type PeerClients, type ToldCache } from "@kvasir/worker";
 import type { Tracer } from "@opentelemetry/api";
+import { instantFromUnixMs } from "./kept-texts.ts";
 import { lendFromStore } from "./lend.ts";
 import type { StoreMeter } from "./metrics.ts";
 import { Puller } from "./puller.ts";
@@ -58,6 +61,8 @@ export interface BlockStoreSettings {
   /** 0: without end. */
   readonly ttlSeconds: number;
   readonly stagingBlockCount: number;
+  /** Share of both tiers that blocks may take which operators keep. */
+  readonly keptShareMax: number;
   readonly leaseMs: number;
 }
 
@@ -91,6 +96,8 @@ export class BlockStore {
   readonly #over = Promise.withResolvers<void>();
   /** Told last by a worker that computes prompts; 0: by none yet. */
   #prefillTokensPerSecond = 0;
+  #keptTexts: readonly KeptText[] = [];
+  #nextKeptEnd: Instant = NEVER;
   /** Loans that run. */
   loanCount = 0;
   /** Nothing new is pulled or lent. */
@@ -135,9 +142,11 @@ export class BlockStore {
       ...{ kernel, workers, meter },
       removed: () => this.#tasks.removed,
       expiresAtUnixMs: () => (settings.ttlSeconds === 0 ? 0n : BigInt(Date.now() + settings.ttlSeconds * 1_000)),
-      settled: ({ keys }, storedCount) => {
+      settled: ({ keys }, storedCount, isKnown) => {
         for (const [index, key] of keys.entries()) {
           this.apply({ kind: index < storedCount ? "BlockArrived" : "PullFailed", key });
+          // What came all the same would lie there, known to nobody.
+          if (!isKnown) this.#tasks.remove(key, false);
         }
       },
     });
@@ -187,7 +196,7 @@ export class BlockStore {
     // Workers that only decode have no speed of their own.
     if (prefillTokensPerSecond > 0) this.#prefillTokensPerSecond = prefillTokensPerSecond;
     const use = { requestId, hashes, prefillTokensPerSecond: this.#prefillTokensPerSecond };
-    const admittedCount = this.#admission.used(use);
+    const admittedCount = Math.max(this.#admission.used(use), this.#keptCount(hashes));
     if (!this.#isOurs(hashes)) {
       meter.used("elsewhere", blockCount);
       return;
@@ -234,9 +243,22 @@ export class BlockStore {
     return lendFromStore(this, request, metadata);
   }
 
-  /** Blocks whose time is over leave. */
+  /** Blocks whose time is over leave, and pins end. */
   tick(): void {
+    if (now() >= this.#nextKeptEnd) this.keep(this.#keptTexts);
     this.apply({ kind: "TimePassed" });
+  }
+
+  /** From now on operators want these to stay. */
+  keep(texts: readonly KeptText[]): void {
+    const blockMax = Math.floor(this.facts.settings.keptShareMax * this.limits.blockCount);
+    const at = now();
+    this.#keptTexts = texts;
+    this.#nextKeptEnd = texts.reduce(
+      (next, { expiresAt }) => (expiresAt > at && expiresAt < next ? expiresAt : next),
+      NEVER,
+    );
+    this.apply({ kind: "BlocksKept", keys: keptKeys(texts, blockMax, at) });
   }
 
   apply(event: StoreEvent): void {
@@ -275,6 +297,14 @@ export class BlockStore {
     }
   }
 
+  /** So many of the blocks, from the first on, an operator wants to stay. */
+  #keptCount(hashes: Uint8Array): number {
+    let count = 0;
+    const keyAt = (index: number) => hashes.subarray(index * BLOCK_HASH_BYTES, (index + 1) * BLOCK_HASH_BYTES);
+    while ((count + 1) * BLOCK_HASH_BYTES <= hashes.length && this.directory.isKept(keyAt(count))) count++;
+    return count;
+  }
+
   /** Whether this store is among those that keep a text: by its first block, so that one store has all of it. */
   #isOurs(hashes: Uint8Array): boolean {
     const { nodes, settings } = this.facts;
@@ -297,8 +327,4 @@ function limitsOf(
     blockCount: Math.max(1, Math.ceil((memory + disk) / Number(blockBytes))),
     diskOpenShare: DISK_OPEN_SHARE,
   };
-}
-
-function instantFromUnixMs(unixMs: bigint): Instant {
-  return unixMs === 0n ? NEVER : ((now() + (Number(unixMs) - Date.now()) * 1e6) as Instant);
 }

@@ -1,10 +1,6 @@
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { fileURLToPath } from "node:url";
-import { defineOptions, TLS_OPTIONS } from "@kvasir/config";
+import { defineOptions } from "@kvasir/config";
 import { ADMISSION_POLICIES } from "@kvasir/core";
-
-const BUILT_SIDECAR = fileURLToPath(new URL("../../sidecar/target/release/kvasir-sidecar", import.meta.url));
+import { SIDECAR_OWNER_FLAGS } from "@kvasir/worker";
 
 export const STORE_FLAGS = defineOptions("kvasir-store", "keeps KV beyond the workers' memory, and lends it to them", {
   id: {
@@ -17,31 +13,6 @@ export const STORE_FLAGS = defineOptions("kvasir-store", "keeps KV beyond the wo
     env: "KVASIR_SERVED_MODEL_NAME",
     required: true,
     help: "Model whose KV it keeps, by the name that clients use. The layout is learnt from its workers.",
-  },
-  redisUrl: {
-    type: "string",
-    env: "KVASIR_REDIS_URL",
-    default: "redis://127.0.0.1:6379",
-    help: "Redis with membership and epochs.",
-  },
-  cluster: { type: "string", env: "KVASIR_CLUSTER", default: "local", help: "Cluster to join." },
-  listen: { type: "address", env: "KVASIR_LISTEN", default: "127.0.0.1:0", help: "gRPC address." },
-  adminListen: {
-    type: "address",
-    env: "KVASIR_ADMIN_LISTEN",
-    default: "127.0.0.1:0",
-    help: "HTTP address of probes, metrics and traces.",
-  },
-  transferListen: {
-    type: "address",
-    env: "KVASIR_TRANSFER_LISTEN",
-    default: "127.0.0.1:0",
-    help: "Address where the sidecar serves KV.",
-  },
-  advertiseHost: {
-    type: "string",
-    env: "KVASIR_ADVERTISE_HOST",
-    help: "Host that others reach this one by. Default: the hosts of the listen addresses.",
   },
   memoryBytes: {
     type: "bytes",
@@ -77,6 +48,14 @@ export const STORE_FLAGS = defineOptions("kvasir-store", "keeps KV beyond the wo
     min: 1,
     max: 100,
     help: "Share of both tiers that one tenant's blocks may take; beyond it a tenant loses its own blocks.",
+  },
+  keptPercentMax: {
+    type: "integer",
+    env: "KVASIR_KEPT_PERCENT_MAX",
+    default: 50,
+    min: 0,
+    max: 100,
+    help: "Share of both tiers that pinned prompts may keep. Larger: more of them stay; smaller: more room for what is used of late.",
   },
   ttlSeconds: {
     type: "integer",
@@ -120,20 +99,7 @@ export const STORE_FLAGS = defineOptions("kvasir-store", "keeps KV beyond the wo
     min: 0,
     help: "Time for running loans to end after SIGTERM or POST /drain.",
   },
-  sidecarBinary: {
-    type: "string",
-    env: "KVASIR_SIDECAR_BINARY",
-    default: BUILT_SIDECAR,
-    help: "The kvasir-sidecar program.",
-  },
-  stateDir: {
-    type: "string",
-    env: "KVASIR_STATE_DIR",
-    default: join(tmpdir(), "kvasir"),
-    help: "Directory for the socket between store and sidecar.",
-  },
-  ...TLS_OPTIONS,
-  parentWatch: { type: "boolean", env: "KVASIR_PARENT_WATCH", help: "End when stdin reaches its end." },
+  ...SIDECAR_OWNER_FLAGS,
 });
 
 export type StoreValues = Extract<ReturnType<typeof STORE_FLAGS.parse>, { readonly kind: "values" }>["values"];

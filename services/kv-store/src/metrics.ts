@@ -1,5 +1,6 @@
 import { Counter, Gauge, type Registry } from "prom-client";
 import type { BlockStore } from "./block-store.ts";
+import { registerSidecarMetrics } from "./sidecar-metrics.ts";
 
 /** What became of the blocks that a request used. */
 export type UseDecision = "known" | "pulled" | "not_admitted" | "no_room" | "elsewhere";
@@ -30,16 +31,7 @@ export function registerMetrics(
     collect: (this: Gauge) => void | Promise<void>,
     labelNames: string[] = [],
   ) => new Gauge({ name, help, labelNames, registers, collect });
-  gauge(
-    "kvasir_store_blocks",
-    "Blocks that can be lent, by medium; one that is in both counts twice",
-    async function () {
-      const stats = await current()?.stats();
-      this.set({ medium: "memory" }, Number(stats?.memoryBlocks ?? 0n));
-      this.set({ medium: "disk" }, Number(stats?.diskBlocks ?? 0n));
-    },
-    ["medium"],
-  );
+  registerSidecarMetrics(registry, current);
   gauge(
     "kvasir_store_used_bytes",
     "Bytes of blocks, those on their way among them, by medium",
@@ -58,9 +50,25 @@ export function registerMetrics(
     },
     ["medium"],
   );
+  gauge("kvasir_store_block_bytes", "Bytes of one block; 0 while no sidecar runs", function () {
+    this.set(Number(current()?.facts.description.blockBytes ?? 0n));
+  });
   gauge("kvasir_store_loans", "Loans to workers that run", function () {
     this.set(current()?.loanCount ?? 0);
   });
+  gauge("kvasir_store_pinned_blocks", "Blocks that may not leave just now, since workers read them", function () {
+    this.set(current()?.directory.pinnedBlockCount ?? 0);
+  });
+  gauge(
+    "kvasir_store_kept_blocks",
+    "Blocks of pinned prompts for which there is room: all (wanted), and those that are here (present)",
+    function () {
+      const { wanted = 0, present = 0 } = current()?.directory.keptBlockCounts ?? {};
+      this.set({ state: "wanted" }, wanted);
+      this.set({ state: "present" }, present);
+    },
+    ["state"],
+  );
   gauge(
     "kvasir_store_pull_blocks",
     "Blocks to be pulled from workers, by whether the pull has begun",

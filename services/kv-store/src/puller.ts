@@ -19,8 +19,8 @@ export interface PullerFacts {
   readonly removed: () => Promise<void>;
   /** Unix time at which blocks pulled now end; 0: never. */
   readonly expiresAtUnixMs: () => bigint;
-  /** Of a run, so many blocks from the first on came; the others will not. */
-  readonly settled: (run: BlockRun, storedCount: number) => void;
+  /** Of a run, so many blocks from the first on came; the others will not, unless nobody knows: the sidecar was asked and gave no answer. */
+  readonly settled: (run: BlockRun, storedCount: number, isKnown: boolean) => void;
 }
 
 /** Pulls runs of blocks from workers: borrows them, has the sidecar fetch them, and ends the loan, whatever happened. */
@@ -48,14 +48,14 @@ export class Puller {
   add(source: FollowedWorker, run: BlockRun): void {
     this.#sources.set(source.workerId, source);
     const refused = this.#queue.add(run);
-    if (refused.length > 0) this.#facts.settled({ ...run, keys: refused }, 0);
+    if (refused.length > 0) this.#facts.settled({ ...run, keys: refused }, 0, true);
     this.#begin();
   }
 
   /** Nothing can be had from a worker any more. Pulls under way end by themselves. */
   sourceLost(workerId: string): void {
     this.#sources.delete(workerId);
-    for (const run of this.#queue.sourceGone(workerId)) this.#facts.settled(run, 0);
+    for (const run of this.#queue.sourceGone(workerId)) this.#facts.settled(run, 0, true);
   }
 
   close(): void {
@@ -75,10 +75,12 @@ export class Puller {
   async #pull(run: BlockRun): Promise<void> {
     const { meter, queue, settled } = this.#facts;
     let storedCount = 0;
+    let isKnown = true;
     let failure: string | undefined;
     try {
       const lentCount = await this.#fetch(run, (count) => {
-        storedCount = count;
+        isKnown = count !== undefined;
+        storedCount = count ?? 0;
       });
       failure = lentCount === 0 ? "gone" : storedCount < run.keys.length ? "partial" : undefined;
     } catch (error) {
@@ -87,12 +89,12 @@ export class Puller {
     meter.pulled(failure ?? "complete", { blockCount: storedCount, bytes: storedCount * queue.blockBytes });
     this.#queue.ended(run);
     if (this.#isClosed) return;
-    settled(run, storedCount);
+    settled(run, storedCount, isKnown);
     this.#begin();
   }
 
-  /** Answers with the number of blocks that the worker lent. */
-  async #fetch({ sourceId, tenant, firstBlock, keys }: BlockRun, stored: (count: number) => void): Promise<number> {
+  /** Answers with the number of blocks that the worker lent. `stored` is called when the sidecar is asked, and with its answer. */
+  async #fetch({ sourceId, tenant, firstBlock, keys }: BlockRun, stored: (count?: number) => void): Promise<number> {
     const { kernel, workers, removed, expiresAtUnixMs } = this.#facts;
     const source = this.#sources.get(sourceId);
     if (source === undefined) throw new KvasirError({ reason: "unavailable", message: `${sourceId} is gone` });
@@ -110,6 +112,7 @@ export class Puller {
       const count = Math.min(loan.blockCount, keys.length);
       const request = { leaseId: randomBytes(16), ticket: loan.ticket, source: loan.source, firstBlock, tenantScope };
       const wanted = { keys: Buffer.concat(keys.slice(0, count)), expiresAtUnixMs: expiresAtUnixMs() };
+      stored();
       stored(await kernel.ingest({ ...request, ...wanted }));
       return count;
     } finally {

@@ -6,11 +6,12 @@ import { announceReady, tlsFilesFrom, waitForEnd } from "@kvasir/config";
 import { KvasirError, type RendezvousNode } from "@kvasir/core";
 import { type KvLayout, KvLayoutSchema, LendingService } from "@kvasir/proto";
 import { createServer, transportFrom } from "@kvasir/rpc";
-import { connectState, type RegisteredRecord, type StoreRecord } from "@kvasir/state";
+import { connectState, type PinRecord, type RegisteredRecord, type StoreRecord } from "@kvasir/state";
 import { exposeCertificateExpiry, startAdminServer, startTelemetry } from "@kvasir/telemetry";
-import { AttachClient, type AttachState, lendingService, PeerClients } from "@kvasir/worker";
+import { AttachClient, type AttachState, lendingService, PeerClients, spanRecordFromSidecar } from "@kvasir/worker";
 import type { BlockStore } from "./block-store.ts";
 import type { StoreValues } from "./flags.ts";
+import { keptTextsFrom } from "./kept-texts.ts";
 import { registerMetrics } from "./metrics.ts";
 import { StoreSupervisor } from "./store-supervisor.ts";
 import { type FollowedWorker, WorkerFollowers } from "./worker-followers.ts";
@@ -34,6 +35,8 @@ export async function runStore(values: StoreValues): Promise<void> {
   const peers = new PeerClients(LendingService, transport);
   let isDraining = false;
   let members: readonly StoreRecord[] = [];
+  let pins: readonly PinRecord[] = [];
+  const keep = (store: BlockStore) => store.keep(keptTextsFrom(pins, values.servedModelName, store.facts.layout));
   const meter = registerMetrics(
     telemetry.registry,
     () => supervisor.current,
@@ -53,6 +56,7 @@ export async function runStore(values: StoreValues): Promise<void> {
         tenantShareMax: values.tenantPercentMax / 100,
         ttlSeconds: values.ttlSeconds,
         stagingBlockCount: values.stagingBlocks,
+        keptShareMax: values.keptPercentMax / 100,
         leaseMs: values.leaseMs,
       },
       workers: peers,
@@ -64,7 +68,9 @@ export async function runStore(values: StoreValues): Promise<void> {
     },
     changed: (current) => {
       attach.incarnationChanged();
-      if (current !== undefined) void registration.update(record());
+      if (current === undefined) return;
+      keep(current);
+      void registration.update(record());
     },
   });
 
@@ -87,6 +93,10 @@ export async function runStore(values: StoreValues): Promise<void> {
     drain: {
       state: () => ({ state: isDraining ? "draining" : "serving", running: supervisor.current?.loanCount ?? 0 }),
       start: (deadlineMs = values.drainTimeoutMs) => askToDrain(deadlineMs),
+    },
+    extraSpans: async (traceId) => {
+      const spans = (await supervisor.current?.facts.kernel.spans(traceId)) ?? [];
+      return spans.map((span) => spanRecordFromSidecar(span, `${storeId}-sidecar`));
     },
   });
   const reachable = advertised(address, values.advertiseHost);
@@ -114,6 +124,10 @@ export async function runStore(values: StoreValues): Promise<void> {
   const knowsMembers = Promise.withResolvers<void>();
   const unwatch = [
     state.watch("router", (routers) => attach.setRouters(routers)),
+    state.pins.watch((latest) => {
+      pins = latest;
+      if (supervisor.current) keep(supervisor.current);
+    }),
     state.watch("store", (stores) => {
       members = stores;
       knowsMembers.resolve();

@@ -8,6 +8,7 @@ import {
   type ExposeBlocksResponse,
   type IngestBlocksRequestSchema,
   type ReadStoreStatsResponse,
+  type Span,
   StoreSidecarService,
 } from "@kvasir/proto";
 import { createClient, type RpcClient } from "@kvasir/rpc";
@@ -67,6 +68,10 @@ export class StoreKernel {
 
   async remove(keys: Uint8Array, memoryOnly: boolean): Promise<void> {
     await this.#client.removeBlocks({ keys, memoryOnly }, { deadlineMs: CALL_DEADLINE_MS });
+  }
+
+  async spans(traceId: string): Promise<readonly Span[]> {
+    return (await this.#client.listStoreSpans({ traceId }, { deadlineMs: 2_000 })).spans;
   }
 
   stats(): Promise<ReadStoreStatsResponse> {

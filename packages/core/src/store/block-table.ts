@@ -9,6 +9,8 @@ export const [IN_MEMORY, ON_DISK, BEING_PULLED, BEING_PERSISTED] = [1, 2, 4, 8] 
 export class BlockTable {
   readonly states: Uint8Array;
   readonly pinCounts: Uint16Array;
+  /** 1: an operator keeps it. */
+  readonly isKept: Uint8Array;
   readonly byteCounts: Uint32Array;
   readonly positions: Uint32Array;
   readonly tenants: Uint16Array;
@@ -22,6 +24,7 @@ export class BlockTable {
   constructor(blockCount: number) {
     this.states = new Uint8Array(blockCount);
     this.pinCounts = new Uint16Array(blockCount);
+    this.isKept = new Uint8Array(blockCount);
     this.byteCounts = new Uint32Array(blockCount);
     this.positions = new Uint32Array(blockCount);
     this.tenants = new Uint16Array(blockCount);

@@ -136,6 +136,59 @@ test("a pinned block neither leaves nor expires", () => {
   expect(world.memory.has(0)).toBe(false);
 });
 
+describe("a block that an operator keeps", () => {
+  const keep = (world: World, seconds: number, ...numbers: number[]) =>
+    world.tell({ kind: "BlocksKept", keys: numbers.map(keyOf) }, at(seconds));
+
+  test("leaves memory for the disk only, and is the first to go when it is not kept any more", () => {
+    const world = new World({ memoryBytes: 200, diskBytes: 300, diskOpenShare: 0 });
+    keep(world, 0, 0);
+    world.offer([block(0)], 0);
+    expect(world.log, "written, though used once").toEqual(["pull 0", "persist 0"]);
+    for (const number of [1, 2, 3, 4, 5, 6]) {
+      world.directory.lookUp(keysOf(number), "a", at(number));
+      world.offer([block(number)], number);
+    }
+    expect([...world.disk]).toContain(0);
+    expect(world.memory.has(0)).toBe(false);
+    expect(world.directory.lookUp(keysOf(0), "a", at(7))).toBe(1);
+    expect(world.directory.keptBlockCounts).toEqual({ wanted: 1, present: 1 });
+    keep(world, 8);
+    for (const number of [7, 8, 9]) {
+      for (let use = 0; use < 4; use++) world.directory.lookUp(keysOf(number), "a", at(500 + number));
+      world.offer([block(number)], 500 + number);
+    }
+    expect(world.directory.lookUp(keysOf(0), "a", at(600))).toBe(0);
+  });
+
+  test("stays in memory where there is no disk, and may be kept before it comes and after", () => {
+    const world = new World({ diskBytes: 0 });
+    keep(world, 0, 0, 1);
+    world.offer([block(0), block(5)], 0);
+    keep(world, 1, 0, 1, 5);
+    world.offer([block(2), block(3), block(4)], 2);
+    expect([...world.memory]).toEqual([0, 5, 2]);
+    expect(world.directory.keptBlockCounts).toEqual({ wanted: 3, present: 2 });
+  });
+
+  test("leaves when its life is over", () => {
+    const world = new World();
+    keep(world, 0, 0);
+    world.offer([block(0, { expiresAt: at(10) })], 0);
+    world.tell({ kind: "TimePassed" }, at(10));
+    expect([...world.disk, ...world.memory]).toEqual([]);
+  });
+
+  test("of a tenant above its share is not what it loses", () => {
+    const world = new World({ tenantBytes: 200, memoryBytes: 1000 });
+    world.offer([block(0), block(1)], 0);
+    keep(world, 1, 1);
+    world.offer([block(2)], 2);
+    expect(world.log).toContain("remove 0");
+    expect(world.directory.has(keyOf(1))).toBe(true);
+  });
+});
+
 test("everything pinned: an offer is refused and nothing breaks", () => {
   const world = new World({ diskBytes: 0 });
   world.offer([block(0), block(1), block(2)], 0);
@@ -175,7 +228,17 @@ test("whatever happens in whatever order, the books are right and the limits hol
       bytes: fc.constantFrom(50, 100, 130),
     }),
     fc.record({
-      kind: fc.constantFrom("arrived", "failed", "persisted", "unwritten", "missing", "pin", "unpin", "look" as const),
+      kind: fc.constantFrom(
+        "arrived",
+        "failed",
+        "persisted",
+        "unwritten",
+        "missing",
+        "pin",
+        "unpin",
+        "look",
+        "keep" as const,
+      ),
       number,
     }),
     fc.record({ kind: fc.constant("time" as const), seconds: fc.nat(30) }),
@@ -184,13 +247,18 @@ test("whatever happens in whatever order, the books are right and the limits hol
     fc.property(fc.array(operation, { maxLength: 120 }), (operations) => {
       const directory = new StoreDirectory({ ...LIMITS, tenantBytes: 400, blockCount: 7, diskOpenShare: 0.5 });
       const pins = new Map<number, number>();
+      let kept = new Set<number>();
       let seconds = 0;
       for (const operation of operations) {
         const now = at(seconds);
         const apply = (event: StoreEvent) => {
           for (const effect of directory.apply(event, now))
-            if (effect.kind === "RemoveBlock" && operation.kind !== "missing")
-              expect(pins.get(numberOf(effect.key)) ?? 0).toBe(0);
+            if (effect.kind === "RemoveBlock" && operation.kind !== "missing") {
+              const number = numberOf(effect.key);
+              expect(pins.get(number) ?? 0).toBe(0);
+              // Block 4 has an end.
+              expect(number !== 4 && kept.has(number), `${number} is kept`).toBe(false);
+            }
         };
         if (operation.kind === "time") {
           seconds += operation.seconds;
@@ -210,7 +278,10 @@ test("whatever happens in whatever order, the books are right and the limits hol
           else if (operation.kind === "persisted") apply({ kind: "BlockPersisted", key });
           else if (operation.kind === "unwritten") apply({ kind: "PersistFailed", key });
           else if (operation.kind === "missing" && held === 0) apply({ kind: "BlockMissing", key });
-          else if (operation.kind === "look") directory.lookUp(key, operation.number % 2 === 0 ? "a" : "b", now);
+          else if (operation.kind === "keep") {
+            kept = new Set([operation.number, 5]);
+            apply({ kind: "BlocksKept", keys: [...kept].map(keyOf) });
+          } else if (operation.kind === "look") directory.lookUp(key, operation.number % 2 === 0 ? "a" : "b", now);
           else if (operation.kind === "pin" && directory.pin(key)) pins.set(operation.number, held + 1);
           else if (operation.kind === "unpin" && held > 0) {
             directory.unpin(key, now);

@@ -4,6 +4,7 @@ import { SlotList } from "../eviction/slot-list.ts";
 import { UseSketch } from "../eviction/use-sketch.ts";
 import type { Instant } from "../time.ts";
 import { BEING_PERSISTED, BEING_PULLED, BlockTable, IN_MEMORY, ON_DISK } from "./block-table.ts";
+import { keyText } from "./kept-keys.ts";
 import { keyBits } from "./key-bits.ts";
 import type { StoredBlock, StoreEffect, StoreEvent, StoreLimits, StoreMedium } from "./store-event.ts";
 
@@ -17,8 +18,9 @@ const LEAST_USED_COUNT = 16;
  * A block that is offered is pulled once, whoever else offers it meanwhile (single flight), if its tenant has room and memory can make some. It
  * comes to memory and is written to disk if the disk has room, or if it was used before: the first use alone is no reason to wear a disk. What
  * leaves memory stays on disk if it is there; what leaves the disk leaves memory too. A tenant above its share loses its own blocks, nobody
- * else's, of those least recently used the ends of texts first. A pinned block is being read or is kept by an operator: it neither leaves nor
- * expires before its last pin is gone. Whatever does not fit is simply not stored.
+ * else's, of those least recently used the ends of texts first. A pinned block is being read: it neither leaves nor expires before its last pin
+ * is gone. A block that an operator keeps goes to disk, leaves memory only when it is there, and leaves the store when its life is over and not
+ * for want of room. Whatever does not fit is simply not stored.
  */
 export class StoreDirectory {
   readonly #limits: StoreLimits;
@@ -34,6 +36,9 @@ export class StoreDirectory {
   readonly #isListed: Uint8Array;
   #memoryBytes = 0;
   #diskBytes = 0;
+  #pinnedBlockCount = 0;
+  /** Of blocks that are kept, here or not. */
+  #keptKeys: ReadonlyMap<string, Uint8Array> = new Map();
   #effects: StoreEffect[] = [];
 
   constructor(limits: StoreLimits) {
@@ -60,9 +65,32 @@ export class StoreDirectory {
     return this.#diskBytes;
   }
 
+  /** Blocks with at least one pin. */
+  get pinnedBlockCount(): number {
+    return this.#pinnedBlockCount;
+  }
+
   /** Whether a block is here, or on its way. */
   has(key: Uint8Array): boolean {
     return this.#table.find(key) !== undefined;
+  }
+
+  /** Whether an operator keeps a block, here or not. */
+  isKept(key: Uint8Array): boolean {
+    return this.#keptKeys.size > 0 && this.#keptKeys.has(keyText(key));
+  }
+
+  /** Blocks that an operator keeps: all of them, and those that can be read. */
+  get keptBlockCounts(): { readonly wanted: number; readonly present: number } {
+    let present = 0;
+    for (const key of this.#keptKeys.values()) if (this.isReadable(key)) present++;
+    return { wanted: this.#keptKeys.size, present };
+  }
+
+  /** Whether a block is in memory or on disk. */
+  isReadable(key: Uint8Array): boolean {
+    const slot = this.#table.find(key);
+    return slot !== undefined && (this.#stateOf(slot) & (IN_MEMORY | ON_DISK)) !== 0;
   }
 
   tenantBytes(tenant: string): number {
@@ -90,6 +118,7 @@ export class StoreDirectory {
   pin(key: Uint8Array): boolean {
     const slot = this.#table.find(key);
     if (slot === undefined || (this.#stateOf(slot) & (IN_MEMORY | ON_DISK)) === 0) return false;
+    if (this.#table.pinCounts[slot] === 0) this.#pinnedBlockCount++;
     this.#table.pinCounts[slot] = (this.#table.pinCounts[slot] ?? 0) + 1;
     this.#hold(slot);
     return true;
@@ -99,7 +128,9 @@ export class StoreDirectory {
     const slot = this.#table.find(key);
     assert(slot !== undefined && (this.#table.pinCounts[slot] ?? 0) > 0, "a block is unpinned that has no pin");
     this.#table.pinCounts[slot] = (this.#table.pinCounts[slot] ?? 0) - 1;
-    if (this.#table.pinCounts[slot] === 0) this.#restore(slot, now);
+    if (this.#table.pinCounts[slot] !== 0) return;
+    this.#pinnedBlockCount--;
+    this.#restore(slot, now);
   }
 
   apply(event: StoreEvent, now: Instant): readonly StoreEffect[] {
@@ -130,6 +161,9 @@ export class StoreDirectory {
         // Who has it pinned reads it; it is missed again.
         this.#forgetUnlessPinned(this.#slotOf(event.key));
         break;
+      case "BlocksKept":
+        this.#keep(event.keys, now);
+        break;
       case "TimePassed":
         this.#expire(now);
         break;
@@ -146,14 +180,17 @@ export class StoreDirectory {
   checkInvariants(): void {
     let [memory, disk] = [0, 0];
     const tenants = new Map<string, number>();
+    let pinned = 0;
     for (const slot of this.#table.slots()) {
       const [state, bytes] = [this.#stateOf(slot), this.#bytesOf(slot)];
+      if (this.#table.pinCounts[slot] !== 0) pinned++;
       assert(state !== 0, `slot ${slot} is kept for a block that is nowhere`);
       if ((state & (IN_MEMORY | BEING_PULLED)) !== 0) memory += bytes;
       if ((state & (ON_DISK | BEING_PERSISTED)) !== 0) disk += bytes;
       const tenant = this.#table.tenantOf(slot);
       tenants.set(tenant, (tenants.get(tenant) ?? 0) + bytes);
     }
+    assert(pinned === this.#pinnedBlockCount, `${pinned} blocks are pinned, counted ${this.#pinnedBlockCount}`);
     assert(memory === this.#memoryBytes, `${memory} bytes are in memory, counted ${this.#memoryBytes}`);
     assert(disk === this.#diskBytes, `${disk} bytes are on disk, counted ${this.#diskBytes}`);
     assert(memory <= this.#limits.memoryBytes, `${memory} bytes of ${this.#limits.memoryBytes} are in memory`);
@@ -172,7 +209,7 @@ export class StoreDirectory {
       this.#forgetUnlessPinned(known);
       // A prefix with a hole is of no use behind it.
       if (block.expiresAt <= now || !this.#makeRoom(block)) break;
-      const slot = this.#table.add(block, BEING_PULLED);
+      const slot = this.#add(block, BEING_PULLED);
       if (slot === undefined) break;
       this.#memoryBytes += block.byteCount;
       this.#addToTenant(block.tenant, block.byteCount);
@@ -192,11 +229,38 @@ export class StoreDirectory {
     }
     while (this.#memoryBytes + byteCount > memoryBytes) if (!this.#evictFromMemory()) return false;
     while (this.#table.isFull) {
-      const slot = this.#disk.evict() ?? this.#memory.evict();
-      if (slot === undefined) return false;
-      this.#forget(slot, true);
+      const slot = this.#disk.evict();
+      if (slot !== undefined) this.#forget(slot, true);
+      else if (!this.#evictFromMemory()) return false;
     }
     return true;
+  }
+
+  /** A slot for a block that has none. */
+  #add(block: StoredBlock, state: number): number | undefined {
+    const slot = this.#table.add(block, state);
+    if (slot !== undefined) this.#table.isKept[slot] = this.isKept(block.key) ? 1 : 0;
+    return slot;
+  }
+
+  /** From now on these are kept and no others. */
+  #keep(keys: readonly Uint8Array[], now: Instant): void {
+    const before = this.#keptKeys;
+    this.#keptKeys = new Map(keys.map((key) => [keyText(key), key]));
+    for (const [text, key] of before) if (!this.#keptKeys.has(text)) this.#setKept(key, 0, now);
+    for (const [text, key] of this.#keptKeys) if (!before.has(text)) this.#setKept(key, 1, now);
+  }
+
+  #setKept(key: Uint8Array, isKept: 0 | 1, now: Instant): void {
+    const slot = this.#slotOf(key);
+    if (slot === undefined) return;
+    this.#table.isKept[slot] = isKept;
+    if (!this.#isIdle(slot)) return;
+    if (isKept === 1 && this.#stateOf(slot) === IN_MEMORY) this.#persist(slot, now);
+    else {
+      this.#hold(slot);
+      this.#restore(slot, now);
+    }
   }
 
   /** Of a tenant's blocks that were not used for the longest time the one that is furthest back in its text. */
@@ -216,13 +280,18 @@ export class StoreDirectory {
     this.#memory.insert(slot, this.#factsOf(slot), now);
     this.#list(slot);
     this.#effects.push({ kind: "TellStored", medium: "memory", key });
-    if (this.#isWorthDisk(slot) && this.#makeDiskRoom(slot)) {
+    if (this.#isWorthDisk(slot) || this.#table.isKept[slot] === 1) this.#persist(slot, now);
+  }
+
+  /** Writes a block of memory to disk, if that has room. */
+  #persist(slot: number, now: Instant): void {
+    // It must stay in memory until it is written.
+    this.#hold(slot);
+    if (this.#makeDiskRoom(slot)) {
       this.#table.states[slot] = IN_MEMORY | BEING_PERSISTED;
       this.#diskBytes += this.#bytesOf(slot);
-      // It must stay in memory until it is written.
-      this.#hold(slot);
-      this.#effects.push({ kind: "PersistBlock", key });
-    }
+      this.#effects.push({ kind: "PersistBlock", key: this.#table.keyOf(slot) });
+    } else this.#restore(slot, now);
   }
 
   #isWorthDisk(slot: number): boolean {
@@ -265,7 +334,7 @@ export class StoreDirectory {
     const { diskBytes, tenantBytes } = this.#limits;
     const fits =
       this.#diskBytes + block.byteCount <= diskBytes && this.tenantBytes(block.tenant) + block.byteCount <= tenantBytes;
-    const slot = fits && block.expiresAt > now ? this.#table.add(block, ON_DISK) : undefined;
+    const slot = fits && block.expiresAt > now ? this.#add(block, ON_DISK) : undefined;
     if (slot === undefined) {
       this.#effects.push({ kind: "RemoveBlock", key: block.key });
       return;
@@ -326,7 +395,7 @@ export class StoreDirectory {
     if ((state & (ON_DISK | BEING_PERSISTED)) !== 0) this.#diskBytes -= bytes;
     this.#addToTenant(this.#table.tenantOf(slot), -bytes);
     this.#hold(slot);
-    this.#table.pinCounts[slot] = 0;
+    assert(this.#table.pinCounts[slot] === 0, "a pinned block is forgotten");
     this.#table.delete(slot);
     if (!tell) return;
     this.#effects.push({ kind: "RemoveBlock", key });
@@ -361,8 +430,11 @@ export class StoreDirectory {
   #restore(slot: number, now: Instant): void {
     if (!this.#isIdle(slot)) return;
     const facts = this.#factsOf(slot);
-    if ((this.#stateOf(slot) & IN_MEMORY) !== 0) this.#memory.restore(slot, facts, now);
-    if ((this.#stateOf(slot) & ON_DISK) !== 0) this.#disk.restore(slot, facts, now);
+    const [state, isKept] = [this.#stateOf(slot), this.#table.isKept[slot] === 1];
+    // What is kept may leave memory when it is on disk too, and that is all.
+    if ((state & IN_MEMORY) !== 0 && (!isKept || (state & ON_DISK) !== 0)) this.#memory.restore(slot, facts, now);
+    if (isKept) return;
+    if ((state & ON_DISK) !== 0) this.#disk.restore(slot, facts, now);
     this.#list(slot);
   }
 

@@ -47,6 +47,8 @@ export type StoreEvent =
   | { readonly kind: "BlockLoaded"; readonly key: Uint8Array }
   /** The sidecar does not have what was thought to be there: damaged, or lost with memory. */
   | { readonly kind: "BlockMissing"; readonly key: Uint8Array }
+  /** An operator keeps these blocks, here or not, and no others. */
+  | { readonly kind: "BlocksKept"; readonly keys: readonly Uint8Array[] }
   | { readonly kind: "TimePassed" };
 
 export type StoreMedium = "memory" | "disk";

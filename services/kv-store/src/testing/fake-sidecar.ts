@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { BLOCK_HASH_BYTES } from "@kvasir/core";
+import { BLOCK_HASH_BYTES, KvasirError } from "@kvasir/core";
 import { type DiskBlock, StoreSidecarService } from "@kvasir/proto";
 import { createServer } from "@kvasir/rpc";
 
@@ -24,6 +24,8 @@ export class FakeSidecar {
   readonly ingests: { readonly firstBlock: number; readonly count: number }[] = [];
   /** Blocks that an ingest gets; the others do not come. */
   ingestMax = Number.POSITIVE_INFINITY;
+  /** Whether an ingest ends as a link that breaks before its answer is there. */
+  losesAnswers = false;
   /** What `exposeBlocks` waits for. */
   exposing: Promise<void> = Promise.resolve();
   readonly #server = createServer();
@@ -45,6 +47,7 @@ export class FakeSidecar {
         const taken = keysOf(keys).slice(0, this.ingestMax);
         this.ingests.push({ firstBlock, count: taken.length });
         for (const key of taken) this.memory.add(key);
+        if (this.losesAnswers) throw new KvasirError({ reason: "unavailable", message: "the answer is lost" });
         return { storedCount: taken.length };
       },
       exposeBlocks: async ({ keys, leaseId }) => {
@@ -73,6 +76,7 @@ export class FakeSidecar {
         }
         return {};
       },
+      listStoreSpans: async () => ({ spans: [] }),
       readStoreStats: async () => ({ memoryBlocks: BigInt(this.memory.size), diskBlocks: BigInt(this.disk.size) }),
     });
     await this.#server.listen(`unix:${this.socketPath}`);

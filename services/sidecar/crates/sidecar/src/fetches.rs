@@ -42,7 +42,27 @@ impl WriteGate {
     }
 }
 
+/// Fences a lease when it is dropped.
+pub struct FencedOnDrop<'a> {
+    fetches: &'a Fetches,
+    lease_id: LeaseId,
+}
+
+impl Drop for FencedOnDrop<'_> {
+    fn drop(&mut self) {
+        self.fetches.fence(self.lease_id);
+    }
+}
+
 impl Fetches {
+    /// Fences a lease at the latest when the answer is dropped.
+    pub fn fenced_on_drop(&self, lease_id: LeaseId) -> FencedOnDrop<'_> {
+        FencedOnDrop {
+            fetches: self,
+            lease_id,
+        }
+    }
+
     /// The gate of a lease; None when it is fenced.
     pub fn open(&self, lease_id: LeaseId) -> Option<WriteGate> {
         let mut gates = lock(&self.gates);
@@ -88,6 +108,16 @@ mod tests {
         assert_eq!(gate.write(|| 7), None);
         assert!(fetches.open([1; 16]).is_none());
         assert!(fetches.open([2; 16]).is_some());
+    }
+
+    #[test]
+    fn what_is_given_up_writes_no_more() {
+        let fetches = Fetches::default();
+        let given_up = fetches.fenced_on_drop([1; 16]);
+        let gate = fetches.open([1; 16]).expect("a new lease may write");
+        assert_eq!(gate.write(|| 7), Some(7));
+        drop(given_up);
+        assert_eq!(gate.write(|| 7), None);
     }
 
     #[test]

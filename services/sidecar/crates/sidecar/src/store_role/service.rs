@@ -156,6 +156,8 @@ impl Shared {
             ..FetchRequest::default()
         };
         let fetch = fetch::prepare(&self.sidecar, fetch, context)?;
+        // Dropped before `staged`, also where the store hangs up: nothing writes into a block that another pull may get.
+        let writes = self.sidecar.fetches.fenced_on_drop(lease_id);
         let (sender, mut reports) = mpsc::channel(REPORTS_BUFFERED);
         let pulling = self.kv_plane.fetch(Arc::clone(&self.sidecar), fetch, sender);
         let (mut verified, mut failure) = (begin, None);
@@ -166,7 +168,7 @@ impl Shared {
             }
         }
         let _ = pulling.await;
-        self.sidecar.fetches.fence(lease_id);
+        drop(writes);
         let whole = (verified - begin) / block_size;
         if let (0, Some(failure)) = (whole, failure) {
             return Err(failure);
@@ -364,6 +366,14 @@ impl StoreSidecarService for StoreFacing {
             kv_bytes_received: stats.kv_bytes_received.load(Ordering::Relaxed),
             kv_bytes_sent: stats.kv_bytes_sent.load(Ordering::Relaxed),
         }))
+    }
+
+    async fn list_store_spans(
+        &self,
+        request: Request<kernel::ListStoreSpansRequest>,
+    ) -> Result<Response<kernel::ListStoreSpansResponse>, Status> {
+        let spans = self.0.sidecar.telemetry.ring.of_trace(&request.into_inner().trace_id);
+        Ok(Response::new(kernel::ListStoreSpansResponse { spans }))
     }
 }
 

@@ -8,6 +8,7 @@ import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegen
 import type { Message } from "@bufbuild/protobuf";
 import type { Ticket } from "../../transfer/v1/transfer_service_pb.js";
 import type { KvSource } from "../../common/v1/common_pb.js";
+import type { Span } from "./kernel_service_pb.js";
 
 /**
  * Describes the file kvasir/kernel/v1/store_service.proto.
@@ -542,6 +543,46 @@ export declare type ReadStoreStatsResponse = Message<"kvasir.kernel.v1.ReadStore
 export declare const ReadStoreStatsResponseSchema: GenMessage<ReadStoreStatsResponse>;
 
 /**
+ * Asks for one trace.
+ *
+ * @generated from message kvasir.kernel.v1.ListStoreSpansRequest
+ */
+export declare type ListStoreSpansRequest = Message<"kvasir.kernel.v1.ListStoreSpansRequest"> & {
+  /**
+   * 32 lower-case hex digits.
+   *
+   * @generated from field: string trace_id = 1;
+   */
+  traceId: string;
+};
+
+/**
+ * Describes the message kvasir.kernel.v1.ListStoreSpansRequest.
+ * Use `create(ListStoreSpansRequestSchema)` to create a new message.
+ */
+export declare const ListStoreSpansRequestSchema: GenMessage<ListStoreSpansRequest>;
+
+/**
+ * Finished spans.
+ *
+ * @generated from message kvasir.kernel.v1.ListStoreSpansResponse
+ */
+export declare type ListStoreSpansResponse = Message<"kvasir.kernel.v1.ListStoreSpansResponse"> & {
+  /**
+   * Oldest first.
+   *
+   * @generated from field: repeated kvasir.kernel.v1.Span spans = 1;
+   */
+  spans: Span[];
+};
+
+/**
+ * Describes the message kvasir.kernel.v1.ListStoreSpansResponse.
+ * Use `create(ListStoreSpansResponseSchema)` to create a new message.
+ */
+export declare const ListStoreSpansResponseSchema: GenMessage<ListStoreSpansResponse>;
+
+/**
  * Holds blocks by their hashes in memory and on disk, and moves them. Chooses nothing: what does not fit is refused, and the store says what
  * goes. Keys are 16 bytes each, one after the other; those of one call are blocks of one text, in order.
  *
@@ -628,6 +669,16 @@ export declare const StoreSidecarService: GenService<{
     methodKind: "unary";
     input: typeof ReadStoreStatsRequestSchema;
     output: typeof ReadStoreStatsResponseSchema;
+  },
+  /**
+   * Finished spans of one trace from the sidecar's ring.
+   *
+   * @generated from rpc kvasir.kernel.v1.StoreSidecarService.ListStoreSpans
+   */
+  listStoreSpans: {
+    methodKind: "unary";
+    input: typeof ListStoreSpansRequestSchema;
+    output: typeof ListStoreSpansResponseSchema;
   },
 }>;
 
