@@ -1,6 +1,6 @@
 import type { LocalCluster } from "@kvasir/cli";
 
-/** Fetches of cached KV by their outcome. What a process counted between the last look and its death is not seen. */
+/** Fetches of cached KV by their source and outcome, `store complete`. What a process counted between the last look and its death is not seen. */
 export class FetchCounter {
   readonly counts = new Map<string, number>();
   readonly #cluster: LocalCluster;
@@ -19,8 +19,9 @@ export class FetchCounter {
         // It was another process by the time it was asked.
         if (this.#cluster.process(name).pid !== pid) return;
         for (const [sample, count] of samples) {
-          const outcome = /^kvasir_prefix_fetches_total\{.*outcome="(\w+)"\}/.exec(sample)?.[1];
-          if (outcome === undefined || count === 0) continue;
+          const [, source, ended] = /^kvasir_prefix_fetches_total\{source="(\w+)",outcome="(\w+)"\}/.exec(sample) ?? [];
+          if (source === undefined || count === 0) continue;
+          const outcome = `${source} ${ended}`;
           const key = `${pid} ${outcome}`;
           const grown = count - (this.#seen.get(key) ?? 0);
           this.#seen.set(key, count);

@@ -6,10 +6,12 @@ import { type LocalCluster, type ProcessHandle, startLocalCluster } from "@kvasi
 import { defineOptions, runMain } from "@kvasir/config";
 import { resolveModel } from "@kvasir/models";
 import { FetchCounter } from "./fetch-counter.ts";
+import { type Ending, request, undisturbed } from "./soak-request.ts";
 
-// Real processes under load, a share of the requests cancelled, and every few seconds something killed: workers, sidecars, routers. Whatever
+// Real processes under load, a share of the requests cancelled, and every few seconds something killed: workers, stores, sidecars, routers. Whatever
 // happens, a request ends once: with the tokens of an undisturbed run, or with a typed error. When the load ends, so does all that was held.
 // Prompts share their beginnings, so that prefill workers fetch from each other what one of them has; new salts keep making the caches cold.
+// With stores, salts come back when the workers have lost most of theirs, and tiers are small, so that blocks are evicted and files compacted.
 const FLAGS = defineOptions("kvasir-soak", "kills processes of a loaded cluster and checks every answer", {
   minutes: { type: "integer", env: "KVASIR_SOAK_MINUTES", default: 5, min: 1, help: "How long." },
   requests: {
@@ -35,6 +37,7 @@ const FLAGS = defineOptions("kvasir-soak", "kills processes of a loaded cluster 
     max: 100,
     help: "Of the requests.",
   },
+  stores: { type: "integer", env: "KVASIR_SOAK_STORES", default: 0, min: 0, help: "Stores, with memory and disk." },
   killEveryMs: {
     type: "integer",
     env: "KVASIR_SOAK_KILL_EVERY_MS",
@@ -61,6 +64,21 @@ const PROMPTS = [
 ];
 /** Requests between two salts: so many meet what the others of their salt left in the caches. */
 const REQUESTS_PER_SALT = 40;
+const STEP = 128;
+/** Makes computing slow enough beside a fetch that the router has stores asked. */
+const SHORT_STEP = 16;
+/** Salts before they begin again, where stores keep what workers have lost. */
+const SALTS_WITH_STORES = 6;
+const STORE_FLAGS = [
+  "--admission",
+  "all",
+  "--memory-bytes",
+  "8MiB",
+  "--disk-bytes",
+  "32MiB",
+  "--segment-bytes",
+  "2MiB",
+];
 const SAMPLINGS: readonly Readonly<Record<string, unknown>>[] = [
   { temperature: 0, max_tokens: 48, ignore_eos: true },
   { temperature: 0.9, seed: 11, max_tokens: 96, ignore_eos: true },
@@ -71,19 +89,15 @@ const SAMPLINGS: readonly Readonly<Record<string, unknown>>[] = [
 /** Between two looks at the counters of processes that may die at any moment. */
 const COUNT_EVERY_MS = 500;
 
-interface Ending {
-  readonly kind: "right" | "wrong" | "error" | "cancelled" | "cut";
-  readonly detail: string;
-}
-
-await runMain(FLAGS, async ({ minutes, requests, seed, concurrency, cancelledPercent, killEveryMs }) => {
+await runMain(FLAGS, async ({ minutes, requests, seed, concurrency, cancelledPercent, stores, killEveryMs }) => {
   const random = randomFrom(seed);
   const pick = <T>(items: readonly T[]): T => items[Math.floor(random() * items.length)] as T;
   const model = await resolveModel("tiny", CACHE_DIR, (line) => process.stderr.write(`${line}\n`));
   const logDir = mkdtempSync(join(tmpdir(), "kvasir-soak-"));
   const cluster = await startLocalCluster({
     ...{ model: model.directory, servedModelName: "tiny", routers: 2, prefill: 2, decode: 2, restart: true },
-    ...{ logDir, threadsPerSidecar: 1, stepTokens: 128 },
+    ...{ logDir, threadsPerSidecar: 1, kvBytes: "64MiB", stepTokens: stores > 0 ? SHORT_STEP : STEP },
+    ...{ stores, storeDirectory: join(logDir, "stores"), extraFlags: { store: STORE_FLAGS } },
   });
   try {
     const bodies = PROMPTS.flatMap((content) =>
@@ -105,7 +119,7 @@ await runMain(FLAGS, async ({ minutes, requests, seed, concurrency, cancelledPer
         asked++;
         const body = pick(bodies);
         const cancelAfter = random() * 100 < cancelledPercent ? Math.floor(random() * 40) : undefined;
-        const salted = { ...body, cache_salt: `${Math.floor(asked / REQUESTS_PER_SALT)}` };
+        const salted = { ...body, cache_salt: saltOf(asked, stores) };
         const ending = await request(cluster, salted, expected.get(body) ?? "", cancelAfter);
         endings.set(ending.kind, (endings.get(ending.kind) ?? 0) + 1);
         if (ending.kind === "wrong" || ending.kind === "cut" || ending.kind === "error") bad.push(ending.detail);
@@ -119,9 +133,7 @@ await runMain(FLAGS, async ({ minutes, requests, seed, concurrency, cancelledPer
       while (!isOver) {
         await sleep(killEveryMs * (0.5 + random()));
         if (isOver) return;
-        const victim = pick(
-          cluster.processes.filter(({ kind }) => kind === "router" || kind === "prefill" || kind === "decode"),
-        );
+        const victim = pick(cluster.processes.filter(({ kind }) => kind !== "redis" && kind !== "gateway"));
         const killed = kill(victim, random() < 0.5);
         if (killed !== undefined) kills.set(killed, (kills.get(killed) ?? 0) + 1);
       }
@@ -141,10 +153,13 @@ await runMain(FLAGS, async ({ minutes, requests, seed, concurrency, cancelledPer
       `${asked} requests with seed ${seed}: ${summary(endings)}; killed ${summary(kills)}; fetches of cached KV, at least: ${summary(fetches.counts)}; held at the end: ${held === "" ? "nothing" : held}\n`,
     );
     for (const detail of bad.slice(0, 20)) process.stdout.write(`  ${detail}\n`);
-    const isFetched = (fetches.counts.get("complete") ?? 0) > 0;
-    if (!isFetched)
-      process.stdout.write("  no fetch of cached KV was completed: there was nothing to be seen of them\n");
-    if (wrong > 0 || held !== "" || !isFetched) process.exitCode = 1;
+    const sources = ["worker", ...(stores > 0 ? ["store"] : [])];
+    const idle = sources.filter((source) => (fetches.counts.get(`${source} complete`) ?? 0) === 0);
+    for (const source of idle)
+      process.stdout.write(
+        `  no fetch of cached KV from a ${source} was completed: there was nothing to be seen of them\n`,
+      );
+    if (wrong > 0 || held !== "" || idle.length > 0) process.exitCode = 1;
   } finally {
     await cluster.stop();
   }
@@ -159,6 +174,11 @@ function randomFrom(seed: number): () => number {
     mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
     return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
   };
+}
+
+function saltOf(asked: number, stores: number): string {
+  const number = Math.floor(asked / REQUESTS_PER_SALT);
+  return `${stores === 0 ? number : number % SALTS_WITH_STORES}`;
 }
 
 function summary(counts: ReadonlyMap<string, number>): string {
@@ -178,97 +198,43 @@ function kill(victim: ProcessHandle, sidecar: boolean): string | undefined {
   return pid === victim.pid ? victim.kind : `${victim.kind}'s sidecar`;
 }
 
-async function undisturbed(cluster: LocalCluster, body: object): Promise<string> {
-  const response = await post(cluster, body);
-  const answer = (await response.json()) as { choices: readonly [{ message: { content: string } }] };
-  if (response.status !== 200) throw new Error(`an undisturbed request ended with ${JSON.stringify(answer)}`);
-  return answer.choices[0].message.content;
-}
-
-function post(cluster: LocalCluster, body: object, signal?: AbortSignal): Promise<Response> {
-  return fetch(`${cluster.gatewayUrl}/v1/chat/completions`, {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: JSON.stringify(body),
-    ...(signal === undefined ? {} : { signal }),
-  });
-}
-
-/** One streamed request, read to whatever end it has; `cancelAfter`: so many events later the client goes away. */
-async function request(cluster: LocalCluster, body: object, expected: string, cancelAfter?: number): Promise<Ending> {
-  const away = new AbortController();
-  let text = "";
-  let events = 0;
-  let ends = 0;
-  let told: unknown;
-  try {
-    const streamed = { ...body, stream: true, stream_options: { include_usage: true } };
-    const response = await post(cluster, streamed, away.signal);
-    if (response.status !== 200) {
-      const { error } = (await response.json()) as { error?: { code?: string; message?: string } };
-      if (error?.message === undefined)
-        return { kind: "wrong", detail: `status ${response.status} without a typed error` };
-      return { kind: "error", detail: `${response.status} ${error.code}: ${error.message}` };
-    }
-    for await (const event of eventsOf(response)) {
-      if (cancelAfter !== undefined && events++ >= cancelAfter) {
-        away.abort();
-        return { kind: "cancelled", detail: "" };
-      }
-      if (event === "[DONE]") {
-        ends++;
-        continue;
-      }
-      const { choices, error, kvasir, usage } = JSON.parse(event) as {
-        choices?: readonly { delta?: { content?: string } }[];
-        kvasir?: object;
-        usage?: object;
-        error?: { code?: string; message?: string };
-      };
-      if (error !== undefined) return { kind: "error", detail: `in the stream: ${error.code}: ${error.message}` };
-      text += choices?.[0]?.delta?.content ?? "";
-      if (kvasir !== undefined) told = { ...kvasir, usage };
-    }
-  } catch (error) {
-    if (away.signal.aborted) return { kind: "cancelled", detail: "" };
-    return { kind: "cut", detail: `cut after ${text.length} characters: ${String(error)}` };
-  }
-  if (ends !== 1) return { kind: "cut", detail: `${ends} ends after ${text.length} characters` };
-  if (text === expected) return { kind: "right", detail: "" };
-  const where = `wrong from character ${firstDifference(text, expected)} of ${expected.length}`;
-  return { kind: "wrong", detail: `${where}: ${JSON.stringify({ ...body, messages: undefined, told })}` };
-}
-
-async function* eventsOf(response: Response): AsyncGenerator<string> {
-  let buffer = "";
-  for await (const part of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
-    buffer += part;
-    for (let end = buffer.indexOf("\n\n"); end >= 0; end = buffer.indexOf("\n\n")) {
-      yield buffer.slice("data: ".length, end);
-      buffer = buffer.slice(end + 2);
-    }
-  }
-}
-
-function firstDifference(a: string, b: string): number {
-  let index = 0;
-  while (index < Math.min(a.length, b.length) && a[index] === b[index]) index++;
-  return index;
-}
-
-/** What workers still hold once no request runs; empty as soon as it is nothing, at the latest after `maxMs`: more than a lease. */
+/** What is still held once no request runs; empty as soon as it is nothing, at the latest after `maxMs`: more than a lease. */
 async function whatIsHeld(cluster: LocalCluster, maxMs: number): Promise<string> {
   for (const until = performance.now() + maxMs; ; await sleep(250)) {
     const held: string[] = [];
     for (const { name, kind } of cluster.processes) {
-      if (kind !== "prefill" && kind !== "decode") continue;
+      if (kind !== "prefill" && kind !== "decode" && kind !== "store") continue;
       const metrics = await cluster.metrics(name).catch(() => undefined);
       if (metrics === undefined) held.push(`${name} does not answer`);
-      for (const state of ["leased", "pinned", "orphaned", "used", "reserved"]) {
-        const count = metrics?.get(`kvasir_blocks{state="${state}"}`) ?? 0;
-        if (count > 0) held.push(`${name} ${state} ${count}`);
-      }
+      else held.push(...(kind === "store" ? heldByStore : heldByWorker)(metrics).map((what) => `${name} ${what}`));
     }
     if (held.length === 0 || performance.now() > until) return held.join(", ");
   }
+}
+
+type Samples = ReadonlyMap<string, number>;
+
+function heldByWorker(metrics: Samples): readonly string[] {
+  return ["leased", "pinned", "orphaned", "used", "reserved"].flatMap((state) => {
+    const count = metrics.get(`kvasir_blocks{state="${state}"}`) ?? 0;
+    return count > 0 ? [`${state} ${count}`] : [];
+  });
+}
+
+/** Loans, pins and pulls that never ended, and blocks that its sidecar has and nobody can find, or the other way round. */
+function heldByStore(metrics: Samples): readonly string[] {
+  const at = (sample: string) => metrics.get(sample) ?? Number.NaN;
+  const zeros = [
+    "kvasir_store_loans",
+    "kvasir_store_exports",
+    "kvasir_store_pinned_blocks",
+    'kvasir_store_pull_blocks{state="waiting"}',
+    'kvasir_store_pull_blocks{state="running"}',
+  ].flatMap((sample) => (at(sample) === 0 ? [] : [`${sample} ${at(sample)}`]));
+  const differing = ["memory", "disk"].flatMap((medium) => {
+    const there = at(`kvasir_store_blocks{medium="${medium}"}`);
+    const filed = at(`kvasir_store_used_bytes{medium="${medium}"}`) / at("kvasir_store_block_bytes");
+    return there === filed ? [] : [`has ${there} blocks in ${medium}, and knows ${filed} of them`];
+  });
+  return [...zeros, ...differing];
 }

@@ -40,7 +40,8 @@ async function ask(content: string, salt: string, key = "one") {
   expect(response.status, await response.clone().text()).toBe(200);
   const { usage, kvasir, choices } = await answerOf(response);
   const { cached_tokens: sum } = usage.prompt_tokens_details;
-  return { text: choices[0].message.content, promptTokens: usage.prompt_tokens, sum, cached: kvasir.cached_tokens };
+  const text = choices[0].message.content;
+  return { text, promptTokens: usage.prompt_tokens, sum, cached: kvasir.cached_tokens, traceId: kvasir.trace_id };
 }
 
 type Answer = Awaited<ReturnType<typeof ask>>;
@@ -64,7 +65,11 @@ async function restartWorkers(): Promise<void> {
 }
 
 /** The tiny model computes a prompt about as fast as a store sends it; where that was quicker, the workers are killed and asked again. */
-async function expectServedFrom(source: "store_dram" | "store_disk", first: Answer, blockCount: number): Promise<void> {
+async function expectServedFrom(
+  source: "store_dram" | "store_disk",
+  first: Answer,
+  blockCount: number,
+): Promise<Answer> {
   for (let attempt = 1; ; attempt++) {
     await restartWorkers();
     await expect.poll(known, { timeout: 10_000 }).toBeGreaterThanOrEqual(blockCount);
@@ -76,8 +81,20 @@ async function expectServedFrom(source: "store_dram" | "store_disk", first: Answ
     const { store_dram: memory = 0, store_disk: disk = 0 } = again.cached;
     const fromStore = attempt === 1 ? again.cached[source] : memory + disk;
     expect([again.sum, fromStore]).toEqual([cachedOf(first.promptTokens), cachedOf(first.promptTokens)]);
-    return;
+    return again;
   }
+}
+
+/** The trace has the loan of the store, and what its sidecar sent for it. */
+async function expectLoanInTrace({ traceId }: Answer): Promise<void> {
+  const lineage = async () => {
+    const spans = await cluster.spans(traceId);
+    const byId = new Map(spans.map((span) => [span.spanId, span]));
+    const lend = spans.find(({ name }) => name === "store.lend");
+    const serve = spans.find(({ name, instance }) => name === "kv.serve" && instance === `${lend?.instance}-sidecar`);
+    return [lend, serve].map((span) => byId.get(span?.parentSpanId ?? "")?.name);
+  };
+  await expect.poll(lineage, { timeout: 5_000 }).toEqual(["prefill.run", "kv.pull"]);
 }
 
 test("after every worker was killed a repeated prompt comes from the store: from memory, and after the store's own end from disk", async () => {
@@ -85,7 +102,7 @@ test("after every worker was killed a repeated prompt comes from the store: from
   expect(first.sum).toBe(0);
   const blockCount = Math.floor(first.promptTokens / BLOCK_SIZE);
   await expect.poll(() => stored("disk"), { timeout: 10_000 }).toBeGreaterThanOrEqual(blockCount);
-  await expectServedFrom("store_dram", first, blockCount);
+  await expectLoanInTrace(await expectServedFrom("store_dram", first, blockCount));
   await Promise.all(stores().map((store) => store.kill("SIGKILL")));
   await expect.poll(() => stores().every(({ isRunning }) => isRunning), { timeout: 20_000 }).toBe(true);
   await expectServedFrom("store_disk", first, blockCount);
@@ -162,4 +179,27 @@ test("stores divide texts: each lies on one of them, whole", async () => {
     expect(count).toBeGreaterThan(0);
     expect(count % (blockCounts[0] ?? 1)).toBe(0);
   }
+}, 60_000);
+
+test("a pinned prompt is kept by the store that has it, also when that was killed, until it is unpinned", async () => {
+  await cluster.ready();
+  const { promptTokens } = await ask(TEXT, "pinned");
+  const url = `http://${processOf(cluster, "gateway").adminAddress}/cache/pins`;
+  const body = { ...chatBody(TEXT), cache_salt: "pinned", ttl_seconds: 3_600 };
+  const headers = { authorization: "Bearer one" };
+  const pinned = await fetch(url, { method: "POST", headers, body: JSON.stringify(body) });
+  expect(pinned.status, await pinned.clone().text()).toBe(201);
+  const { id, blocks: blockCount } = (await pinned.json()) as { readonly id: string; readonly blocks: number };
+  expect(blockCount).toBe(Math.floor(promptTokens / BLOCK_SIZE));
+  const kept = async (state: string) =>
+    sum(await Promise.all(stores().map((store) => metric(store, `kvasir_store_kept_blocks{state="${state}"}`))));
+  const options = { timeout: 10_000 };
+  await expect.poll(() => kept("present"), options).toBe(blockCount);
+  await Promise.all(stores().map((store) => store.kill("SIGKILL")));
+  await expect.poll(() => stores().every(({ isRunning }) => isRunning), { timeout: 20_000 }).toBe(true);
+  await cluster.ready();
+  await expect.poll(() => kept("present"), options).toBe(blockCount);
+  expect(await kept("wanted"), "whichever of them is asked for the text").toBe(2 * blockCount);
+  expect((await fetch(`${url}/${id}`, { method: "DELETE" })).status).toBe(200);
+  await expect.poll(() => kept("wanted"), options).toBe(0);
 }, 60_000);
