@@ -8,6 +8,7 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { CACHE_DIR, chatBody, onFreePorts, post, startTiny } from "./support.ts";
 
 const RULES = join(import.meta.dirname, "../../deploy/prometheus");
+const FILES = ["alerts.yaml", "recordings.yaml"];
 
 /** Prometheus is had from Debian's packages; elsewhere these tests are shown as skipped, unless it is installed. */
 const isHad = knownPrograms() !== undefined || existsSync("/usr/bin/apt-get");
@@ -24,7 +25,7 @@ beforeAll(async () => {
   prometheus = await onFreePorts(async () =>
     startPrometheus({ programs, port: await freePort(), intervalS: 1, directory, logFile }),
   );
-  cluster = await startTiny({ prefill: 1, decode: 1, mixed: 1 });
+  cluster = await startTiny({ prefill: 1, decode: 1, mixed: 1, stores: 1 });
   prometheus.setTargets(
     cluster.processes.flatMap(({ name, kind, adminAddress }) => (adminAddress ? [{ name, kind, adminAddress }] : [])),
   );
@@ -65,7 +66,7 @@ async function query(expression: string): Promise<ReadonlyMap<string, number>> {
 test.skipIf(!isHad)("the rules are sound, and fire when they should and not before", async () => {
   const promtool = join(programs, "promtool");
   const run = promisify(execFile);
-  await run(promtool, ["check", "rules", join(RULES, "alerts.yaml")]);
+  await run(promtool, ["check", "rules", ...FILES.map((file) => join(RULES, file))]);
   await run(promtool, ["test", "rules", join(RULES, "alerts.test.yaml")]);
 });
 
@@ -79,6 +80,7 @@ test.skipIf(!isHad)("every process is scraped under its name, and requests are c
         ["prefill-0", 1],
         ["decode-0", 1],
         ["mixed-0", 1],
+        ["store-0", 1],
       ]),
     );
   for (const _ of [1, 2, 3]) await (await post(cluster, chatBody("hello", { ignore_eos: true }))).text();
@@ -88,7 +90,7 @@ test.skipIf(!isHad)("every process is scraped under its name, and requests are c
 });
 
 test.skipIf(!isHad)("every metric that a rule asks for is there, and on a healthy cluster no alert fires", async () => {
-  const text = readFileSync(join(RULES, "alerts.yaml"), "utf8");
+  const text = FILES.map((file) => readFileSync(join(RULES, file), "utf8")).join("");
   const expressions = text.replaceAll(/^ *(summary|action):.*$/gm, "");
   const wanted = [...new Set([...expressions.matchAll(/\bkvasir_[a-z_]+/g)].map(([name]) => name))];
   expect(wanted.length).toBeGreaterThan(8);
@@ -100,7 +102,7 @@ test.skipIf(!isHad)("every metric that a rule asks for is there, and on a health
 
   const { groups } = await api<{ groups: { rules: { name: string; state: string; health: string }[] }[] }>("rules");
   const rules = groups.flatMap((group) => group.rules);
-  expect(rules).toHaveLength(text.match(/- alert:/g)?.length ?? 0);
+  expect(rules).toHaveLength(text.match(/- (alert|record):/g)?.length ?? 0);
   await expect
     .poll(async () => {
       const evaluated = await api<{ groups: { rules: { name: string; state: string; health: string }[] }[] }>("rules");

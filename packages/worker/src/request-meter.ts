@@ -139,6 +139,10 @@ export function requestMeter(registry: Registry, vllm: VllmMeter): RequestMeter 
     labelNames: ["source"],
     registers,
   });
+  for (const source of ["worker", "store"]) {
+    fetchedTokens.inc({ source }, 0);
+    fetchedBytes.inc({ source }, 0);
+  }
   return {
     ...vllm,
     prefixFetched(source, outcome, { tokenCount, bytes }) {

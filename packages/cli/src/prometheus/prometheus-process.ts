@@ -7,7 +7,9 @@ import type { Member } from "../running-cluster.ts";
 import { scrapeConfig, targetsText } from "./scrape-config.ts";
 
 const START_MAX_MS = 20_000;
-const RULES = join(import.meta.dirname, "../../../../deploy/prometheus/alerts.yaml");
+const RULES = ["alerts.yaml", "recordings.yaml"].map((name) =>
+  join(import.meta.dirname, "../../../../deploy/prometheus", name),
+);
 
 export interface PrometheusOptions {
   /** The folder that has the programs. */
@@ -45,7 +47,7 @@ export async function startPrometheus(options: PrometheusOptions): Promise<Prome
     written = text;
   };
   setTargets([]);
-  writeFileSync(configFile, scrapeConfig({ intervalS, rulesFile: RULES, targetsFile }));
+  writeFileSync(configFile, scrapeConfig({ intervalS, rulesFiles: RULES, targetsFile }));
   // Debian's program looks for its pages where the package is installed; here it may be unpacked elsewhere.
   const pages = join(programs, "../share/prometheus/web");
   const flags = [

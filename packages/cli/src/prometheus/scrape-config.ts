@@ -2,15 +2,15 @@ import type { Member } from "../running-cluster.ts";
 
 export interface ScrapeOptions {
   readonly intervalS: number;
-  readonly rulesFile: string;
+  readonly rulesFiles: readonly string[];
   readonly targetsFile: string;
 }
 
 /** Prometheus' configuration, as JSON, which is YAML. Targets come from a file that may change at any time. */
-export function scrapeConfig({ intervalS, rulesFile, targetsFile }: ScrapeOptions): string {
+export function scrapeConfig({ intervalS, rulesFiles, targetsFile }: ScrapeOptions): string {
   const config = {
     global: { scrape_interval: `${intervalS}s`, evaluation_interval: `${intervalS}s` },
-    rule_files: [rulesFile],
+    rule_files: rulesFiles,
     scrape_configs: [{ job_name: "kvasir", file_sd_configs: [{ files: [targetsFile], refresh_interval: "5s" }] }],
   };
   return `${JSON.stringify(config, null, 2)}\n`;
