@@ -43,8 +43,22 @@ test("each placement is told in order, with every part predicted beside what was
     span("4", {}, { name: "decode.generate", parentSpanId: "3".padStart(16, "0") }),
     span(
       "5",
-      { "kvasir.queue_ms": 1.5, "kvasir.compute_ms": 82 },
+      {
+        "kvasir.queue_ms": 1.5,
+        "kvasir.compute_ms": 82,
+        "kvasir.fetch_holder": "s0",
+        "kvasir.fetched_tokens": 64,
+        "kvasir.fetch_wanted_tokens": 128,
+        "kvasir.fetch_failure": "late",
+      },
       { name: "prefill.run", parentSpanId: "4".padStart(16, "0") },
+    ),
+    ...["51", "52"].map((start) =>
+      span(
+        start,
+        { "kvasir.lent_blocks": 2, "kvasir.lent_blocks_from_disk": start === "51" ? 2 : 0 },
+        { name: "store.lend", parentSpanId: "5".padStart(16, "0") },
+      ),
     ),
     span("6", {}, { name: "handover", parentSpanId: "4".padStart(16, "0"), endUnixNanos: "4000006" }),
     span("0", { "kvasir.measured_tbt_ms": 9.5, "gen_ai.usage.output_tokens": 20 }, { name: "gateway.request" }),
@@ -56,6 +70,7 @@ test("each placement is told in order, with every part predicted beside what was
     "",
     "placement 2: 300 prompt tokens, at most 20 more; class priority, served as flex, targets TTFT 70 ms, on a best effort, as they cannot be met, tenant 01234567",
     "  why         split on p0 → d1: TTFT 80 ms",
+    "  fetched     64 of 128 tokens from s0; which lent 4 blocks, 2 of them from disk; the rest was computed: late",
     "                    predicted       measured",
     "  waited                    –        12.0 ms",
     "  queue                3.0 ms         1.5 ms",

@@ -25,6 +25,8 @@ interface Measured {
   readonly queueMs?: number | undefined;
   readonly computeMs?: number | undefined;
   readonly handoverMs?: number | undefined;
+  /** What was fetched of its prompt, in words; undefined: nothing was to be. */
+  readonly fetched?: string | undefined;
 }
 
 function partsOf(attempt: SpanRecord | undefined, spans: readonly SpanRecord[]): Measured {
@@ -39,7 +41,26 @@ function partsOf(attempt: SpanRecord | undefined, spans: readonly SpanRecord[]):
     queueMs: numberOf(prefill["kvasir.queue_ms"]),
     computeMs: numberOf(prefill["kvasir.compute_ms"]),
     handoverMs: handover === undefined ? undefined : durationMs(handover),
+    fetched: fetchedText(
+      prefill,
+      spans.filter(({ name, spanId }) => name === "store.lend" && below.has(spanId)),
+    ),
   };
+}
+
+/** What `prefill.run` tells of the fetch that the router planned, and stores of what they lent for it. */
+function fetchedText(prefill: SpanRecord["attributes"], lends: readonly SpanRecord[]): string | undefined {
+  const holder = prefill["kvasir.fetch_holder"];
+  if (holder === undefined) return undefined;
+  const sum = (name: string) => lends.reduce((total, { attributes }) => total + (numberOf(attributes[name]) ?? 0), 0);
+  const failure = prefill["kvasir.fetch_failure"];
+  return [
+    `${prefill["kvasir.fetched_tokens"]} of ${prefill["kvasir.fetch_wanted_tokens"]} tokens from ${holder}`,
+    ...(lends.length === 0
+      ? []
+      : [`which lent ${sum("kvasir.lent_blocks")} blocks, ${sum("kvasir.lent_blocks_from_disk")} of them from disk`]),
+    ...(failure === undefined ? [] : [`the rest was computed: ${failure}`]),
+  ].join("; ");
 }
 
 function explain(
@@ -64,6 +85,7 @@ function explain(
     ["TBT", attributes["kvasir.predicted_tbt_ms"], told["kvasir.measured_tbt_ms"], "ms"],
     ["output", attributes["kvasir.predicted_output_tokens"], told["gen_ai.usage.output_tokens"], "tokens"],
   ];
+  if (measured.fetched !== undefined) lines.push(`  fetched     ${measured.fetched}`);
   lines.push("                    predicted       measured");
   for (const [name, predicted, seen, unit] of rows) {
     if (predicted === undefined && seen === undefined) continue;
