@@ -10,6 +10,10 @@ const COMMANDS = {
   },
   trace: { file: "packages/cli/src/trace.ts", help: "trace ID               print the timeline of one request" },
   explain: { file: "packages/cli/src/explain.ts", help: "explain ID             say why one request ran where it ran" },
+  pins: {
+    file: "packages/cli/src/pins.ts",
+    help: "pins                   keep prompts in stores, or list what is kept",
+  },
   replay: {
     file: "packages/cli/src/replay/main.ts",
     help: "replay TRACE           replay a trace, simulated (--sim) or against a gateway, with a report",

@@ -1,6 +1,8 @@
-import { mkdtempSync } from "node:fs";
+import { execFile } from "node:child_process";
+import { mkdtempSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import type { LocalCluster, ProcessHandle } from "@kvasir/cli";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import {
@@ -181,15 +183,24 @@ test("stores divide texts: each lies on one of them, whole", async () => {
   }
 }, 60_000);
 
+/** `npm run kvasir -- pins`, as an operator says it. */
+async function pins(...flags: readonly string[]): Promise<string> {
+  const main = join(import.meta.dirname, "../../packages/cli/src/pins.ts");
+  const argv = [main, ...flags, "--redis-url", cluster.redisUrl, "--cluster", cluster.cluster];
+  return (await promisify(execFile)(process.execPath, argv)).stdout;
+}
+
 test("a pinned prompt is kept by the store that has it, also when that was killed, until it is unpinned", async () => {
   await cluster.ready();
   const { promptTokens } = await ask(TEXT, "pinned");
-  const url = `http://${processOf(cluster, "gateway").adminAddress}/cache/pins`;
-  const body = { ...chatBody(TEXT), cache_salt: "pinned", ttl_seconds: 3_600 };
-  const headers = { authorization: "Bearer one" };
-  const pinned = await fetch(url, { method: "POST", headers, body: JSON.stringify(body) });
-  expect(pinned.status, await pinned.clone().text()).toBe(201);
-  const { id, blocks: blockCount } = (await pinned.json()) as { readonly id: string; readonly blocks: number };
+  const directory = mkdtempSync(join(tmpdir(), "kvasir-e2e-pins-"));
+  const request = join(directory, "request.json");
+  writeFileSync(request, JSON.stringify({ ...chatBody(TEXT), cache_salt: "pinned" }));
+  expect(await pins()).toBe("nothing is kept\n");
+  const [, id = "", blocks] =
+    /^(\w+) .* (\d+) blocks, until 2/.exec(await pins("--request", request, "--key", "one", "--ttl-seconds", "3600")) ??
+    [];
+  const blockCount = Number(blocks);
   expect(blockCount).toBe(Math.floor(promptTokens / BLOCK_SIZE));
   const kept = async (state: string) =>
     sum(await Promise.all(stores().map((store) => metric(store, `kvasir_store_kept_blocks{state="${state}"}`))));
@@ -200,6 +211,7 @@ test("a pinned prompt is kept by the store that has it, also when that was kille
   await cluster.ready();
   await expect.poll(() => kept("present"), options).toBe(blockCount);
   expect(await kept("wanted"), "whichever of them is asked for the text").toBe(2 * blockCount);
-  expect((await fetch(`${url}/${id}`, { method: "DELETE" })).status).toBe(200);
+  expect(await pins()).toContain(id);
+  await pins("--remove", id);
   await expect.poll(() => kept("wanted"), options).toBe(0);
 }, 60_000);
