@@ -57,12 +57,12 @@ export async function answerAdmin(
   path: string,
   options: Omit<AdminServerOptions, "listen">,
 ): Promise<AdminAnswer | undefined> {
-  if (path === "/live") return json(200, { live: true });
+  if (path === "/live") return jsonAnswer(200, { live: true });
   if (path === "/ready" || path === "/health") {
     const readiness = options.isReady();
-    return json(readiness.ready ? 200 : 503, readiness);
+    return jsonAnswer(readiness.ready ? 200 : 503, readiness);
   }
-  if (path === "/drain" && options.drain !== undefined) return json(200, options.drain.state());
+  if (path === "/drain" && options.drain !== undefined) return jsonAnswer(200, options.drain.state());
   if (path === "/metrics") {
     const { registry } = options.telemetry;
     return { status: 200, contentType: registry.contentType, body: await registry.metrics() };
@@ -70,18 +70,19 @@ export async function answerAdmin(
   if (path.startsWith(REQUESTS_PATH)) {
     const requestId = decoded(path.slice(REQUESTS_PATH.length));
     if (requestId === undefined)
-      return json(400, { error: `${JSON.stringify(path)} is no request id, percent-encoded` });
-    return json(200, options.telemetry.tracesOfRequest(requestId));
+      return jsonAnswer(400, { error: `${JSON.stringify(path)} is no request id, percent-encoded` });
+    return jsonAnswer(200, options.telemetry.tracesOfRequest(requestId));
   }
   if (!path.startsWith("/debug/traces/")) return undefined;
   const traceId = path.slice("/debug/traces/".length).toLowerCase();
-  if (!isTraceId(traceId)) return json(400, { error: `trace id ${JSON.stringify(traceId)} is not 32 hex digits` });
+  if (!isTraceId(traceId))
+    return jsonAnswer(400, { error: `trace id ${JSON.stringify(traceId)} is not 32 hex digits` });
   const own = options.telemetry.spans(traceId);
   try {
-    return json(200, [...own, ...((await options.extraSpans?.(traceId)) ?? [])]);
+    return jsonAnswer(200, [...own, ...((await options.extraSpans?.(traceId)) ?? [])]);
   } catch (error) {
     options.telemetry.logger.warn({ err: error, traceId }, "spans of the sidecar are missing from this answer");
-    return json(200, own);
+    return jsonAnswer(200, own);
   }
 }
 
@@ -98,7 +99,7 @@ export async function startAdminServer(options: AdminServerOptions): Promise<Adm
   const server = createServer((request, response) => {
     respond(request, response, options).catch((error: unknown) => {
       options.telemetry.logger.error({ err: error, url: request.url }, "an admin request failed");
-      if (!response.headersSent) send(response, json(500, { error: "internal" }));
+      if (!response.headersSent) send(response, jsonAnswer(500, { error: "internal" }));
     });
   });
   const { host, port } = splitAddress(options.listen);
@@ -133,23 +134,23 @@ async function respond(request: IncomingMessage, response: ServerResponse, optio
       return;
     }
     if (url.pathname === "/cache/clear" && options.clearCache !== undefined) {
-      send(response, json(200, { cleared_blocks: options.clearCache() }));
+      send(response, jsonAnswer(200, { cleared_blocks: options.clearCache() }));
       return;
     }
   }
   if (request.method !== "GET" && request.method !== "HEAD") {
-    send(response, json(405, { error: `${request.method} is not allowed here` }));
+    send(response, jsonAnswer(405, { error: `${request.method} is not allowed here` }));
     return;
   }
-  send(response, (await answerAdmin(path, options)) ?? json(404, { error: `nothing at ${path}` }));
+  send(response, (await answerAdmin(path, options)) ?? jsonAnswer(404, { error: `nothing at ${path}` }));
 }
 
 function startDrain(drain: Drain, deadline: string | null): AdminAnswer {
   if (deadline !== null && !/^\d{1,9}$/.test(deadline)) {
-    return json(400, { error: `deadline_ms is ${JSON.stringify(deadline)}; it is a number of milliseconds` });
+    return jsonAnswer(400, { error: `deadline_ms is ${JSON.stringify(deadline)}; it is a number of milliseconds` });
   }
   drain.start(deadline === null ? undefined : Number(deadline));
-  return json(202, { ...drain.state(), state: "draining" });
+  return jsonAnswer(202, { ...drain.state(), state: "draining" });
 }
 
 function send(response: ServerResponse, answer: AdminAnswer): void {
@@ -170,7 +171,7 @@ async function bodyOf(request: IncomingMessage, byteMax: number): Promise<Uint8A
 }
 
 /** An answer as JSON. */
-export function json(status: number, value: unknown): AdminAnswer {
+export function jsonAnswer(status: number, value: unknown): AdminAnswer {
   return { status, contentType: "application/json; charset=utf-8", body: JSON.stringify(value) };
 }
 

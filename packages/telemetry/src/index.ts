@@ -4,7 +4,7 @@ export {
   type AdminServer,
   type AdminServerOptions,
   answerAdmin,
-  json,
+  jsonAnswer,
   type Readiness,
   startAdminServer,
 } from "./admin-server.ts";

@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { hashBlocks, prefixRoot } from "@kvasir/core";
 import { PIN_MAX, type PinBook, type PinRecord } from "@kvasir/state";
-import { type AdminAnswer, type AdminRequest, json } from "@kvasir/telemetry";
+import { type AdminAnswer, type AdminRequest, jsonAnswer } from "@kvasir/telemetry";
 import { httpErrorFrom, RequestError } from "./http/openai-error.ts";
 import { parseBody } from "./http/parse-body.ts";
 import type { ServedModel } from "./prepare.ts";
@@ -29,10 +29,10 @@ export async function answerPins(deps: PinDeps, request: AdminRequest): Promise<
   if (path !== PATH && !path.startsWith(`${PATH}/`)) return undefined;
   try {
     const pinId = path.slice(PATH.length + 1);
-    if (path === PATH && method === "POST") return json(201, shown(await pin(deps, request)));
-    if (path === PATH && method === "GET") return json(200, { pins: (await deps.pins.list()).map(shown) });
+    if (path === PATH && method === "POST") return jsonAnswer(201, shown(await pin(deps, request)));
+    if (path === PATH && method === "GET") return jsonAnswer(200, { pins: (await deps.pins.list()).map(shown) });
     if (path !== PATH && method === "DELETE") {
-      if (await deps.pins.remove(pinId)) return json(200, { id: pinId, deleted: true });
+      if (await deps.pins.remove(pinId)) return jsonAnswer(200, { id: pinId, deleted: true });
       throw new RequestError(`there is no pin ${JSON.stringify(pinId)}`, { status: 404, code: "not_found" });
     }
     const right = path === PATH ? "GET or POST" : "DELETE";
@@ -42,7 +42,7 @@ export async function answerPins(deps: PinDeps, request: AdminRequest): Promise<
     });
   } catch (error) {
     const { status, body } = httpErrorFrom(error);
-    return json(status, body);
+    return jsonAnswer(status, body);
   }
 }
 
