@@ -30,7 +30,8 @@ import { option, publish, table } from "./lib/report.ts";
 const WORKERS = Number(option("workers", "16"));
 const REQUESTS = Number(option("requests", "1000"));
 const SHARE = 0.9;
-const STEP = 1.1;
+/** Between two rates that are tried. Smaller: ratios tell small differences, and more runs. */
+const STEP = Number(option("step", "1.05"));
 const BASE_WORKERS = 16;
 
 interface Setting {
@@ -150,7 +151,7 @@ for (const setting of SETTINGS.filter(({ file, name }) => file !== "" && name.in
   }
 }
 
-const flags = ["workers", "requests"].flatMap((name) =>
+const flags = ["workers", "requests", "step"].flatMap((name) =>
   process.argv.includes(`--${name}`) ? [`--${name}`, option(name, "")] : [],
 );
 publish(
