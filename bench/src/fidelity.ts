@@ -9,7 +9,7 @@ import {
   replayLive,
   startLocalCluster,
 } from "@kvasir/cli";
-import { prefillMs, WORKER_QUEUE_DEFAULTS } from "@kvasir/core";
+import { prefillMs } from "@kvasir/core";
 import { resolveModel } from "@kvasir/models";
 import { RouterService } from "@kvasir/proto";
 import { createClient, PLAIN } from "@kvasir/rpc";
@@ -17,10 +17,10 @@ import {
   deviceOf,
   FIRST_TOKEN_MESSAGES,
   type MeasuredProfile,
+  PRODUCTION_DEFAULTS,
   parseTrace,
   rateOf,
   rolesOf,
-  SIMULATION_DEFAULTS,
   scaleRate,
   simulate,
   sliceTrace,
@@ -163,15 +163,13 @@ function simulated(
   counts: Parameters<typeof rolesOf>[0],
 ): ReplayRecord[] {
   const spec = {
-    ...SIMULATION_DEFAULTS,
+    ...PRODUCTION_DEFAULTS,
     profile: deviceOf(profile),
     blockSize: profile.blockSize,
     roles: rolesOf(counts),
     objectives: { ttftMs, tbtMs: tpotMs },
     tokenBudget: STEP_TOKENS,
     rpcMs: profile.messageMs,
-    // As the live router.
-    workerQueue: WORKER_QUEUE_DEFAULTS,
     stepOverheadMs: profile.stepOverheadMs,
     link: { bytesPerSecond: 1e9, latencyMs: 0.5 },
   };

@@ -1,4 +1,10 @@
-import type { PlacementPolicy, ReportedLoad, WorkerQueueOptions, WorkerRole } from "@kvasir/core";
+import {
+  type PlacementPolicy,
+  type ReportedLoad,
+  WORKER_QUEUE_DEFAULTS,
+  type WorkerQueueOptions,
+  type WorkerRole,
+} from "@kvasir/core";
 import type { DeviceProfile } from "./device-profile.ts";
 import type { LinkOptions } from "./link.ts";
 import type { StoreSpec } from "./simulated-store.ts";
@@ -75,6 +81,9 @@ export const SIMULATION_DEFAULTS = {
   objectives: undefined,
   queueMax: 100_000,
 } as const;
+
+/** With the queue that routers keep unless told otherwise: for plans, and beside a live cluster. */
+export const PRODUCTION_DEFAULTS = { ...SIMULATION_DEFAULTS, workerQueue: WORKER_QUEUE_DEFAULTS } as const;
 
 /** So many workers of each role, in one list. */
 export function rolesOf(counts: Partial<Record<WorkerRole, number>>): WorkerRole[] {

@@ -1,5 +1,6 @@
 export {
   type Fault,
+  PRODUCTION_DEFAULTS,
   type RouterFault,
   rolesOf,
   SIMULATION_DEFAULTS,

@@ -1,5 +1,5 @@
 import type { WorkerRole } from "@kvasir/core";
-import { rolesOf, SIMULATION_DEFAULTS } from "./cluster-spec.ts";
+import { PRODUCTION_DEFAULTS, rolesOf } from "./cluster-spec.ts";
 import type { DeviceProfile } from "./device-profile.ts";
 import { simulate } from "./simulation.ts";
 import { goodputFactor, type Objective, type RunSummary, summarize } from "./summary.ts";
@@ -62,7 +62,7 @@ function evaluate(
   counts: Partial<Record<WorkerRole, number>>,
 ): ClusterPlan {
   const run = (factor: number): RunSummary => {
-    const spec = { ...SIMULATION_DEFAULTS, profile, blockSize, roles: rolesOf(counts), objectives: objective };
+    const spec = { ...PRODUCTION_DEFAULTS, profile, blockSize, roles: rolesOf(counts), objectives: objective };
     return summarize(simulate(spec, scaleRate(trace, factor)), objective);
   };
   const [low, high] = factors;

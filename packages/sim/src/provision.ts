@@ -1,5 +1,5 @@
 import type { WorkerRole } from "@kvasir/core";
-import { rolesOf, SIMULATION_DEFAULTS } from "./cluster-spec.ts";
+import { PRODUCTION_DEFAULTS, rolesOf } from "./cluster-spec.ts";
 import type { DeviceProfile } from "./device-profile.ts";
 import { simulate } from "./simulation.ts";
 import { type Objective, summarize } from "./summary.ts";
@@ -96,7 +96,7 @@ function evaluate(
   const entries = Object.entries(profiles) as [WorkerRole, DeviceProfile][];
   const profile = entries[0]?.[1];
   if (profile === undefined) return undefined;
-  const spec = { ...SIMULATION_DEFAULTS, profile, profileByRole: profiles, blockSize, objectives: objective };
+  const spec = { ...PRODUCTION_DEFAULTS, profile, profileByRole: profiles, blockSize, objectives: objective };
   const { attainment } = summarize(simulate({ ...spec, roles: rolesOf(counts) }, trace), objective);
   if (attainment < share) return undefined;
   const total = (of: (price: NonNullable<DeviceProfile["price"]>) => number) =>

@@ -1,7 +1,6 @@
 import { writeFileSync } from "node:fs";
 import { defineOptions, type OptionValues, runMain } from "@kvasir/config";
-import { WORKER_QUEUE_DEFAULTS } from "@kvasir/core";
-import { DEVICE_PROFILES, rolesOf, SIMULATION_DEFAULTS, scaleRate, simulate, type Trace } from "@kvasir/sim";
+import { DEVICE_PROFILES, PRODUCTION_DEFAULTS, rolesOf, scaleRate, simulate, type Trace } from "@kvasir/sim";
 import { chosenProfile } from "./device-profiles.ts";
 import { htmlReport } from "./html-report.ts";
 import { replayLive } from "./replay-live.ts";
@@ -140,10 +139,9 @@ function ratesFrom(text: string): number[] {
 function simulated(trace: Trace, values: OptionValues<typeof SPECS>): ReplayRecord[] {
   const { profile, measured } = chosenProfile(values.profile);
   const { mixed, prefill, decode, seed } = values;
-  const blockSize = values.blockSize || (measured?.blockSize ?? SIMULATION_DEFAULTS.blockSize);
+  const blockSize = values.blockSize || (measured?.blockSize ?? PRODUCTION_DEFAULTS.blockSize);
   const roles = mixed > 0 ? rolesOf({ mixed }) : rolesOf({ prefill, decode });
   const objectives = values.withoutTargets === true ? undefined : { ttftMs: values.ttftMs, tbtMs: values.tpotMs };
-  const workerQueue = WORKER_QUEUE_DEFAULTS;
-  const spec = { ...SIMULATION_DEFAULTS, ...measured, seed, profile, roles, blockSize, objectives, workerQueue };
+  const spec = { ...PRODUCTION_DEFAULTS, ...measured, seed, profile, roles, blockSize, objectives };
   return recordsFrom(simulate(spec, trace));
 }

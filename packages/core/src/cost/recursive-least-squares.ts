@@ -74,6 +74,7 @@ export class RecursiveLeastSquares {
    * say that they stand for it (the conditional mean under the estimate's covariance); merely cutting it off would predict too much.
    */
   nonNegativeCoefficients(): number[] {
+    if (this.#weights.every((weight) => weight >= 0)) return this.coefficients();
     const size = this.#size;
     const weights = Float64Array.from(this.#weights);
     const variance = Float64Array.from(this.#variance);
