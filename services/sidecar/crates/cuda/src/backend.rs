@@ -2,7 +2,7 @@
 
 use crate::attend::{DeviceRows, partial_bytes};
 use crate::chooser::Chooser;
-use crate::device::{Buffer, Device, DeviceError, DeviceMemory};
+use crate::device::{Buffer, Device, DeviceError};
 use crate::device_weights::DeviceWeights;
 use crate::graphs::Graphs;
 use crate::kv_memory::KvMemory;
@@ -14,7 +14,7 @@ use crate::transformer::Transformer;
 use kvasir_engine::bench::WeightMacs;
 use kvasir_engine::{Backend, EngineError, Read, Reading, StepError, TokenSource, Weights};
 use kvasir_kernels::{AlignedF32, Batch, KvDtype, KvPool, KvShape, KvShards, Relocation, Span};
-use kvasir_model::ModelConfig;
+use kvasir_model::{ModelConfig, ModelSource};
 use std::sync::Arc;
 
 /// Rows of one pass at most. More amortise launches better; each takes about 100 KB of activations at the shape of Llama-3-8B.
@@ -53,7 +53,6 @@ pub struct CudaBackend {
     chooser: Chooser,
     /// Rows of logits of the pass launched last, padding included.
     logit_rows: usize,
-    macs: (WeightMacs, WeightMacs),
 }
 
 impl CudaBackend {
@@ -69,37 +68,50 @@ impl CudaBackend {
         options: CudaOptions,
     ) -> Result<Self, EngineError> {
         weights.check(&config)?;
-        Self::check(&config)?;
-        let before = device.memory().map_err(refused)?;
-        let uploaded = DeviceWeights::upload(&*device, weights).map_err(refused)?;
-        Self::build(device, transfers, config, uploaded, weights.macs(), before, options)
+        let upload = |device: &dyn Device| DeviceWeights::upload(device, &config, weights).map_err(refused);
+        Self::build(device, transfers, config.clone(), upload, options)
     }
 
-    /// The same over weights that are on the device, for measurements.
+    /// The same from a model's files; the host keeps no weights.
     ///
     /// # Errors
-    /// As [`CudaBackend::new`].
+    /// As [`CudaBackend::new`], and those of reading.
+    pub fn load(
+        device: Arc<dyn Device>,
+        transfers: Arc<dyn Device>,
+        source: &ModelSource,
+        options: CudaOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, EngineError> {
+        let load = |device: &dyn Device| DeviceWeights::load(device, source, progress);
+        Self::build(device, transfers, source.config().clone(), load, options)
+    }
+
+    /// The same over weights of any origin, for measurements.
+    ///
+    /// # Errors
+    /// As [`CudaBackend::new`], and what `weights` fails with.
     pub fn of_weights(
         device: Arc<dyn Device>,
         transfers: Arc<dyn Device>,
         config: ModelConfig,
-        weights: DeviceWeights,
+        weights: impl FnOnce(&dyn Device) -> Result<DeviceWeights, DeviceError>,
         options: CudaOptions,
     ) -> Result<Self, EngineError> {
-        Self::check(&config)?;
-        let now = device.memory().map_err(refused)?;
-        Self::build(device, transfers, config, weights, Default::default(), now, options)
+        let weights = |device: &dyn Device| weights(device).map_err(refused);
+        Self::build(device, transfers, config, weights, options)
     }
 
     fn build(
         device: Arc<dyn Device>,
         transfers: Arc<dyn Device>,
         config: ModelConfig,
-        weights: DeviceWeights,
-        macs: (WeightMacs, WeightMacs),
-        before: DeviceMemory,
+        weights: impl FnOnce(&dyn Device) -> Result<DeviceWeights, EngineError>,
         options: CudaOptions,
     ) -> Result<Self, EngineError> {
+        Self::check(&config)?;
+        let before = device.memory().map_err(refused)?;
+        let weights = weights(&*device)?;
         let inverse_frequencies = config.rope.inverse_frequencies();
         let rows = options.rows_max.clamp(1, ROWS_MAX);
         let mut scratch = Scratch::default();
@@ -151,7 +163,6 @@ impl CudaBackend {
             graphs: options.graphs.then(Graphs::default),
             chooser: Chooser::default(),
             logit_rows: 0,
-            macs,
             config,
         })
     }
@@ -395,6 +406,15 @@ impl Backend for CudaBackend {
     }
 
     fn weight_macs(&self) -> (WeightMacs, WeightMacs) {
-        self.macs
+        // All matrices are bf16, and so are the activations that meet them.
+        let of = |buffer: &Buffer| buffer.byte_len() / 2;
+        let layers = self.weights.layers.iter();
+        let pairs = |pairs: usize| WeightMacs {
+            pairs,
+            ..WeightMacs::default()
+        };
+        let all =
+            layers.map(|layer| of(&layer.qkv) + of(&layer.attention_output) + of(&layer.gate_up) + of(&layer.down));
+        (pairs(all.sum()), pairs(of(&self.weights.head)))
     }
 }

@@ -1,9 +1,10 @@
 //! From logits on the device to tokens on the device; the host hears of them later.
 
 use crate::device::{Buffer, Device, DeviceError, Fetch};
-use crate::ops::{self, LogprobRow, Logprobs, PenaltyEntry, SampleRow};
+use crate::ops::{self, LogitEdit, LogprobRow, Logprobs, PenaltyRow, SampleRow, SeenToken};
 use crate::read_plan::ReadPlan;
 use crate::scratch::Room;
+use crate::seen::SeenSlots;
 use kvasir_engine::{Read, Reading};
 use std::collections::VecDeque;
 
@@ -12,6 +13,9 @@ use std::collections::VecDeque;
 pub struct Chooser {
     upload: Room,
     answers: Room,
+    /// u32 `[slots, vocab]`.
+    seen: Room,
+    slots: SeenSlots,
     under_way: VecDeque<(ReadPlan, Box<dyn Fetch>)>,
     /// Which draw each reading of the newest is.
     draws: Vec<Option<u32>>,
@@ -30,14 +34,30 @@ impl Chooser {
         row_count: usize,
         vocab: usize,
     ) -> Result<(), DeviceError> {
-        let plan = ReadPlan::new(readings, row_count, vocab);
+        let plan = ReadPlan::new(readings, row_count, vocab, &mut self.slots);
         self.draws = plan.draws();
         let layout = plan.layout();
         let uploaded = self.upload(device, &plan)?;
-        let [copies, entries, masks, bits, samples, logprobs] = &uploaded;
+        let [
+            copies,
+            forgotten,
+            noted,
+            biases,
+            penalties,
+            forbidden,
+            masks,
+            bits,
+            samples,
+            logprobs,
+        ] = &uploaded;
         let adjusted = logits.part(4 * row_count * vocab, 4 * plan.copies.len() * vocab)?;
         ops::copy_rows(device, [logits, &adjusted, copies], plan.copies.len(), vocab)?;
-        ops::penalties(device, &adjusted, entries, plan.entries.len(), vocab)?;
+        ops::edit_logits(device, [&adjusted, biases], plan.biases.len(), vocab)?;
+        let seen = self.seen.at_least(device, 4 * plan.seen_slots * vocab)?;
+        ops::forget_seen(device, [seen, forgotten], plan.seen.forgotten.len(), vocab)?;
+        ops::note_seen(device, [seen, noted], plan.seen.noted.len(), vocab)?;
+        ops::penalties(device, [&adjusted, seen, penalties], plan.penalties.len(), vocab)?;
+        ops::edit_logits(device, [&adjusted, forbidden], plan.forbidden.len(), vocab)?;
         ops::mask_rows(device, [logits, &adjusted, masks, bits], plan.masks.len(), vocab)?;
         let answers = self.answers.at_least(device, layout.bytes)?;
         ops::sample(device, [logits, samples, answers], &plan.samples, vocab)?;
@@ -65,11 +85,15 @@ impl Chooser {
     }
 
     /// One upload, in parts that begin at multiples of 16 bytes.
-    fn upload(&mut self, device: &dyn Device, plan: &ReadPlan) -> Result<[Buffer; 6], DeviceError> {
+    fn upload(&mut self, device: &dyn Device, plan: &ReadPlan) -> Result<[Buffer; 10], DeviceError> {
         let words = |words: &[u32]| -> Vec<u8> { words.iter().flat_map(|word| word.to_ne_bytes()).collect() };
-        let parts: [Vec<u8>; 6] = [
+        let parts: [Vec<u8>; 10] = [
             words(&plan.copies),
-            plan.entries.iter().flat_map(PenaltyEntry::to_bytes).collect(),
+            words(&plan.seen.forgotten),
+            plan.seen.noted.iter().flat_map(SeenToken::to_bytes).collect(),
+            plan.biases.iter().flat_map(LogitEdit::to_bytes).collect(),
+            plan.penalties.iter().flat_map(PenaltyRow::to_bytes).collect(),
+            plan.forbidden.iter().flat_map(LogitEdit::to_bytes).collect(),
             words(plan.masks.as_flattened()),
             words(&plan.bits),
             plan.samples.iter().flat_map(SampleRow::to_bytes).collect(),
@@ -84,8 +108,8 @@ impl Chooser {
         });
         let memory = self.upload.at_least(device, bytes.len())?;
         device.write(memory, 0, &bytes)?;
-        let [a, b, c, d, e, f] = places.map(|(begin, length)| memory.part(begin, length));
-        Ok([a?, b?, c?, d?, e?, f?])
+        let [a, b, c, d, e, f, g, h, i, j] = places.map(|(begin, length)| memory.part(begin, length));
+        Ok([a?, b?, c?, d?, e?, f?, g?, h?, i?, j?])
     }
 
     /// Waits for the oldest.

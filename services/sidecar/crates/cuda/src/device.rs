@@ -133,6 +133,8 @@ pub struct DeviceMemory {
     pub free: u64,
     /// In all, others' too.
     pub total: u64,
+    /// That this process has allocated; others on the same device take more at any moment.
+    pub taken: u64,
 }
 
 /// A copy from the device that is under way.

@@ -30,7 +30,8 @@ impl KvMemory {
                 gib(before.free),
             ));
         }
-        let own = before.free.saturating_sub(now.free);
+        // Not by what is free less: another process on the same device may be loading too.
+        let own = now.taken.saturating_sub(before.taken);
         match allowed.checked_sub(own) {
             Some(left) if left > 0 => Ok(left.min(now.free)),
             _ => Err(format!(
@@ -53,32 +54,35 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn memory(free: u64) -> DeviceMemory {
+    fn memory(free: u64, taken: u64) -> DeviceMemory {
         DeviceMemory {
             free: free * GIB,
             total: 100 * GIB,
+            taken: taken * GIB,
         }
     }
 
     #[test]
     fn kv_gets_what_is_left_of_the_share() {
-        assert_eq!(KvMemory::Share(0.9).bytes(memory(98), memory(80)), Ok(72 * GIB));
+        assert_eq!(KvMemory::Share(0.9).bytes(memory(98, 1), memory(80, 19)), Ok(72 * GIB));
         // Two on one device: the second finds less free, and asks for its share of the whole all the same.
-        assert_eq!(KvMemory::Share(0.45).bytes(memory(50), memory(32)), Ok(27 * GIB));
-        assert_eq!(KvMemory::Bytes(5).bytes(memory(1), memory(0)), Ok(5));
+        assert_eq!(KvMemory::Share(0.45).bytes(memory(50, 0), memory(32, 18)), Ok(27 * GIB));
+        // And while the first one is still loading: what it takes meanwhile is not the second one's.
+        assert_eq!(KvMemory::Share(0.45).bytes(memory(90, 0), memory(40, 18)), Ok(27 * GIB));
+        assert_eq!(KvMemory::Bytes(5).bytes(memory(1, 0), memory(0, 1)), Ok(5));
     }
 
     #[test]
     fn what_does_not_fit_is_told_with_its_numbers() {
         assert_eq!(
-            KvMemory::Share(0.9).bytes(memory(50), memory(32)),
+            KvMemory::Share(0.9).bytes(memory(50, 0), memory(32, 18)),
             Err(
                 "--kv-memory 0.9 is 90.0 GiB of the device's 100.0 GiB, of which 50.0 GiB were free; \
                  use a smaller share, or end what else runs there"
                     .into()
             )
         );
-        let told = KvMemory::Share(0.2).bytes(memory(99), memory(70));
+        let told = KvMemory::Share(0.2).bytes(memory(99, 0), memory(70, 29));
         assert!(told.is_err_and(|told| told.contains("29.0 GiB") && told.contains("20.0 GiB")));
     }
 }

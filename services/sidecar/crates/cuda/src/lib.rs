@@ -16,6 +16,7 @@ pub mod ops;
 mod read_plan;
 mod remote_kv;
 mod scratch;
+mod seen;
 mod step_plan;
 mod transformer;
 

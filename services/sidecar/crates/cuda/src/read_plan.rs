@@ -1,6 +1,7 @@
 //! What is wanted of logits, as the kernels take it, and their answer. Pure.
 
-use crate::ops::{LogprobRow, LogprobToken, PenaltyEntry, SampleRow, TOP_MAX};
+use crate::ops::{LogitEdit, LogprobRow, LogprobToken, PenaltyRow, SampleRow, TOP_MAX};
+use crate::seen::{SeenChanges, SeenSlots};
 use kvasir_engine::{
     History, Past, PromptLogprob, Read, Reading, SampledToken, SamplingParams, TokenLogprob, adjusts, logit_changes,
 };
@@ -10,8 +11,16 @@ use kvasir_engine::{
 pub struct ReadPlan {
     /// Rows of logits that are copied to be changed.
     pub copies: Vec<u32>,
-    /// Changes, rows counted from the first copy.
-    pub entries: Vec<PenaltyEntry>,
+    /// Slots of tokens seen that there must be memory for.
+    pub seen_slots: usize,
+    /// What the device does not know of those yet.
+    pub seen: SeenChanges,
+    /// Added to logits first; rows of this and of the next two are counted from the first copy.
+    pub biases: Vec<LogitEdit>,
+    /// Penalties for tokens seen.
+    pub penalties: Vec<PenaltyRow>,
+    /// What must not be sampled.
+    pub forbidden: Vec<LogitEdit>,
     /// Copies under a constraint: row of the logits, and which copy.
     pub masks: Vec<[u32; 2]>,
     /// What each of them allows, `ceil(vocab / 32)` words.
@@ -54,13 +63,23 @@ pub struct AnswerLayout {
 }
 
 impl ReadPlan {
-    /// Reading `i` is of row `i` of `row_count` rows of logits.
-    pub fn new(readings: &[Reading<'_>], row_count: usize, vocab: usize) -> Self {
-        let mut plan = Self::default();
+    /// Reading `i` is of row `i` of `row_count` rows of logits; `slots` is what the device knows of tokens seen before.
+    pub fn new(readings: &[Reading<'_>], row_count: usize, vocab: usize, slots: &mut SeenSlots) -> Self {
+        let penalised =
+            |reading: &&Reading<'_>| matches!(reading, Reading::Sample { params, .. } if params.needs_penalties());
+        let mut plan = Self {
+            seen_slots: slots.begin(readings.iter().filter(penalised).count()),
+            ..Self::default()
+        };
         for (row, reading) in readings.iter().enumerate() {
             let answer = match *reading {
                 Reading::Sample { params, past, index } => {
-                    plan.sample(row as u32, row_count, vocab, params, past, index)
+                    let mut from = row as u32;
+                    if adjusts(params, index) || past.mask.is_some() {
+                        from = (row_count + plan.copies.len()) as u32;
+                        plan.adjust(row as u32, vocab, (params, past, index), slots);
+                    }
+                    plan.sample([row as u32, from], vocab, params, index)
                 }
                 Reading::Prompt { token, top } => {
                     let top = (top as usize).min(vocab).min(TOP_MAX);
@@ -74,20 +93,8 @@ impl ReadPlan {
         plan
     }
 
-    fn sample(
-        &mut self,
-        row: u32,
-        row_count: usize,
-        vocab: usize,
-        params: &SamplingParams,
-        past: Past<'_>,
-        index: u64,
-    ) -> Answer {
-        let mut from = row;
-        if adjusts(params, index) || past.mask.is_some() {
-            from = (row_count + self.copies.len()) as u32;
-            self.adjust(row, vocab, params, past, index);
-        }
+    /// Draws from row `from`; log-probabilities are those of `row`.
+    fn sample(&mut self, [row, from]: [u32; 2], vocab: usize, params: &SamplingParams, index: u64) -> Answer {
         let sample = self.samples.len();
         self.samples.push(SampleRow {
             seed: params.seed,
@@ -107,17 +114,36 @@ impl ReadPlan {
         Answer::Token { sample, logprob }
     }
 
-    fn adjust(&mut self, row: u32, vocab: usize, params: &SamplingParams, past: Past<'_>, index: u64) {
+    fn adjust(
+        &mut self,
+        row: u32,
+        vocab: usize,
+        (params, past, index): (&SamplingParams, Past<'_>, u64),
+        slots: &mut SeenSlots,
+    ) {
         let copy = self.copies.len() as u32;
         self.copies.push(row);
         let nothing = History::default();
-        let mut changes = logit_changes(params, past.history.unwrap_or(&nothing), index, vocab);
+        let history = past.history.unwrap_or(&nothing);
+        let mut changes = logit_changes(params, history, index, vocab);
+        if params.needs_penalties() {
+            let repetition = match params.repetition_penalty {
+                0.0 => 1.0,
+                repetition => repetition,
+            };
+            self.penalties.push(PenaltyRow {
+                row: copy,
+                slot: slots.slot(past.sequence, history, vocab, &mut self.seen),
+                repetition,
+                frequency: params.frequency_penalty,
+                presence: params.presence_penalty,
+            });
+        }
         match past.mask {
             // A text that cannot go on is cut, and not by a token that says it is complete.
             Some(mask) if mask.is_dead() => {
-                for token in params.stop_token_ids.iter().filter(|token| (**token as usize) < vocab) {
-                    changes.entry(*token).or_default().is_forbidden = true;
-                }
+                let stops = params.stop_token_ids.iter().filter(|token| (**token as usize) < vocab);
+                changes.forbidden.extend(stops);
             }
             Some(mask) => {
                 self.masks.push([row, copy]);
@@ -132,23 +158,11 @@ impl ReadPlan {
             }
             None => {}
         }
-        let repetition = if params.repetition_penalty == 0.0 {
-            1.0
-        } else {
-            params.repetition_penalty
-        };
-        self.entries
-            .extend(changes.into_iter().map(|(token, change)| PenaltyEntry {
-                row: copy,
-                token,
-                bias: change.bias,
-                repetition,
-                frequency: params.frequency_penalty,
-                presence: params.presence_penalty,
-                count: change.count,
-                is_seen: change.is_seen,
-                is_forbidden: change.is_forbidden,
-            }));
+        let edit = |token: u32, bias: Option<f32>| LogitEdit { row: copy, token, bias };
+        let biases = changes.biases.into_iter();
+        self.biases.extend(biases.map(|(token, bias)| edit(token, Some(bias))));
+        self.forbidden
+            .extend(changes.forbidden.into_iter().map(|token| edit(token, None)));
     }
 
     fn logprob(&mut self, row: u32, token: LogprobToken, top: usize) -> usize {

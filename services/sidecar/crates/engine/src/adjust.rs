@@ -2,7 +2,7 @@
 
 use crate::history::History;
 use crate::plan::{SamplingParams, is_one};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Whether [`adjust`] would change anything.
 pub fn adjusts(params: &SamplingParams, index: u64) -> bool {
@@ -51,52 +51,31 @@ pub fn adjust(logits: &mut [f32], params: &SamplingParams, history: &History, in
     }
 }
 
-/// What [`adjust`] does to one logit.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct LogitChange {
-    /// Added first.
-    pub bias: f32,
-    /// Occurrences in the output.
-    pub count: u32,
-    /// Whether prompt or output has it, so that penalties apply.
-    pub is_seen: bool,
-    /// Whether it must not be sampled.
-    pub is_forbidden: bool,
+/// What [`adjust`] does to logits beside penalties, as data, for devices that do it themselves. Ids beyond the vocabulary are left out; tokens
+/// ascend.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct LogitChanges {
+    /// Added before penalties.
+    pub biases: BTreeMap<u32, f32>,
+    /// Not sampled, whatever penalties made of them.
+    pub forbidden: BTreeSet<u32>,
 }
 
-/// The same as data, for devices that do it themselves; by token, ascending. Ids beyond the vocabulary are left out.
-pub fn logit_changes(
-    params: &SamplingParams,
-    history: &History,
-    index: u64,
-    vocab: usize,
-) -> BTreeMap<u32, LogitChange> {
-    let mut changes: BTreeMap<u32, LogitChange> = BTreeMap::new();
-    let mut at = |token: u32, change: &dyn Fn(&mut LogitChange)| {
-        if (token as usize) < vocab {
-            change(changes.entry(token).or_default());
-        }
-    };
-    for (token, bias) in &params.logit_bias {
-        at(*token, &|change| change.bias += bias);
+/// The changes for token `index`.
+pub fn logit_changes(params: &SamplingParams, history: &History, index: u64, vocab: usize) -> LogitChanges {
+    let mut changes = LogitChanges::default();
+    for (token, bias) in params.logit_bias.iter().filter(|(token, _)| (*token as usize) < vocab) {
+        *changes.biases.entry(*token).or_default() += bias;
     }
-    if params.needs_penalties() {
-        for (token, count) in history.seen() {
-            at(token, &|change| (change.is_seen, change.count) = (true, count));
-        }
-    }
-    for word in &params.bad_words {
-        if let Some((last, before)) = word.split_last()
-            && history.ends_with(before)
-        {
-            at(*last, &|change| change.is_forbidden = true);
-        }
-    }
+    let words = params.bad_words.iter().filter_map(|word| word.split_last());
+    let completed = words
+        .filter(|(_, before)| history.ends_with(before))
+        .map(|(last, _)| *last);
+    changes.forbidden.extend(completed);
     if holds_back_stops(params, index) {
-        for token in &params.stop_token_ids {
-            at(*token, &|change| change.is_forbidden = true);
-        }
+        changes.forbidden.extend(&params.stop_token_ids);
     }
+    changes.forbidden.retain(|token| (*token as usize) < vocab);
     changes
 }
 

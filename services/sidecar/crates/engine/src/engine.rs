@@ -77,6 +77,8 @@ pub struct Engine {
     flights: VecDeque<Flight>,
     /// Steps begun so far.
     begun: u64,
+    /// Sequences started so far.
+    started: u64,
     /// When the last step ended.
     ended: Option<Instant>,
 }
@@ -173,6 +175,7 @@ impl Engine {
             grammars: None,
             flights: VecDeque::new(),
             begun: 0,
+            started: 0,
             ended: None,
         })
     }

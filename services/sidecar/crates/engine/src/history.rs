@@ -40,6 +40,22 @@ impl History {
         self.seen.iter().map(|(token, count)| (*token, *count))
     }
 
+    /// How often the output has a token.
+    pub fn count(&self, token: u32) -> u32 {
+        self.seen.get(&token).copied().unwrap_or(0)
+    }
+
+    /// Tokens of the output.
+    pub fn output_len(&self) -> usize {
+        self.output_token_count
+    }
+
+    /// The output from its token `first` on.
+    pub fn output_from(&self, first: usize) -> &[u32] {
+        let count = self.output_token_count.saturating_sub(first);
+        &self.tokens[self.tokens.len() - count..]
+    }
+
     /// Whether the tokens end with these.
     pub fn ends_with(&self, tokens: &[u32]) -> bool {
         self.tokens.ends_with(tokens)
@@ -70,6 +86,11 @@ mod tests {
         seen.sort_unstable();
         assert_eq!(seen, [(5, 1), (6, 0), (7, 1)]);
         assert!(history.ends_with(&[6, 5, 7]) && !history.ends_with(&[5, 6, 7]));
+        assert_eq!((history.output_len(), history.output_from(1)), (2, &[7][..]));
+        assert_eq!(
+            (history.output_from(5), history.count(5), history.count(8)),
+            (&[][..], 1, 0)
+        );
     }
 
     #[test]

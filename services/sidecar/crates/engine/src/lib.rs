@@ -22,7 +22,7 @@ pub mod synthetic;
 mod validate;
 mod weights;
 
-pub use adjust::{LogitChange, adjust, adjusts, logit_changes};
+pub use adjust::{LogitChanges, adjust, adjusts, logit_changes};
 pub use backend::{Backend, TokenSource};
 pub use engine::{Engine, EngineOptions, WeightFormat};
 pub use error::{EngineError, StepError};

@@ -126,7 +126,7 @@ impl SamplingParams {
     }
 
     /// Whether tokens seen before change logits.
-    pub(crate) fn needs_penalties(&self) -> bool {
+    pub fn needs_penalties(&self) -> bool {
         !is_one(self.repetition_penalty) || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 

@@ -22,6 +22,8 @@ pub struct SamplingScratch {
 pub struct Past<'a> {
     /// For penalties and bad words.
     pub history: Option<&'a History>,
+    /// Whose history: a number that no other sequence had before. A device that remembers tokens knows them by it.
+    pub sequence: u64,
     /// For constraints.
     pub mask: Option<&'a Mask>,
 }

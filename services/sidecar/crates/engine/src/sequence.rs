@@ -6,6 +6,8 @@ use kvasir_grammar::Guide;
 
 /// A sequence between steps.
 pub(crate) struct Sequence {
+    /// Of all that this engine has had; ids of sequences come again.
+    pub(crate) serial: u64,
     pub(crate) prompt_token_count: u32,
     pub(crate) sampling: SamplingParams,
     pub(crate) blocks: Vec<u32>,
@@ -28,8 +30,9 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    pub(crate) fn new(start: &SequenceStart, guide: Option<Guide>) -> Self {
+    pub(crate) fn new(start: &SequenceStart, serial: u64, guide: Option<Guide>) -> Self {
         Self {
+            serial,
             prompt_token_count: start.prompt_token_count,
             sampling: start.sampling.clone(),
             blocks: start.block_ids.clone(),

@@ -6,9 +6,12 @@ use crate::random::philox4x32;
 use crate::weights::{LayerExtras, LayerWeights, Weights};
 use kvasir_kernels::{PackedMatrix, WeightType};
 use kvasir_model::{LayerOptions, ModelConfig, RopeConfig, RopeScaling};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-/// An engine over random weights; `name` is `SHAPE:TYPE` with the shapes `smollm2` (135 M) and `llama-1b` (Llama 3.2 1B) and the types `f32`,
-/// `bf16`, `bf16-pairs`, `q8_0`, `q5_0`, `q4_1`, `q4_k` (with a head of `q6_k`, as files have it).
+/// An engine over random weights; `name` is `SHAPE:TYPE` with the shapes `tiny`, `smollm2` (135 M), `llama-1b` (Llama 3.2 1B) and `llama-8b`
+/// (Llama 3 8B), each also with fewer layers as `llama-8b/4`, and the types `f32`, `bf16`, `bf16-pairs`, `q8_0`, `q5_0`, `q4_1`, `q4_k` (with a
+/// head of `q6_k`, as files have it).
 ///
 /// # Errors
 /// [`EngineError::Configuration`] for another name; what keeps any model from being made.
@@ -24,7 +27,7 @@ pub fn engine(name: &str, options: EngineOptions) -> Result<Engine, EngineError>
 pub fn model(name: &str) -> Result<(ModelConfig, Weights), EngineError> {
     let unknown = || {
         EngineError::Configuration(format!(
-            "random model is {name:?}; use smollm2 or llama-1b, a colon, and f32, bf16, bf16-pairs, q8_0, q5_0, q4_1 or q4_k"
+            "random model is {name:?}; use tiny, smollm2, llama-1b or llama-8b, a colon, and f32, bf16, bf16-pairs, q8_0, q5_0, q4_1 or q4_k"
         ))
     };
     let (shape, weight_type) = name.split_once(':').ok_or_else(unknown)?;
@@ -38,16 +41,33 @@ pub fn model(name: &str) -> Result<(ModelConfig, Weights), EngineError> {
         "q4_k" => WeightType::Q4_K,
         _ => return Err(unknown()),
     };
-    let config = match shape {
-        "smollm2" => llama([576, 1536, 30, 9, 3, 49_152]),
-        "llama-1b" => llama([2048, 8192, 16, 32, 8, 128_256]),
-        _ => return Err(unknown()),
-    };
+    let config = config(shape).ok_or_else(unknown)?;
     let weights = weights(&config, weight_type)?;
     Ok((config, weights))
 }
 
-/// A Llama with heads of 64 and tied embeddings.
+/// Sizes of a shape's name; none for another name.
+pub fn config(shape: &str) -> Option<ModelConfig> {
+    let (name, layers) = match shape.split_once('/') {
+        Some((name, layers)) => (name, Some(layers.parse().ok().filter(|layers| *layers > 0)?)),
+        None => (shape, None),
+    };
+    let mut config = match name {
+        "tiny" => llama([64, 96, 2, 4, 2, 16, 128]),
+        "smollm2" => llama([576, 1536, 30, 9, 3, 64, 49_152]),
+        "llama-1b" => llama([2048, 8192, 16, 32, 8, 64, 128_256]),
+        "llama-8b" => llama([4096, 14_336, 32, 32, 8, 128, 128_256]),
+        _ => return None,
+    };
+    if name == "llama-8b" {
+        config.tied_embeddings = false;
+        config.rope.base = 500_000.0;
+    }
+    config.layer_count = layers.unwrap_or(config.layer_count).min(config.layer_count);
+    Some(config)
+}
+
+/// A Llama with tied embeddings.
 fn llama(
     [
         hidden_size,
@@ -55,8 +75,9 @@ fn llama(
         layer_count,
         head_count,
         kv_head_count,
+        head_size,
         vocab_size,
-    ]: [usize; 6],
+    ]: [usize; 7],
 ) -> ModelConfig {
     ModelConfig {
         architecture: "llama".into(),
@@ -65,13 +86,13 @@ fn llama(
         layer_count,
         head_count,
         kv_head_count,
-        head_size: 64,
+        head_size,
         vocab_size,
         context_length: 8192,
         rms_norm_eps: 1e-5,
         rope: RopeConfig {
             base: 100_000.0,
-            dim: 64,
+            dim: head_size,
             scaling: RopeScaling::None,
         },
         options: LayerOptions::default(),
@@ -94,7 +115,7 @@ fn weights(config: &ModelConfig, weight_type: WeightType) -> Result<Weights, Eng
         quantised if quantised.is_quantised() => WeightType::Q8_0,
         dense => dense,
     };
-    let layer = |_| {
+    let layer = |_: usize| {
         Ok(LayerWeights {
             attention_norm: vec![1.0; hidden],
             query: matrix(queries, hidden)?,
@@ -108,12 +129,43 @@ fn weights(config: &ModelConfig, weight_type: WeightType) -> Result<Weights, Eng
             extras: LayerExtras::default(),
         })
     };
+    let output = match config.tied_embeddings {
+        true => None,
+        false => Some(random_matrix(head_type, config.vocab_size, hidden)?),
+    };
     Ok(Weights {
         embedding: random_matrix(head_type, config.vocab_size, hidden)?,
         output_norm: vec![1.0; hidden],
-        output: None,
-        layers: (0..config.layer_count).map(layer).collect::<Result<_, EngineError>>()?,
+        output,
+        layers: in_parallel(config.layer_count, layer)?,
     })
+}
+
+/// `of(0)..of(count)`, on all cores: eight billion weights take minutes on one.
+fn in_parallel<T: Send>(
+    count: usize,
+    of: impl Fn(usize) -> Result<T, EngineError> + Sync,
+) -> Result<Vec<T>, EngineError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(count);
+    let next = AtomicUsize::new(0);
+    let made = Mutex::new(Vec::with_capacity(count));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
+                        return;
+                    }
+                    let one = of(index);
+                    made.lock().unwrap_or_else(PoisonError::into_inner).push((index, one));
+                }
+            });
+        }
+    });
+    let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+    made.sort_by_key(|(index, _)| *index);
+    made.into_iter().map(|(_, one)| one).collect()
 }
 
 /// Small weights with random low bits and sane scales.

@@ -218,7 +218,7 @@ impl TensorId {
     }
 
     /// (rows, cols) by the configuration; vectors have one row.
-    pub(crate) fn shape(self, config: &ModelConfig) -> (usize, usize) {
+    pub fn shape(self, config: &ModelConfig) -> (usize, usize) {
         let hidden = config.hidden_size;
         let (query, kv) = (
             config.head_count * config.head_size,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kvasir_cuda::driver::Products;
 use kvasir_cuda::{CudaBackend, CudaOptions, Division, KvMemory};
-use kvasir_engine::{Engine, EngineOptions, Footprint, KvDtype, WeightFormat, Weights};
+use kvasir_engine::{Engine, EngineOptions, Footprint, KvDtype, WeightFormat};
 use kvasir_kernels::Cpu;
 use kvasir_model::ModelSource;
 
@@ -113,11 +113,6 @@ fn on_gpu(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, Fatal> {
     let options = engine_options(flags);
-    // The pool is not in this machine's memory; weights pass through it.
-    let in_passing = EngineOptions { kv_bytes: 0, ..options };
-    check_memory(&flags.model, &Footprint::of(source, &in_passing)?)?;
-    let weights = Weights::load(source, options.weights, progress)?;
-    let config = source.config().clone();
     let on_device = CudaOptions {
         kv_memory: match flags.kv_bytes {
             Some(bytes) => KvMemory::Bytes(bytes),
@@ -132,7 +127,8 @@ fn on_gpu(
         rows_max: options.step_token_max,
         graphs: true,
     };
-    let backend = CudaBackend::new(gpu.engine, gpu.transfers, config.clone(), &weights, on_device)?;
+    let backend = CudaBackend::load(gpu.engine, gpu.transfers, source, on_device, progress)?;
+    let config = source.config().clone();
     let cpu = Arc::new(Cpu::new(THREADS_BESIDE_A_GPU)?);
     let revision = source.revision().to_owned();
     let engine = Engine::with_backend(cpu, Box::new(backend), config, revision, options)?;

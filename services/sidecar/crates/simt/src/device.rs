@@ -264,6 +264,7 @@ impl Device for SimtDevice {
         Ok(DeviceMemory {
             free: total.saturating_sub(taken),
             total,
+            taken,
         })
     }
 

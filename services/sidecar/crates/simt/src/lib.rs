@@ -3,6 +3,8 @@
 
 mod device;
 pub mod gpu;
+mod simulated_gpus;
 pub mod suite;
 
 pub use device::SimtDevice;
+pub use simulated_gpus::Simulated;

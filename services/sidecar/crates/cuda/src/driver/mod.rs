@@ -30,11 +30,17 @@ const SHARED_DEFAULT: usize = 48 << 10;
 
 struct Owner {
     context: Arc<CudaContext>,
+    /// Bytes by address.
+    taken: Mutex<HashMap<u64, usize>>,
 }
 
 impl Memory for Owner {
     fn release(&self, address: u64) {
         // Work that still uses the memory ends first: `cuMemFree` waits for it.
+        self.taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&address);
         if self.context.bind_to_thread().is_ok() {
             // SAFETY: the address came from `malloc_sync` of this context and is released once. What fails here failed before and was told.
             let _ = unsafe { result::free_sync(address) };
@@ -102,6 +108,7 @@ impl CudaDevice {
         let stream = context.new_stream().map_err(|error| failed("making a stream", error))?;
         let owner = Arc::new(Owner {
             context: Arc::clone(&context),
+            taken: Mutex::default(),
         });
         let mut device = Self {
             context,
@@ -245,7 +252,11 @@ impl Device for CudaDevice {
         let bytes = bytes.max(1);
         // SAFETY: a plain allocation of at least one byte.
         match unsafe { result::malloc_sync(bytes) } {
-            Ok(address) => Ok(Buffer::new(Arc::clone(&self.owner) as Arc<dyn Memory>, address, bytes)),
+            Ok(address) => {
+                let mut taken = self.owner.taken.lock().unwrap_or_else(PoisonError::into_inner);
+                taken.insert(address, bytes);
+                Ok(Buffer::new(Arc::clone(&self.owner) as Arc<dyn Memory>, address, bytes))
+            }
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(DeviceError::OutOfMemory { bytes }),
             Err(error) => Err(failed("an allocation", error)),
         }
@@ -335,9 +346,11 @@ impl Device for CudaDevice {
             .context
             .mem_get_info()
             .map_err(|error| failed("asking for free memory", error))?;
+        let taken = self.owner.taken.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(DeviceMemory {
             free: free as u64,
             total: total as u64,
+            taken: taken.values().map(|bytes| *bytes as u64).sum(),
         })
     }
 

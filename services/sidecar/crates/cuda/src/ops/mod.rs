@@ -4,6 +4,7 @@ mod attention;
 mod elementwise;
 mod gemm;
 mod kv;
+mod penalties;
 mod restrict;
 mod rope;
 mod sampling;
@@ -12,9 +13,10 @@ pub use attention::{Attention, AttentionTile, Combine, KEYS, attention_combine, 
 pub use elementwise::{Activation, RmsNorm, add_bias, embedding, gated, rmsnorm};
 pub use gemm::{Gemm, GemmShape, gemm};
 pub use kv::{Copy, Deviation, KvPiece, Relocate, kv_copy, kv_deviation, relocate};
+pub use penalties::{LogitEdit, PenaltyRow, SeenToken, edit_logits, forget_seen, note_seen, penalties};
 pub use restrict::{chosen_tokens, copy_rows, mask_rows};
 pub use rope::{RopeTable, RotateAndStore, rope_table, rotate_and_store};
-pub use sampling::{LogprobRow, LogprobToken, Logprobs, PenaltyEntry, SampleRow, TOP_MAX, logprobs, penalties, sample};
+pub use sampling::{LogprobRow, LogprobToken, Logprobs, SampleRow, TOP_MAX, logprobs, sample};
 
 use crate::args::Args;
 use crate::device::DeviceError;

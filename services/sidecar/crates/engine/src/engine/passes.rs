@@ -142,6 +142,7 @@ pub(super) fn read(
                 params: &sequence.sampling,
                 past: Past {
                     history: sequence.history.as_ref(),
+                    sequence: sequence.serial,
                     mask: mask.as_deref(),
                 },
                 index,

@@ -71,9 +71,10 @@ impl Engine {
             self.sequences.remove(id);
         }
         for start in &plan.starts {
+            self.started += 1;
             self.sequences.insert(
                 start.sequence_id,
-                Sequence::new(start, guides.remove(&start.sequence_id)),
+                Sequence::new(start, self.started, guides.remove(&start.sequence_id)),
             );
         }
         self.begun += 1;

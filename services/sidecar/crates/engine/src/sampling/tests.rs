@@ -327,8 +327,8 @@ fn a_dead_mask_ends_in_a_token_that_is_no_stop_token() {
     };
     let choose = |mask: &Mask| {
         let past = Past {
-            history: None,
             mask: Some(mask),
+            ..Past::default()
         };
         let scratch = &mut SamplingScratch::default();
         super::sample(Isa::detect(), &[5.0, 0.0, 9.0], &params, past, 0, scratch).token_id

@@ -1,8 +1,9 @@
 //! From logits to tokens: the CPU engine is the reference, token by token.
 
 use super::harness::{Harness, Random, near, same, text};
-use kvasir_cuda::ops::{self, LogprobRow, LogprobToken, Logprobs, PenaltyEntry, SampleRow};
-use kvasir_engine::{History, Isa, Past, SamplingParams, SamplingScratch, adjust, sample as cpu_sample};
+use kvasir_cuda::ops::{self, LogitEdit, LogprobRow, LogprobToken, Logprobs, PenaltyRow, SampleRow, SeenToken};
+use kvasir_engine::{History, Isa, Past, SamplingParams, SamplingScratch, adjust, logit_changes, sample as cpu_sample};
+use std::collections::BTreeSet;
 
 fn drawn(h: &Harness<'_>, logits: &[f32], vocab: usize, rows: &[SampleRow]) -> Result<Vec<u32>, String> {
     let bytes: Vec<u8> = rows.iter().flat_map(SampleRow::to_bytes).collect();
@@ -165,18 +166,12 @@ pub fn masks(h: &mut Harness<'_>) -> Result<(), String> {
             .collect();
         same("copies", &h.read_f32s(&adjusted, 4 * vocab)?, &expected)?;
         // The third copy's only allowed token is forbidden already.
-        let forbidden = PenaltyEntry {
+        let forbidden = LogitEdit {
             row: 2,
             token: 5,
-            bias: 0.0,
-            repetition: 1.0,
-            frequency: 0.0,
-            presence: 0.0,
-            count: 0,
-            is_seen: false,
-            is_forbidden: true,
+            bias: None,
         };
-        ops::penalties(h.device, &adjusted, &h.bytes(&forbidden.to_bytes())?, 1, vocab).map_err(text)?;
+        ops::edit_logits(h.device, [&adjusted, &h.bytes(&forbidden.to_bytes())?], 1, vocab).map_err(text)?;
         let mut bits: Vec<u32> = (0..words).map(|_| h.random.bits() as u32 | 1).collect();
         bits.extend((0..words).map(|word| if word == 0 { 1 << 5 } else { 0 }));
         bits.extend(vec![0; words]);
@@ -214,50 +209,79 @@ pub fn chosen_tokens(h: &mut Harness<'_>) -> Result<(), String> {
     same("ids", &h.read_u32s(&ids, count)?, &expected)
 }
 
+/// Biases, penalties and forbidden tokens of some rows, twice: the second time the device is told only what came since, and one slot has a
+/// new owner.
 pub fn penalties(h: &mut Harness<'_>) -> Result<(), String> {
-    let (vocab, rows) = (200, 3);
-    let logits = h.random.normals(rows * vocab, 2.0);
-    let (mut expected, mut entries) = (logits.clone(), Vec::new());
-    for row in 0..rows {
-        let order = h.random.permutation(vocab);
-        let (prompt, output) = (&order[..20], h.random.range(1, 60));
-        let mut history = History::new(prompt, prompt.len());
-        for position in 0..output {
-            history.push(prompt.len() + position, order[h.random.range(10, 40)]);
-        }
-        let params = SamplingParams {
-            repetition_penalty: 1.3,
-            presence_penalty: 0.4,
-            frequency_penalty: 0.15,
-            logit_bias: order[5..60]
-                .iter()
-                .map(|token| (*token, h.random.normal(3.0)))
-                .collect(),
-            bad_words: vec![vec![order[7]], vec![order[199]]],
-            ..SamplingParams::default()
-        };
-        adjust(&mut expected[row * vocab..][..vocab], &params, &history, 0);
-        let seen: std::collections::HashMap<u32, u32> = history.seen().collect();
-        entries.extend(order.iter().map(|token| {
-            PenaltyEntry {
-                row: row as u32,
-                token: *token,
-                bias: params
-                    .logit_bias
+    let (vocab, rows) = (2500, 3);
+    let seen = h.output(5 * vocab * 4)?;
+    let mut histories: Vec<History> = Vec::new();
+    for slots in [[4_u32, 0, 2], [4, 0, 3]] {
+        let logits = h.random.normals(rows * vocab, 2.0);
+        let (mut expected, mut noted) = (logits.clone(), Vec::new());
+        let (mut biases, mut forbidden, mut penalised) = (Vec::new(), Vec::new(), Vec::new());
+        let is_first = histories.is_empty();
+        for row in 0..rows {
+            let order = h.random.permutation(vocab);
+            let is_new = is_first || row == 2;
+            if is_new {
+                histories.truncate(row);
+                histories.push(History::new(&order[..20], 20));
+            }
+            let history = &mut histories[row];
+            let before = history.output_len();
+            for position in before..before + h.random.range(1, 60) {
+                history.push(20 + position, order[h.random.range(10, 40)]);
+            }
+            let all: Vec<u32> = history.seen().map(|(token, _)| token).collect();
+            let new: BTreeSet<u32> = history.output_from(before).iter().copied().collect();
+            noted.extend(
+                if is_new { all } else { new.into_iter().collect() }
+                    .into_iter()
+                    .map(|token| SeenToken {
+                        slot: slots[row],
+                        token,
+                        count: history.count(token),
+                    }),
+            );
+            let params = SamplingParams {
+                repetition_penalty: 1.3,
+                presence_penalty: 0.4,
+                frequency_penalty: 0.15,
+                logit_bias: order[5..60]
                     .iter()
-                    .find(|(biased, _)| biased == token)
-                    .map_or(0.0, |(_, bias)| *bias),
+                    .map(|token| (*token, h.random.normal(3.0)))
+                    .collect(),
+                bad_words: vec![vec![order[7]], vec![order[199]]],
+                ..SamplingParams::default()
+            };
+            adjust(&mut expected[row * vocab..][..vocab], &params, history, 0);
+            let changes = logit_changes(&params, history, 0, vocab);
+            let edit = |token: u32, bias| LogitEdit {
+                row: row as u32,
+                token,
+                bias,
+            };
+            biases.extend(changes.biases.iter().map(|(token, bias)| edit(*token, Some(*bias))));
+            forbidden.extend(changes.forbidden.iter().map(|token| edit(*token, None)));
+            penalised.push(PenaltyRow {
+                row: row as u32,
+                slot: slots[row],
                 repetition: params.repetition_penalty,
                 frequency: params.frequency_penalty,
                 presence: params.presence_penalty,
-                count: seen.get(token).copied().unwrap_or(0),
-                is_seen: seen.contains_key(token),
-                is_forbidden: params.bad_words.iter().any(|word| word == &[*token]),
-            }
-        }));
+            });
+        }
+        let fresh = if is_first { &slots[..] } else { &slots[2..] };
+        let buffer = h.f32s(&logits)?;
+        let edits = |edits: &[LogitEdit]| h.bytes(&edits.iter().flat_map(LogitEdit::to_bytes).collect::<Vec<u8>>());
+        ops::edit_logits(h.device, [&buffer, &edits(&biases)?], biases.len(), vocab).map_err(text)?;
+        ops::forget_seen(h.device, [&seen, &h.u32s(fresh)?], fresh.len(), vocab).map_err(text)?;
+        let bytes: Vec<u8> = noted.iter().flat_map(SeenToken::to_bytes).collect();
+        ops::note_seen(h.device, [&seen, &h.bytes(&bytes)?], noted.len(), vocab).map_err(text)?;
+        let bytes: Vec<u8> = penalised.iter().flat_map(PenaltyRow::to_bytes).collect();
+        ops::penalties(h.device, [&buffer, &seen, &h.bytes(&bytes)?], rows, vocab).map_err(text)?;
+        ops::edit_logits(h.device, [&buffer, &edits(&forbidden)?], forbidden.len(), vocab).map_err(text)?;
+        same("logits", &h.read_f32s(&buffer, rows * vocab)?, &expected)?;
     }
-    let buffer = h.f32s(&logits)?;
-    let bytes: Vec<u8> = entries.iter().flat_map(PenaltyEntry::to_bytes).collect();
-    ops::penalties(h.device, &buffer, &h.bytes(&bytes)?, entries.len(), vocab).map_err(text)?;
-    same("logits", &h.read_f32s(&buffer, rows * vocab)?, &expected)
+    Ok(())
 }

@@ -8,6 +8,7 @@ use kvasir_engine::{
 };
 use kvasir_kernels::{AlignedF32, Cpu, Span};
 use kvasir_simt::suite::Random;
+use std::ops::Range;
 
 const ROWS: usize = 12;
 
@@ -83,16 +84,19 @@ fn the_device_reads_logits_as_the_cpu_does() {
         .unwrap();
     let cpu = Cpu::new(1).unwrap();
     let sources: Vec<TokenSource> = tokens.iter().map(|token| TokenSource::Known(*token)).collect();
+    let mut histories = vec![History::default(); ROWS];
+    let mut numbers = [0; ROWS];
     for seed in 0..6 {
         let random = &mut Random::new(seed);
         let all: Vec<SamplingParams> = (0..ROWS).map(|_| params(random)).collect();
-        let histories: Vec<History> = (0..ROWS)
-            .map(|_| {
-                let mut history = History::new(&prompt(20, random.bits()), 20);
-                (0..15).for_each(|i| history.push(20 + i, random.range(0, 12) as u32));
-                history
-            })
-            .collect();
+        for (i, history) in histories.iter_mut().enumerate() {
+            if seed == 0 || random.range(0, 2) == 0 {
+                *history = History::new(&prompt(20, random.bits()), 20);
+                numbers[i] = seed * ROWS as u64 + i as u64;
+            }
+            let length = history.output_len();
+            (length..length + 15).for_each(|i| history.push(20 + i, random.range(0, 12) as u32));
+        }
         let masks: Vec<Option<Mask>> = (0..ROWS)
             .map(|_| {
                 let bits = |random: &mut Random| (0..3).map(|_| (random.bits() & random.bits()) as u32).collect();
@@ -116,6 +120,8 @@ fn the_device_reads_logits_as_the_cpu_does() {
                     params: &all[i],
                     past: Past {
                         history: Some(&histories[i]),
+                        // Half of the sequences were there before, and have had a few more tokens since.
+                        sequence: numbers[i],
                         mask: masks[i].as_ref(),
                     },
                     index: 15,
@@ -147,8 +153,9 @@ struct Running {
 
 const NEW_TOKENS: u32 = 9;
 
-/// Plans as a worker does: one step ahead of the answers, so that a sequence that ends has a slice in flight.
-fn generate(mut engine: Engine, is_ahead: bool) -> Vec<Running> {
+/// Five sequences, or those of them that are chosen. Plans as a worker does: one step ahead of the answers, so that a sequence that ends has a
+/// slice in flight.
+fn generate(mut engine: Engine, is_ahead: bool, chosen: Range<usize>) -> Vec<Running> {
     let random = &mut Random::new(9);
     let mut all: Vec<Running> = (0..5)
         .map(|i| Running {
@@ -179,6 +186,7 @@ fn generate(mut engine: Engine, is_ahead: bool) -> Vec<Running> {
             prompt_token_ids: all[i].prompt.clone(),
         })
         .collect();
+    starts.retain(|start| chosen.contains(&(start.sequence_id as usize)));
     let take = |all: &mut Vec<Running>, output: StepOutput| {
         for result in output.results {
             let running = &mut all[result.sequence_id as usize];
@@ -194,7 +202,7 @@ fn generate(mut engine: Engine, is_ahead: bool) -> Vec<Running> {
         for (i, running) in all.iter_mut().enumerate() {
             let length = running.prompt.len() as u32;
             // Each joins a step later than the one before it, and gets a slice more than it can use.
-            if step < i as u32 || running.begun > NEW_TOKENS - i as u32 {
+            if !chosen.contains(&i) || step < i as u32 || running.begun > NEW_TOKENS - i as u32 {
                 continue;
             }
             let is_first = running.begun == 0;
@@ -227,7 +235,7 @@ fn generate(mut engine: Engine, is_ahead: bool) -> Vec<Running> {
 fn steps_that_overlap_and_graphs_change_no_token() {
     let config = &families()[0];
     for division in [Division::FAST, Division::DETERMINISTIC] {
-        let of = |ahead, graphs| generate(engine_with(config, Some(division), graphs), ahead);
+        let of = |ahead, graphs| generate(engine_with(config, Some(division), graphs), ahead, 0..5);
         let one_by_one = of(false, false);
         for (i, (a, b)) in one_by_one.iter().zip(&of(true, true)).enumerate() {
             assert_eq!(a.tokens, b.tokens, "sequence {i}");
@@ -235,5 +243,18 @@ fn steps_that_overlap_and_graphs_change_no_token() {
             assert!(a.outcomes.ends_with(&[SliceOutcome::Skipped]), "{:?}", a.outcomes);
         }
         assert!(one_by_one[2].tokens.len() < 7, "no stop token came");
+    }
+}
+
+#[test]
+fn a_deterministic_device_says_the_same_tokens_whatever_the_batch() {
+    let config = &families()[2];
+    let of = |chosen| generate(engine_with(config, Some(Division::DETERMINISTIC), true), true, chosen);
+    let together = of(0..5);
+    for i in [1, 4] {
+        let alone = of(i..i + 1);
+        assert!(alone[i].tokens.len() > 3, "{:?}", alone[i].tokens);
+        // Log-probabilities too, to the last bit.
+        assert_eq!(alone[i].tokens, together[i].tokens, "sequence {i}");
     }
 }

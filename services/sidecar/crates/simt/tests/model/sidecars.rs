@@ -1,5 +1,6 @@
 //! Whole sidecar processes on simulated GPUs: a hand-over between two of them, and between one and a CPU.
 
+#[allow(dead_code, reason = "the sidecar's own tests use the rest")]
 #[path = "../../../sidecar/tests/common/mod.rs"]
 mod common;
 

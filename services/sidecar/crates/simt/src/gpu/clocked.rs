@@ -1,0 +1,60 @@
+//! What a measurement asks of a device beyond running kernels.
+
+use crate::SimtDevice;
+use kvasir_cuda::driver::CudaDevice;
+use kvasir_cuda::{Buffer, Device, DeviceError};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A device with a clock.
+pub trait Clocked: Device {
+    /// Milliseconds that the device takes for work.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`], and what `work` fails with.
+    fn time(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<f64, DeviceError>;
+
+    /// Copies between buffers of the device.
+    ///
+    /// # Errors
+    /// [`DeviceError::Range`], [`DeviceError::Failed`].
+    fn duplicate(&self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<(), DeviceError>;
+
+    /// Another stream of the same device.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn another_stream(&self) -> Result<Arc<dyn Device>, DeviceError>;
+}
+
+impl Clocked for CudaDevice {
+    fn time(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<f64, DeviceError> {
+        self.milliseconds(work)
+    }
+
+    fn duplicate(&self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<(), DeviceError> {
+        self.copy(from, to, bytes)
+    }
+
+    fn another_stream(&self) -> Result<Arc<dyn Device>, DeviceError> {
+        Ok(Arc::new(self.beside()?))
+    }
+}
+
+/// By this machine's clock, since all work ends before its call does.
+impl Clocked for SimtDevice {
+    fn time(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<f64, DeviceError> {
+        let began = Instant::now();
+        work().map(|()| began.elapsed().as_secs_f64() * 1e3)
+    }
+
+    fn duplicate(&self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<(), DeviceError> {
+        let mut copy = vec![0; bytes];
+        self.read(from, 0, &mut copy)?;
+        self.write(to, 0, &copy)
+    }
+
+    fn another_stream(&self) -> Result<Arc<dyn Device>, DeviceError> {
+        Ok(Arc::new(self.beside()))
+    }
+}
