@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type LocalCluster, startLocalCluster } from "@kvasir/cli";
 import { resolveModel } from "@kvasir/models";
+import { type Handover, handoverOf } from "./lib/handover-trace.ts";
 import { option, percentile, publish, REPOSITORY, table } from "./lib/report.ts";
 import { keepAliveAgent, runLoad, type SseTimes, streamOnce } from "./lib/sse-load.ts";
 
@@ -13,16 +14,6 @@ const TOKENS = Number(option("tokens", "48"));
 const CONCURRENCY = option("concurrency", "1,16").split(",").map(Number);
 const MODELS = option("models", "tiny,smollm2").split(",");
 const QUESTION = "The mill by the river was built by a mason who lived in the town. ";
-
-/** Milliseconds of one request's hand-over. */
-interface Handover {
-  /** End of the last prefill step to the batch of the decode worker. */
-  readonly wholeMs: number;
-  /** End of the last prefill step to the last verified block; below zero where the last layer's frames left before the step's end was told. */
-  readonly verifiedMs: number;
-  /** The last verified block to the step that the sequence joins: mostly the rest of the step that runs. */
-  readonly joinMs: number;
-}
 
 const handoverRows: string[][] = [];
 const clientRows: string[][] = [];
@@ -92,35 +83,6 @@ function load(cluster: LocalCluster, model: string, requests: number, concurrenc
     agent.destroy();
     return [...streams];
   });
-}
-
-/** Reads one request's hand-over from its trace, once all its spans are there. */
-async function handoverOf(cluster: LocalCluster, traceId: string): Promise<Handover> {
-  const deadline = performance.now() + 10_000;
-  for (;;) {
-    const spans = await cluster.spans(traceId);
-    const chunks = spans.filter((span) => span.name === "prefill.chunk");
-    const pull = spans.find((span) => span.name === "kv.pull");
-    const steps = spans.find((span) => span.name === "decode.steps");
-    const last = chunks.toSorted((a, b) => msBetween(b.endUnixNanos, a.endUnixNanos)).at(-1);
-    if (pull && steps && last) {
-      return {
-        wholeMs: msBetween(last.endUnixNanos, steps.startUnixNanos),
-        verifiedMs: msBetween(last.endUnixNanos, pull.endUnixNanos),
-        joinMs: msBetween(pull.endUnixNanos, steps.startUnixNanos),
-      };
-    }
-    if (performance.now() > deadline) {
-      throw new Error(
-        `the trace ${traceId} has only ${spans.map((span) => span.name).join(", ")}: spans of its hand-over are missing`,
-      );
-    }
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
-}
-
-function msBetween(fromUnixNanos: string, toUnixNanos: string): number {
-  return Number(BigInt(toUnixNanos) - BigInt(fromUnixNanos)) / 1e6;
 }
 
 function clientRow(model: string, concurrency: number, workers: string, streams: readonly SseTimes[]): string[] {
