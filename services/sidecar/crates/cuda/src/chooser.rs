@@ -119,7 +119,9 @@ impl Chooser {
     pub fn collect(&mut self) -> Result<Vec<Read>, DeviceError> {
         let lost = || DeviceError::Failed("nothing was read".into());
         let (plan, fetch) = self.under_way.pop_front().ok_or_else(lost)?;
-        Ok(plan.answers(&fetch.wait()?))
+        let mut bytes = Vec::new();
+        fetch.wait(&mut bytes)?;
+        Ok(plan.answers(&bytes))
     }
 
     /// Whether [`Chooser::collect`] would not wait.

@@ -142,11 +142,11 @@ pub trait Fetch: Send {
     /// Whether [`Fetch::wait`] would not wait.
     fn is_done(&self) -> bool;
 
-    /// The bytes.
+    /// Appends the bytes.
     ///
     /// # Errors
-    /// [`DeviceError::Failed`], also for what failed before.
-    fn wait(self: Box<Self>) -> Result<Vec<u8>, DeviceError>;
+    /// [`DeviceError::Failed`], also for what failed before; `out` is then unchanged.
+    fn wait(self: Box<Self>, out: &mut Vec<u8>) -> Result<(), DeviceError>;
 }
 
 /// Launches that were recorded once and run again as one.

@@ -4,18 +4,25 @@ use crate::device::{Buffer, Device, DeviceError};
 use crate::ops::{Copy, KvPiece, PoolShape, kv_copy};
 use kvasir_kernels::{PoolError, RemoteKv};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+/// Transfers that pack or unpack a block at once: while one's bytes are copied on the host, the device works for others. More take a block's memory
+/// each.
+const LANES: usize = 4;
 
 /// Memory of the pool on a device, with the stream that transfers use.
 pub struct DeviceKv {
     device: Arc<dyn Device>,
     pool: Buffer,
     shape: PoolShape,
-    /// One transfer at a time packs or unpacks a block here.
-    staging: Mutex<Staging>,
+    lanes: Vec<Mutex<Lane>>,
+    /// The lane to wait for when all are taken.
+    next: AtomicUsize,
 }
 
-struct Staging {
+/// Where one transfer packs or unpacks a block.
+struct Lane {
     packed: Buffer,
     piece: Buffer,
 }
@@ -26,21 +33,38 @@ impl DeviceKv {
     /// # Errors
     /// [`DeviceError::OutOfMemory`].
     pub fn new(device: Arc<dyn Device>, pool: Buffer, shape: PoolShape) -> Result<Self, DeviceError> {
-        let staging = Staging {
-            packed: device.allocate(shape.block_bytes())?,
-            piece: device.allocate(32)?,
+        let lane = |_| {
+            Ok(Mutex::new(Lane {
+                packed: device.allocate(shape.block_bytes())?,
+                piece: device.allocate(32)?,
+            }))
         };
+        let lanes = (0..LANES).map(lane).collect::<Result<_, DeviceError>>()?;
         Ok(Self {
             device,
             pool,
             shape,
-            staging: Mutex::new(staging),
+            lanes,
+            next: AtomicUsize::new(0),
         })
+    }
+
+    /// A lane that nobody has, else the one whose turn it is.
+    fn lane(&self) -> MutexGuard<'_, Lane> {
+        for lane in &self.lanes {
+            match lane.try_lock() {
+                Ok(lane) => return lane,
+                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {}
+            }
+        }
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.lanes.len();
+        self.lanes[turn].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn copy(
         &self,
-        staging: &Staging,
+        lane: &Lane,
         copy: Copy,
         block: u32,
         [tokens, layers, heads]: &[Range<u32>; 3],
@@ -55,34 +79,29 @@ impl DeviceKv {
             head_begin: heads.start,
             head_count: heads.end - heads.start,
         };
-        self.device.write(&staging.piece, 0, &piece.to_bytes(&self.shape))?;
-        let memory = [&self.pool, &staging.packed, &staging.piece];
+        self.device.write(&lane.piece, 0, &piece.to_bytes(&self.shape))?;
+        let memory = [&self.pool, &lane.packed, &lane.piece];
         kv_copy(&*self.device, copy, memory, &self.shape, 1, layers.len())
     }
 }
 
 impl RemoteKv for DeviceKv {
     fn gather(&self, block: u32, ranges: [Range<u32>; 3], length: usize, out: &mut Vec<u8>) -> Result<(), PoolError> {
-        let staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = out.len();
-        let gathered = self.copy(&staging, Copy::Gather, block, &ranges).and_then(|()| {
-            out.resize(before + length, 0);
-            self.device.read(&staging.packed, 0, &mut out[before..])
-        });
-        gathered.map_err(|error| {
-            out.truncate(before);
-            PoolError::Device(error.to_string())
-        })
+        let lane = self.lane();
+        let gathered = self
+            .copy(&lane, Copy::Gather, block, &ranges)
+            .and_then(|()| self.device.fetch(&lane.packed, 0, length)?.wait(out));
+        gathered.map_err(|error| PoolError::Device(error.to_string()))
     }
 
     fn scatter(&self, block: u32, ranges: [Range<u32>; 3], data: &[u8]) -> Result<(), PoolError> {
-        let staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let lane = self.lane();
         let scattered = self
             .device
-            .write(&staging.packed, 0, data)
-            .and_then(|()| self.copy(&staging, Copy::Scatter, block, &ranges))
+            .write(&lane.packed, 0, data)
+            .and_then(|()| self.copy(&lane, Copy::Scatter, block, &ranges))
             // Who is told that the bytes are in place may use them on another stream.
-            .and_then(|()| self.device.read(&staging.packed, 0, &mut []));
+            .and_then(|()| self.device.fetch(&lane.packed, 0, 0)?.wait(&mut Vec::new()));
         scattered.map_err(|error| PoolError::Device(error.to_string()))
     }
 }

@@ -119,8 +119,9 @@ impl Fetch for SimtFetch {
         true
     }
 
-    fn wait(self: Box<Self>) -> Result<Vec<u8>, DeviceError> {
-        Ok(self.0)
+    fn wait(self: Box<Self>, out: &mut Vec<u8>) -> Result<(), DeviceError> {
+        out.extend_from_slice(&self.0);
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use crate::device::{Buffer, Device, DeviceError, DeviceMemory, Fetch, Launch, Me
 use crate::ops::{self, Gemm, GemmShape};
 use blas::Blas;
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute_enum as FunctionAttribute};
+use cudarc::driver::sys::{self, CUfunction_attribute_enum as FunctionAttribute};
 use cudarc::driver::{CudaContext, CudaStream};
 use staging::{PIECE_BYTES, PinnedFetch, Spare, Staging};
 use std::collections::{HashMap, VecDeque};
@@ -160,16 +160,6 @@ impl CudaDevice {
             spare: Spare::default(),
             description: self.description.clone(),
         })
-    }
-
-    /// Streaming multiprocessors.
-    ///
-    /// # Errors
-    /// [`DeviceError::Failed`].
-    pub fn multiprocessors(&self) -> Result<i32, DeviceError> {
-        self.context
-            .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .map_err(|error| failed("asking for the multiprocessors", error))
     }
 
     /// Copies between buffers of the device, on its stream.

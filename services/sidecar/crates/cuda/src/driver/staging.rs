@@ -191,8 +191,8 @@ impl Fetch for PinnedFetch {
         self.done.context().bind_to_thread().is_err() || self.done.try_is_complete().unwrap_or(true)
     }
 
-    fn wait(self: Box<Self>) -> Result<Vec<u8>, DeviceError> {
-        self.finish(<[u8]>::to_vec)
+    fn wait(self: Box<Self>, out: &mut Vec<u8>) -> Result<(), DeviceError> {
+        self.finish(|bytes| out.extend_from_slice(bytes))
     }
 }
 

@@ -4,3 +4,4 @@ mod readings;
 mod scores;
 mod sidecars;
 mod tiny;
+mod transfers;

@@ -2,7 +2,7 @@
 
 use super::super::size::BLOCK;
 use super::{Bench, Work, bytes_of};
-use kvasir_cuda::ops::{self, Copy, KvPiece, Relocate};
+use kvasir_cuda::ops::{self, Copy, Deviation, KvPiece, Relocate};
 use kvasir_cuda::{DeviceError, DeviceKv};
 use kvasir_kernels::{PoolError, RemoteKv};
 use std::time::Instant;
@@ -46,6 +46,19 @@ impl Bench<'_> {
                 half: config.head_size / 2,
             };
             ops::relocate(self.device, op)
+        })?;
+        let deviation = self.device.allocate(tokens * 4)?;
+        self.line("kv_deviation", &format!("{tokens} tokens"), Work::bytes(bytes), || {
+            let op = Deviation {
+                pool: &pool,
+                fresh: &source,
+                cached: &target,
+                deviation: &deviation,
+                shape,
+                layer: 0,
+                token_count: tokens,
+            };
+            ops::kv_deviation(self.device, op)
         })?;
         Ok(())
     }

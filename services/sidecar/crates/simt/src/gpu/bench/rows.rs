@@ -44,6 +44,10 @@ impl Bench<'_> {
         let config = &self.size.config;
         let (size, qkv_width, pool_shape) = (config.head_size, self.size.qkv(), self.size.pool(1));
         let (qkv, table) = (self.filled(rows * qkv_width * 4)?, self.filled(rows * size * 4)?);
+        let bias = self.filled(qkv_width * 4)?;
+        self.line("add_bias", shape, Work::bytes(rows * qkv_width * 8), || {
+            ops::add_bias(self.device, &qkv, &bias, [rows, qkv_width])
+        })?;
         let places = self.uploaded(&bytes_of(0..rows as u32))?;
         let frequencies = config.rope.inverse_frequencies();
         let frequencies: Vec<u8> = frequencies.iter().flat_map(|x| x.to_ne_bytes()).collect();
