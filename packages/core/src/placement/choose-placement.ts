@@ -18,7 +18,7 @@ import { decodeBlockCount, prefillBlockCount, type RequestShape, type WorkerFact
 /** One way to lay out a request that has room now. */
 export interface Candidate {
   readonly mode: "aggregated" | "split";
-  /** Aggregated on a decode worker, because no prefill worker was left. */
+  /** Aggregated on a decode worker: that was best, or no prefill worker was left. */
   readonly isLocalPrefill: boolean;
   /** Absent when aggregated. */
   readonly prefill: AttachedWorker | undefined;
@@ -39,6 +39,8 @@ export interface Candidate {
   /** On the prefill worker; 0 when aggregated. */
   readonly prefillFreeBlockCount: number;
   readonly sequenceCount: number;
+  /** It is predicted to be late, and runs to see whether that is so. */
+  readonly isTrial?: boolean;
 }
 
 /** Every way a choice can end. */

@@ -34,7 +34,7 @@ export function describePlacement(
   return (
     `${best.mode} on ${candidateName(best)}${local(candidates)}: TTFT ${ms(waitedMs + best.ttftMs)} = ${parts.join(" + ")}; ` +
     `${reuse(best)}TBT ${ms(best.tbtMs)} beside ${best.sequenceCount} sequences, ` +
-    `${best.freeBlockCount} of ${best.decode.facts.blockCount} blocks free; ${choice}`
+    `${best.freeBlockCount} of ${best.decode.facts.blockCount} blocks free; ${choice}${best.isTrial === true ? "; late by this prediction, and tried, as nothing has run for a while" : ""}`
   );
 }
 

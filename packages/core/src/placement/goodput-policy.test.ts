@@ -126,6 +126,16 @@ test("what no worker can do in time is late; who may be late is placed all the s
   expect(world.place({ ttftMs: 1_000 })).toBe("m1");
 });
 
+test("a cluster that is believed to be too slow for everybody is tried now and then, and says so", () => {
+  const world = new World(attached("m0"));
+  // Its prompt is predicted to take twice its target; another would be hopeless.
+  expect([0, 1_000, 1_900].map((ms) => world.place({ ttftMs: 100 }, {}, 200, ms))).toEqual(["late", "late", "late"]);
+  expect(world.place({ ttftMs: 10 }, {}, 200, 2_500)).toBe("late");
+  expect(world.place({ ttftMs: 100 }, {}, 200, 2_500)).toBe("m0");
+  expect(world.last?.isTrial).toBe(true);
+  expect(world.place({ ttftMs: 100 }, {}, 200, 2_600)).toBe("late");
+});
+
 test("a request does not go where it would cost a stricter neighbour its target", () => {
   const world = new World(attached("m0"), attached("m1", { decodeStepMs: 30 }));
   expect(world.place({ ttftMs: 2_000, tbtMs: 11 })).toBe("m0");

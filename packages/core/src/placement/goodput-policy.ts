@@ -5,6 +5,7 @@ import { isWorthFetching, LongestHoldings, type PrefixFetchPlan } from "./fetch-
 import { canDecode, canPrefill } from "./fit.ts";
 import type { PlacementPolicy, PlacementQuestion, PolicyOutcome, RequestOutcome } from "./placement-policy.ts";
 import type { RequestKey } from "./reservations.ts";
+import { Trials } from "./trials.ts";
 import { WorkLedger } from "./work-ledger.ts";
 import { decodeBlockCount, prefillBlockCount, type RequestShape } from "./worker-facts.ts";
 import { type FleetCost, fleetCostOf, WorkerOutlook } from "./worker-outlook.ts";
@@ -83,7 +84,8 @@ interface Scored {
  * the target. A decode worker computes a prompt itself where its decodes have time left and that is better.
  *
  * What is likely late is refused at once. Where device time is short, most requests are served by those that have the best chance for the least of
- * it (the greedy rule of the knapsack problem), so the chance that is asked for grows with a request's cost beside the usual one.
+ * it (the greedy rule of the knapsack problem), so the chance that is asked for grows with a request's cost beside the usual one. Where nothing runs a
+ * prediction of lateness is put to the test now and then (`Trials`).
  *
  * Requests without objectives are placed by `choosePlacement`, and so are those that do not fit now.
  *
@@ -93,6 +95,7 @@ interface Scored {
 export class GoodputPolicy implements PlacementPolicy {
   readonly #options: GoodputOptions;
   readonly #ledger = new WorkLedger();
+  readonly #trials = new Trials();
   readonly #fleetCosts = new Map<string, { readonly cost: FleetCost; readonly at: Instant }>();
   /** What the last choice came from, until it is told that it was placed. */
   #last: readonly Scored[] = [];
@@ -118,12 +121,20 @@ export class GoodputPolicy implements PlacementPolicy {
     if (best === undefined) return choosePlacement(workers, request, reservedOf, exclusionOf, options);
     const chanceMin = this.#chanceMinAt(best.deviceMs);
     const isLate = best.chance < chanceMin || best.tbtChance < this.#options.tbtChanceMin;
-    if (isLate && !request.objectives.mayBeLate) return late(best, chanceMin, question);
+    const { candidate } = best;
+    const isTrial =
+      isLate && this.#trials.isDue(request.model, candidate, request.objectives, question.waitedMs, question.now);
+    if (isLate && !isTrial && !request.objectives.mayBeLate) return late(best, chanceMin, question);
+    if (isTrial) scored[0] = { ...best, candidate: { ...candidate, isTrial } };
     this.#last = scored;
-    return { kind: "placed", candidates: [best.candidate, ...others.map(({ candidate }) => candidate)] };
+    return {
+      kind: "placed",
+      candidates: [scored[0]?.candidate ?? candidate, ...others.map((other) => other.candidate)],
+    };
   }
 
   placed(key: RequestKey, candidate: Candidate, request: RequestShape, now: Instant): void {
+    this.#trials.placed(request.model, now);
     // What was placed without a price is work all the same.
     const { computeMs } = candidate.ttft;
     const contextTokenCount = request.promptTokenCount + this.#answerTokens / 2;
