@@ -41,6 +41,8 @@ const LAYOUTS = [
 const STEP_TOKENS = 512;
 const whole = sliceTrace(parseTrace("azure2023_conv", readFileSync(option("azure", ""), "utf8")), 0, COUNT);
 
+let replayCount = 0;
+
 /** What one replay comes to. */
 interface Outcome {
   readonly attainment: number;
@@ -146,7 +148,8 @@ function targetsOf(profile: MeasuredProfile, { requests }: Trace): Targets {
 }
 
 function replay(cluster: LocalCluster, trace: Trace, targets: Targets): Promise<ReplayRecord[]> {
-  const tokens = { tokenBase: 300, tokenRange: 500 };
+  // The simulated cluster has seen nothing: prompts of another replay would be cached.
+  const tokens = { tokenBase: 300, tokenRange: 500, salt: ++replayCount };
   return replayLive(trace, {
     url: cluster.gatewayUrl,
     model: model.servedName,

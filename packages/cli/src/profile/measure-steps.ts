@@ -70,7 +70,7 @@ class Asker {
       return { arrivalMs: 0, promptTokenCount, outputTokenCount, prefixIds: [this.#nextId++], tenant: "profile" };
     });
     const trace: Trace = { name: "profile", requests, prefixBlockSize: 1 << 20 };
-    const options = { url, model, tokenBase: 300, tokenRange: 500, targets: undefined, timeoutMs: 300_000 };
+    const options = { url, model, tokenBase: 300, tokenRange: 500, salt: 0, targets: undefined, timeoutMs: 300_000 };
     const records = await replayLive(trace, options);
     const failed = records.find(({ outcome }) => outcome !== "finished");
     if (failed !== undefined)

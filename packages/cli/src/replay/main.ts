@@ -103,7 +103,9 @@ await runMain(options, async (values) => {
     if (values.sim === true) return simulated(at, values);
     const [tokenBase, tokenRange] = [300, 500];
     const url = values.url.replace(/\/$/, "");
-    return replayLive(at, { url, model: values.model, tokenBase, tokenRange, targets: told, timeoutMs: 600_000 });
+    // Each replay asks what the cluster has not seen.
+    const options = { url, model: values.model, tokenBase, tokenRange, salt: Date.now() % 2 ** 31 };
+    return replayLive(at, { ...options, targets: told, timeoutMs: 600_000 });
   };
   const rates: RatePoint[] = [];
   for (const percent of ratesFrom(values.rates)) {

@@ -8,6 +8,8 @@ export interface LiveOptions {
   /** Token ids that prompts are made of: from `tokenBase` on, `tokenRange` of them. */
   readonly tokenBase: number;
   readonly tokenRange: number;
+  /** Prompts of another salt are others: a cluster has cached those that it has seen, which a replay would take for speed. */
+  readonly salt: number;
   readonly targets: Targets | undefined;
   readonly timeoutMs: number;
 }
@@ -121,11 +123,13 @@ async function readStream(
 }
 
 function promptTokens(index: number, request: TraceRequest, prefixBlockSize: number, options: LiveOptions): number[] {
-  const { tokenBase, tokenRange } = options;
+  const { tokenBase, tokenRange, salt } = options;
   return Array.from({ length: request.promptTokenCount }, (_, position) => {
     const prefixId = prefixBlockSize > 0 ? request.prefixIds[Math.floor(position / prefixBlockSize)] : undefined;
     const seed =
-      Math.imul(prefixId === undefined ? ~index : prefixId + 1, 0x9e3779b1) ^ Math.imul(position + 1, 0x85ebca6b);
+      Math.imul(prefixId === undefined ? ~index : prefixId + 1, 0x9e3779b1) ^
+      Math.imul(position + 1, 0x85ebca6b) ^
+      Math.imul(salt, 0xc2b2ae35);
     return tokenBase + (((seed ^ (seed >>> 15)) >>> 0) % tokenRange);
   });
 }

@@ -66,6 +66,7 @@ test("requests are sent at their times with prompts that share what the trace's 
     model: "m",
     tokenBase: 300,
     tokenRange: 500,
+    salt: 1,
     targets,
     timeoutMs: 5_000,
   });
@@ -80,6 +81,10 @@ test("requests are sent at their times with prompts that share what the trace's 
   const [a, b] = bodies;
   expect(a?.prompt.slice(0, 16)).toEqual(b?.prompt.slice(0, 16));
   expect(a?.prompt.slice(16)).not.toEqual(b?.prompt.slice(16));
+  const options = { url, model: "m", tokenBase: 300, tokenRange: 500, salt: 2, targets, timeoutMs: 5_000 };
+  await replayLive({ ...trace, requests: requests.slice(0, 1) }, options);
+  expect(bodies.at(-1)?.prompt).toHaveLength(24);
+  expect(bodies.at(-1)?.prompt.slice(0, 8)).not.toEqual(a?.prompt.slice(0, 8));
   expect(a?.kvasir).toEqual({ slo: { ttft_ms: 1_000, tpot_ms: 50 } });
 });
 
