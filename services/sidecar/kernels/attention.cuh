@@ -87,18 +87,29 @@ struct RunningRows {
   float sums[D / 8][4] = {};  // As a fragment: [8 columns][row, column].
   float largest[2] = {-INFINITY, -INFINITY};
   float total[2] = {0.0f, 0.0f};  // This lane's columns only, until finished.
-  unsigned query[D / 16][4];
+  // Beside the sums of 256 columns no registers are left for the query, which is then read for each key tile again, from the first-level cache.
+  static constexpr bool KEEPS_QUERY = D <= 128;
+  unsigned query[KEEPS_QUERY ? D / 16 : 1][4];
+  const uint16_t* query_rows[2];  // This lane's columns; null beyond the tile.
 
   __device__ __forceinline__ void load_query(const AttentionParams& p, const OwnRows& own) {
     const uint32_t pair = threadIdx.x % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const uint16_t* from = p.query + (own.row[i] * p.head_count + own.head[i]) * D + pair;
+      query_rows[i] = own.is_valid[i] ? p.query + (own.row[i] * p.head_count + own.head[i]) * D + pair : nullptr;
+    }
+    if constexpr (KEEPS_QUERY) {
 #pragma unroll
-      for (int step = 0; step < D / 16; step++) {
-        query[step][i] = own.is_valid[i] ? *reinterpret_cast<const unsigned*>(from + step * 16) : 0;
-        query[step][2 + i] = own.is_valid[i] ? *reinterpret_cast<const unsigned*>(from + step * 16 + 8) : 0;
-      }
+      for (int step = 0; step < D / 16; step++) load_fragment(query[step], step);
+    }
+  }
+
+  __device__ __forceinline__ void load_fragment(unsigned (&a)[4], int step) const {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint16_t* from = query_rows[i];
+      a[i] = from != nullptr ? *reinterpret_cast<const unsigned*>(from + step * 16) : 0;
+      a[2 + i] = from != nullptr ? *reinterpret_cast<const unsigned*>(from + step * 16 + 8) : 0;
     }
   }
 
@@ -112,13 +123,20 @@ struct RunningRows {
       for (int j = 0; j < 4; j++) scores[i][j] = 0.0f;
 #pragma unroll
     for (int step = 0; step < D / 16; step++) {
+      unsigned a[4];
+      if constexpr (KEEPS_QUERY) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[i] = query[step][i];
+      } else {
+        load_fragment(a, step);
+      }
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         unsigned b[4];
         load_matrices<false>(b, at + i * 16 * KeyTile<D>::STRIDE + step * 16);
         const unsigned low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
-        mma_bf16(scores[2 * i], query[step], low);
-        mma_bf16(scores[2 * i + 1], query[step], high);
+        mma_bf16(scores[2 * i], a, low);
+        mma_bf16(scores[2 * i + 1], a, high);
       }
     }
     const bool sees_all = first_key + KEYS <= own.key_end[0] && first_key + KEYS <= own.key_end[1];

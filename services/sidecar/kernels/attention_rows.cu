@@ -45,3 +45,6 @@ EXPORT_KERNEL(attention_rows_96);
 
 extern "C" __global__ void __launch_bounds__(128, 2) attention_rows_128(AttentionParams p) { attend_rows<128>(p); }
 EXPORT_KERNEL(attention_rows_128);
+
+extern "C" __global__ void __launch_bounds__(128, 2) attention_rows_256(AttentionParams p) { attend_rows<256>(p); }
+EXPORT_KERNEL(attention_rows_256);

@@ -177,8 +177,8 @@ impl CudaBackend {
                 "{what} is {value}; the CUDA kernels take {allowed}; use --device cpu"
             )))
         };
-        if !matches!(config.head_size, 16 | 32 | 64 | 96 | 128) {
-            return refuse("head size", config.head_size, "16, 32, 64, 96 and 128");
+        if !ops::has_head_size(config.head_size) {
+            return refuse("head size", config.head_size, ops::HEAD_SIZES);
         }
         for (what, value) in [
             ("hidden size", config.hidden_size),

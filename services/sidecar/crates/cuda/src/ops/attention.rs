@@ -6,6 +6,8 @@ use crate::device::{Buffer, Device, DeviceError, Launch};
 
 /// Keys of a tile; partitions are multiples of it.
 pub const KEYS: usize = 64;
+/// Head sizes that attention has kernels for.
+pub const HEAD_SIZES: &str = "16, 32, 64, 96, 128 and 256";
 
 /// Queries that share a walk over keys; see `kernels/attention.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +126,11 @@ impl Attention<'_> {
     }
 }
 
+/// Whether attention has kernels for a head size.
+pub fn has_head_size(head_size: usize) -> bool {
+    Kind::Rows.kernel(head_size).is_ok()
+}
+
 #[derive(Clone, Copy)]
 enum Kind {
     Rows,
@@ -146,16 +153,19 @@ impl Kind {
             64 => ["attention_rows_64", "attention_decode_64"],
             96 => ["attention_rows_96", "attention_decode_96"],
             128 => ["attention_rows_128", "attention_decode_128"],
+            256 => ["attention_rows_256", "attention_decode_256"],
             value => {
                 return Err(DeviceError::Unsupported {
                     what: "head size",
                     value,
-                    allowed: "16, 32, 64, 96 and 128",
+                    allowed: HEAD_SIZES,
                 });
             }
         };
         Ok(match self {
             Self::Rows => (rows, 1, 1, 128),
+            // Two key tiles of this size have no room in an SM of compute capability 8.9.
+            Self::Decode if head_size > 128 => (decode, 1, 1, 32),
             Self::Decode => (decode, 2, 2, 64),
         })
     }

@@ -9,7 +9,10 @@ mod restrict;
 mod rope;
 mod sampling;
 
-pub use attention::{Attention, AttentionTile, Combine, KEYS, attention_combine, attention_decode, attention_rows};
+pub use attention::{
+    Attention, AttentionTile, Combine, HEAD_SIZES, KEYS, attention_combine, attention_decode, attention_rows,
+    has_head_size,
+};
 pub use elementwise::{Activation, RmsNorm, add_bias, embedding, gated, rmsnorm};
 pub use gemm::{Gemm, GemmShape, gemm};
 pub use kv::{Copy, Deviation, KvPiece, Relocate, kv_copy, kv_deviation, relocate};

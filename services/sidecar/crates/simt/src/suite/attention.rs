@@ -205,7 +205,8 @@ pub fn prompts(h: &mut Harness<'_>) -> Result<(), String> {
     run_case(h, [3, 1], 64, &[(0, 6), (63, 8), (5, 30)], Division::FAST, 1.0)?;
     run_case(h, [4, 2], 32, &[(0, 65), (100, 9)], Division::FAST, 2.0)?;
     run_case(h, [2, 2], 96, &[(30, 20)], Division::FAST, 1.0)?;
-    run_case(h, [4, 1], 128, &[(1, 40)], Division::FAST, 1.0)
+    run_case(h, [4, 1], 128, &[(1, 40)], Division::FAST, 1.0)?;
+    run_case(h, [2, 1], 256, &[(50, 20)], Division::FAST, 1.0)
 }
 
 pub fn decode(h: &mut Harness<'_>) -> Result<(), String> {
@@ -218,6 +219,7 @@ pub fn decode(h: &mut Harness<'_>) -> Result<(), String> {
     run_case(h, [24, 1], 32, &[(70, 1), (5, 1)], division, 1.0)?;
     run_case(h, [4, 2], 96, &[(127, 1), (90, 3)], division, 1.0)?;
     run_case(h, [4, 1], 128, &[(300, 1)], Division::FAST, 1.0)?;
+    run_case(h, [3, 1], 256, &[(129, 1), (64, 2)], division, 1.0)?;
     run_case(h, [2, 1], 64, &[(150, 1), (10, 2)], Division::DETERMINISTIC, 1.0)
 }
 
