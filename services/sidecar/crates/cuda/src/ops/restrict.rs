@@ -4,11 +4,10 @@ use super::grid;
 use crate::args::Args;
 use crate::device::{Buffer, Device, DeviceError, Launch};
 
-const THREADS: u32 = 256;
 /// Logits that one block copies.
 const COPIED: usize = 2048;
 
-/// Copies rows: `copy_rows` of `kernels/restrict.cu`. logits f32 `[_, vocab]`; rows u32 `[rows]`; adjusted f32 `[rows, vocab]`.
+/// Copies rows: `copy_rows` of `kernels/restrict.cu`. logits f32 `[_, vocab]`; adjusted f32 `[rows, vocab]`; rows u32 `[rows]`.
 ///
 /// # Errors
 /// [`DeviceError::Failed`].
@@ -18,23 +17,8 @@ pub fn copy_rows(
     row_count: usize,
     vocab: usize,
 ) -> Result<(), DeviceError> {
-    if row_count == 0 {
-        return Ok(());
-    }
-    let arguments = Args::new()
-        .buffer(logits)
-        .buffer(adjusted)
-        .buffer(rows)
-        .count(vocab)
-        .finish();
-    let launch = Launch {
-        file: "restrict",
-        kernel: "copy_rows",
-        grid: grid(vocab.div_ceil(COPIED), row_count),
-        threads: THREADS,
-        shared_bytes: 0,
-    };
-    device.launch(launch, &arguments)
+    let launch = of_rows(["restrict", "copy_rows"], [vocab.div_ceil(COPIED), row_count], 256);
+    run(device, launch, &[logits, adjusted, rows], vocab)
 }
 
 /// Forbids what constraints do not allow: `mask_rows` of `kernels/restrict.cu`. `rows` are pairs of u32, row of the logits and of the adjusted
@@ -48,24 +32,8 @@ pub fn mask_rows(
     row_count: usize,
     vocab: usize,
 ) -> Result<(), DeviceError> {
-    if row_count == 0 {
-        return Ok(());
-    }
-    let arguments = Args::new()
-        .buffer(logits)
-        .buffer(adjusted)
-        .buffer(rows)
-        .buffer(bits)
-        .count(vocab)
-        .finish();
-    let launch = Launch {
-        file: "restrict",
-        kernel: "mask_rows",
-        grid: grid(row_count, 1),
-        threads: THREADS,
-        shared_bytes: 0,
-    };
-    device.launch(launch, &arguments)
+    let launch = of_rows(["restrict", "mask_rows"], [row_count, 1], 256);
+    run(device, launch, &[logits, adjusted, rows, bits], vocab)
 }
 
 /// `ids[row] = tokens[from]` for pairs (row, from) of u32: `kernels/chosen_tokens.cu`.
@@ -77,21 +45,25 @@ pub fn chosen_tokens(
     [tokens, rows, ids]: [&Buffer; 3],
     row_count: usize,
 ) -> Result<(), DeviceError> {
-    if row_count == 0 {
+    let launch = of_rows(["chosen_tokens"; 2], [row_count.div_ceil(128), 1], 128);
+    run(device, launch, &[tokens, rows, ids], row_count)
+}
+
+fn of_rows([file, kernel]: [&'static str; 2], [x, y]: [usize; 2], threads: u32) -> Launch {
+    Launch {
+        file,
+        kernel,
+        grid: grid(x, y),
+        threads,
+        shared_bytes: 0,
+    }
+}
+
+/// Launches a kernel whose arguments are buffers and a count, unless there are no rows for it.
+fn run(device: &dyn Device, launch: Launch, buffers: &[&Buffer], count: usize) -> Result<(), DeviceError> {
+    if launch.grid.contains(&0) {
         return Ok(());
     }
-    let arguments = Args::new()
-        .buffer(tokens)
-        .buffer(rows)
-        .buffer(ids)
-        .count(row_count)
-        .finish();
-    let launch = Launch {
-        file: "chosen_tokens",
-        kernel: "chosen_tokens",
-        grid: grid(row_count.div_ceil(128), 1),
-        threads: 128,
-        shared_bytes: 0,
-    };
-    device.launch(launch, &arguments)
+    let arguments = buffers.iter().copied().fold(Args::new(), Args::buffer);
+    device.launch(launch, &arguments.count(count).finish())
 }
