@@ -1,4 +1,4 @@
-// Single instructions that both compilers need under one name: bf16 conversions, 2^x, matrix fragments, asynchronous copies.
+// Single instructions that both compilers need under one name: 16-bit conversions, 2^x, matrix fragments, asynchronous copies.
 #pragma once
 
 /// Elements `[row][column]` of a 16 x 8 matrix of f32, `[16 x 16] · [16 x 8] + [16 x 8]`: PTX ISA, "Matrix Fragments for mma.m16n8k16".
@@ -12,6 +12,20 @@ __device__ __forceinline__ void mma_bf16(float (&sum)[4], const unsigned (&a)[4]
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
   simt::mma_bf16(sum, a, b, simt::Where::current());
+#endif
+}
+
+/// `[16 x 32] · [32 x 8] + [16 x 8]` of signed times unsigned bytes, exact in 32 bits: PTX ISA, "Matrix Fragments for mma.m16n8k32". `sum` as
+/// above; `a` rows `group, group + 8` of columns `2 · pair .. + 4`, then of the same 16 further on; `b` rows `2 · pair .. + 4`, and 16 further on,
+/// of column `group`.
+__device__ __forceinline__ void mma_s8u8(int (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef __CUDACC__
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  simt::mma_s8u8(sum, a, b, simt::Where::current());
 #endif
 }
 
@@ -93,6 +107,27 @@ __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   };
   return round(low) | round(high) << 16;
+#endif
+}
+
+__device__ __forceinline__ float float_from_f16(uint16_t bits) {
+#ifdef __CUDACC__
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+#else
+  return static_cast<float>(std::bit_cast<_Float16>(bits));
+#endif
+}
+
+/// Rounded to f16, ties to even.
+__device__ __forceinline__ uint16_t f16_from_float(float x) {
+#ifdef __CUDACC__
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+#else
+  return std::bit_cast<uint16_t>(static_cast<_Float16>(x));
 #endif
 }
 

@@ -23,3 +23,18 @@ __device__ __forceinline__ T block_sum(T value, T* scratch) {
   __syncthreads();
   return sum;
 }
+
+/// The sum of the values of all threads up to this one; `scratch` as above.
+template <typename T>
+__device__ __forceinline__ T block_sum_through(T value, T* scratch) {
+  const unsigned lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
+  for (unsigned distance = 1; distance < WARP_SIZE; distance *= 2) {
+    const T before = __shfl_up_sync(ALL_LANES, value, distance);
+    if (lane >= distance) value += before;
+  }
+  if (lane == WARP_SIZE - 1) scratch[warp] = value;
+  __syncthreads();
+  for (unsigned i = 0; i < warp; i++) value += scratch[i];
+  __syncthreads();
+  return value;
+}

@@ -57,6 +57,7 @@ void exchange(unsigned mask, uint64_t value, Exchange& all, Where where);
 int lane();
 
 void mma_bf16(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2], Where where);
+void mma_s8u8(int (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2], Where where);
 void load_matrices(unsigned (&out)[4], const void* row, bool transposed, Where where);
 
 void async_copy(void* shared, const void* global, bool is_valid, Where where);

@@ -90,6 +90,25 @@ void multiply(Rendezvous& meeting) {
   }
 }
 
+/// The same for bytes and m16n8k32: element `[row][k]` of a and `[k][column]` of b.
+void multiply_bytes(Rendezvous& meeting) {
+  const auto byte = [&](int lane, int word, int k) {
+    return static_cast<uint8_t>(meeting.in[lane][word / 2] >> (word % 2 * 32 + k % 4 * 8));
+  };
+  for (int row = 0; row < 16; row++) {
+    for (int column = 0; column < 8; column++) {
+      const int lane = row % 8 * 4 + column / 2, half = row / 8, shift = column % 2 * 32;
+      auto sum = static_cast<int32_t>(static_cast<uint32_t>(meeting.in[lane][3 + half] >> shift));
+      for (int k = 0; k < 32; k++) {
+        const int a = static_cast<int8_t>(byte(row % 8 * 4 + k % 16 / 4, row / 8 + k / 16 * 2, k));
+        sum += a * byte(column * 4 + k % 16 / 4, 4 + k / 16, k);
+      }
+      uint64_t& out = meeting.out[lane][half];
+      out = (out & ~(0xffffffffull << shift)) | uint64_t{static_cast<uint32_t>(sum)} << shift;
+    }
+  }
+}
+
 }  // namespace
 
 int lane() { return current->index % 32; }
@@ -112,15 +131,24 @@ void warp_barrier(unsigned mask, Where where) {
   release(meeting);
 }
 
-void mma_bf16(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2], Where where) {
+/// A product of fragments; both kinds have four words of a, two of b and four of the sum.
+template <typename Sum>
+static void product(Sum (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2], Where where, void (*complete)(Rendezvous&)) {
   const auto deposit = [&](uint64_t* in) {
     std::memcpy(in, a, 16);
     std::memcpy(in + 2, b, 8);
     std::memcpy(in + 3, sum, 16);
   };
-  Rendezvous& meeting = meet(~0u, "a matrix product", where, deposit, multiply);
+  Rendezvous& meeting = meet(~0u, "a matrix product", where, deposit, complete);
   std::memcpy(sum, meeting.out[lane()], 16);
   release(meeting);
+}
+
+void mma_bf16(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2], Where where) {
+  product(sum, a, b, where, multiply);
+}
+void mma_s8u8(int (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2], Where where) {
+  product(sum, a, b, where, multiply_bytes);
 }
 
 void load_matrices(unsigned (&out)[4], const void* row, bool transposed, Where where) {

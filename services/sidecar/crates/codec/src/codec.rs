@@ -69,6 +69,14 @@ impl Prepared {
         &self.profile
     }
 
+    /// The rotations of a level's groups of layers; none for levels without rotation, and those that there are not.
+    pub fn matrices(&self, level: u8) -> &[Matrices] {
+        let index = level.checked_sub(LEVEL_LOSSY_FROM).map(usize::from);
+        index
+            .and_then(|index| self.matrices.get(index))
+            .map_or(&[], Vec::as_slice)
+    }
+
     /// Its id.
     pub fn id(&self) -> ProfileId {
         self.id
@@ -78,8 +86,8 @@ impl Prepared {
 /// Encodes and decodes chunks of one model's KV on the caller's thread. Keeps its buffers between calls.
 pub struct Codec {
     isa: Isa,
-    shape: KvShapeOfModel,
-    prepared: Option<Arc<Prepared>>,
+    pub(crate) shape: KvShapeOfModel,
+    pub(crate) prepared: Option<Arc<Prepared>>,
     scratch: Scratch,
     columns: Columns,
 }
@@ -199,12 +207,7 @@ impl Codec {
         if range.token_begin == 0 {
             let first = first_token_of(&shape, packed);
             chunk.first_token = FirstToken::Profile;
-            if !is_near(
-                self.isa,
-                &PackedShape { tokens: 1, ..shape },
-                &first,
-                prepared.first_token(range),
-            )? {
+            if !self.is_first_token(&shape, range, &first)? {
                 chunk.first_token = FirstToken::Stored;
                 out.extend_from_slice(&first);
             }
@@ -228,9 +231,7 @@ impl Codec {
     /// # Errors
     /// [`CodecError`]; `packed` is then unspecified.
     pub fn decode(&mut self, chunk: &Chunk<'_>, packed: &mut Vec<u8>) -> Result<(), CodecError> {
-        if chunk.fingerprint != self.shape.fingerprint {
-            return Err(CodecError::Layout("the fingerprint"));
-        }
+        self.check_fingerprint(chunk)?;
         let shape = self.check(chunk.level, &chunk.range)?;
         let mut reader = Reader(chunk.payload);
         if chunk.level == LEVEL_RAW {
@@ -238,13 +239,7 @@ impl Codec {
             packed.extend_from_slice(reader.take(shape.byte_len(), "raw KV")?);
             return reader.end();
         }
-        let prepared = self
-            .prepared
-            .clone()
-            .ok_or_else(|| other_profile(chunk.profile, "none".into()))?;
-        if chunk.profile != prepared.id {
-            return Err(other_profile(chunk.profile, prepared.id.to_string()));
-        }
+        let prepared = self.profile_of(chunk)?;
         packed.resize(shape.byte_len(), 0);
         let layer_begin = usize::from(chunk.range.layers.start);
         if chunk.level == LEVEL_LOSSLESS {
@@ -252,18 +247,7 @@ impl Codec {
             lossless.decode(&mut reader, &mut self.scratch, packed)?;
             return reader.end();
         }
-        let first_shape = PackedShape { tokens: 1, ..shape };
-        let first = match chunk.first_token {
-            FirstToken::Absent => None,
-            FirstToken::Stored => Some(reader.take(first_shape.byte_len(), "first token")?.to_vec()),
-            FirstToken::Profile => {
-                let (mut bytes, mut turns) = (vec![0; first_shape.byte_len()], KeyTurns::default());
-                turns.fill(&[], 0, 1);
-                let first = columns_of_one(prepared.first_token(&chunk.range));
-                packed_from_columns(self.isa, &first_shape, &turns, &first, &mut bytes)?;
-                Some(bytes)
-            }
-        };
+        let first = self.first_elements(chunk, &shape, &mut reader)?;
         let lossy = prepared.lossy(chunk.level, self.isa, &self.shape.inverse_frequencies)?;
         let group = layer_begin / prepared.profile.layers_each(lossy.level.rotated);
         let begin = chunk.range.token_begin as usize;
@@ -284,8 +268,62 @@ impl Codec {
         reader.end()
     }
 
+    fn check_fingerprint(&self, chunk: &Chunk<'_>) -> Result<(), CodecError> {
+        if chunk.fingerprint == self.shape.fingerprint {
+            Ok(())
+        } else {
+            Err(CodecError::Layout("the fingerprint"))
+        }
+    }
+
+    /// The profile that a chunk was encoded with, when it is ours.
+    pub(crate) fn profile_of(&self, chunk: &Chunk<'_>) -> Result<Arc<Prepared>, CodecError> {
+        self.check_fingerprint(chunk)?;
+        let none = || other_profile(chunk.profile, "none".into());
+        let prepared = self.prepared.clone().ok_or_else(none)?;
+        if chunk.profile == prepared.id {
+            Ok(prepared)
+        } else {
+            Err(other_profile(chunk.profile, prepared.id.to_string()))
+        }
+    }
+
+    /// What a lossy chunk says of position 0: elements, one token of each head.
+    pub(crate) fn first_elements(
+        &self,
+        chunk: &Chunk<'_>,
+        shape: &PackedShape,
+        reader: &mut Reader<'_>,
+    ) -> Result<Option<Vec<u8>>, CodecError> {
+        let shape = PackedShape { tokens: 1, ..*shape };
+        Ok(match chunk.first_token {
+            FirstToken::Absent => None,
+            FirstToken::Stored => Some(reader.take(shape.byte_len(), "first token")?.to_vec()),
+            FirstToken::Profile => {
+                let prepared = self.profile_of(chunk)?;
+                let (mut bytes, mut turns) = (vec![0; shape.byte_len()], KeyTurns::default());
+                turns.fill(&[], 0, 1);
+                let first = columns_of_one(prepared.first_token(&chunk.range));
+                packed_from_columns(self.isa, &shape, &turns, &first, &mut bytes)?;
+                Some(bytes)
+            }
+        })
+    }
+
+    /// Whether the elements of position 0 may be taken for the profile's.
+    pub(crate) fn is_first_token(
+        &self,
+        shape: &PackedShape,
+        range: &ChunkRange,
+        first: &[u8],
+    ) -> Result<bool, CodecError> {
+        let prepared = self.prepared.as_ref().ok_or(CodecError::Level(LEVEL_LOSSY_FROM))?;
+        let shape = PackedShape { tokens: 1, ..*shape };
+        is_near(self.isa, &shape, first, prepared.first_token(range))
+    }
+
     /// The shape of a range that the model has and the level can code.
-    fn check(&self, level: u8, range: &ChunkRange) -> Result<PackedShape, CodecError> {
+    pub(crate) fn check(&self, level: u8, range: &ChunkRange) -> Result<PackedShape, CodecError> {
         let each = self.layers_each(level)?;
         let (begin, end) = (usize::from(range.layers.start), usize::from(range.layers.end));
         let whole = begin.is_multiple_of(each) && (end.is_multiple_of(each) || end == self.shape.layer_count);
@@ -330,7 +368,7 @@ impl Codec {
 }
 
 impl Prepared {
-    fn level(&self, level: u8) -> Result<&Level, CodecError> {
+    pub(crate) fn level(&self, level: u8) -> Result<&Level, CodecError> {
         let index = level.checked_sub(LEVEL_LOSSY_FROM).map(usize::from);
         index
             .and_then(|index| self.profile.levels.get(index))

@@ -15,6 +15,7 @@ mod error;
 mod lossless;
 mod lossy;
 mod matrices;
+mod parts;
 mod profile;
 mod profile_file;
 mod section;
@@ -25,4 +26,6 @@ pub use chunk::{
 };
 pub use codec::{Codec, KvShapeOfModel, Prepared};
 pub use error::CodecError;
+pub use matrices::Matrices;
+pub use parts::{ChunkParts, SectionParts};
 pub use profile::{Accuracy, CodeGroup, ExponentTables, Level, Profile, ProfileId, Rotation, RotationGroup};

@@ -10,16 +10,16 @@ const BLOCK: usize = 192;
 /// Axes of most variance, whose numbers are too large beside the others' to be rounded with them.
 const FINE_AXES: usize = 64;
 
-/// See the module.
-pub(crate) struct Matrices {
+/// One group's rotation.
+pub struct Matrices {
     /// Subtracted from channels before they are turned, added after they were turned back.
-    pub(crate) mean: Vec<f32>,
+    pub mean: Vec<f32>,
     /// What channels are multiplied with before they are rounded, so that loud ones do not drown the others; [`Self::forward`] takes it back.
-    pub(crate) factors: Vec<f32>,
+    pub factors: Vec<f32>,
     /// `[axes, channels]`: numbers along the axes.
-    pub(crate) forward: Matrix8,
+    pub forward: Matrix8,
     /// `[channels, axes]`.
-    pub(crate) back: Matrix8,
+    pub back: Matrix8,
     /// A 0 and a 1 for each axis.
     pub(crate) nothing: Vec<f32>,
     pub(crate) ones: Vec<f32>,

@@ -75,30 +75,7 @@ impl Scratch {
         reader: &mut Reader<'_>,
     ) -> Result<(), CodecError> {
         let Coding { isa, tables, tokens } = coding;
-        let (stream_bytes, count) = (reader.u32("section")? as usize, reader.u32("section")? as usize);
-        let mut exceptions = Reader(reader.take(count.saturating_mul(8), "exceptions")?);
-        self.beyond.clear();
-        for _ in 0..count {
-            let (token, axis) = (
-                u32::from(exceptions.u16("exception")?),
-                u32::from(exceptions.u16("exception")?),
-            );
-            let steps = i32::from_le_bytes(exceptions.array("exception")?);
-            for (what, value, limit) in [
-                ("exception's token", token, tokens),
-                ("exception's axis", axis, tables.len()),
-            ] {
-                if value as usize >= limit {
-                    return Err(CodecError::Field {
-                        what,
-                        value: value.into(),
-                        limit: limit as u64 - 1,
-                    });
-                }
-            }
-            self.beyond.push(OutOfRange { token, axis, steps });
-        }
-        let stream = reader.take(stream_bytes, "stream")?;
+        let stream = read_lengths(reader, tokens, tables.len(), &mut self.beyond)?;
         self.resize(coding, shifts.clone());
         rans_decode(isa, tables, tokens, stream, &mut self.words, &mut self.high)?;
         let lows = self.low.chunks_exact_mut(column_stride(tokens));
@@ -108,4 +85,34 @@ impl Scratch {
         }
         Ok(())
     }
+}
+
+/// Reads a section's lengths and its exceptions, whose tokens and axes exist, into `beyond`; returns the stream.
+pub(crate) fn read_lengths<'a>(
+    reader: &mut Reader<'a>,
+    tokens: usize,
+    axes: usize,
+    beyond: &mut Vec<OutOfRange>,
+) -> Result<&'a [u8], CodecError> {
+    let (stream_bytes, count) = (reader.u32("section")? as usize, reader.u32("section")? as usize);
+    let mut exceptions = Reader(reader.take(count.saturating_mul(8), "exceptions")?);
+    beyond.clear();
+    for _ in 0..count {
+        let (token, axis) = (
+            u32::from(exceptions.u16("exception")?),
+            u32::from(exceptions.u16("exception")?),
+        );
+        let steps = i32::from_le_bytes(exceptions.array("exception")?);
+        for (what, value, limit) in [("exception's token", token, tokens), ("exception's axis", axis, axes)] {
+            if value as usize >= limit {
+                return Err(CodecError::Field {
+                    what,
+                    value: value.into(),
+                    limit: limit as u64 - 1,
+                });
+            }
+        }
+        beyond.push(OutOfRange { token, axis, steps });
+    }
+    reader.take(stream_bytes, "stream")
 }

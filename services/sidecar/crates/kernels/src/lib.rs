@@ -38,9 +38,9 @@ pub use batch::{Batch, BatchError, Span};
 pub use bias::add_bias;
 pub use coding::{
     AxisScale, Blocks, Columns8, ExponentWindows, KeyTurns, Matrix8, OutOfRange, PackedShape, RANS_BITS, RANS_LANES,
-    RANS_SYMBOLS_MAX, RansError, RansTable, Rest, column_stride, columns_from_packed, join_exponents, multiply8,
-    pack_bits, packed_bits_len, packed_from_columns, rans_decode, rans_encode, split_exponents, symbols_from_columns,
-    symbols_to_columns, unpack_bits,
+    RANS_SYMBOLS_MAX, RansError, RansTable, Rest, RowTerm, column_stride, columns_from_packed, join_exponents,
+    multiply8, pack_bits, packed_bits_len, packed_from_columns, rans_decode, rans_encode, split_exponents,
+    symbols_from_columns, symbols_to_columns, unpack_bits,
 };
 pub use convert::convert;
 pub use cpu::Cpu;

@@ -79,6 +79,11 @@ impl KeyTurns {
         }
     }
 
+    /// Cosines and sines, each `[frequencies][stride]`.
+    pub fn values(&self) -> [&[f32]; 2] {
+        [&self.cos, &self.sin]
+    }
+
     /// Whether it was filled for these tokens, with as many frequencies.
     pub fn is_of(&self, frequencies: usize, begin: usize, tokens: usize) -> bool {
         (self.half, self.begin, self.tokens) == (frequencies, begin, tokens)

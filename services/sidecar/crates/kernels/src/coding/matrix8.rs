@@ -18,6 +18,10 @@ use crate::error::{KernelError, expect_len};
 use crate::isa::{Isa, Kernel};
 use crate::simd::{LANES, Simd};
 
+mod parts;
+
+pub use parts::RowTerm;
+
 /// Rows that are multiplied at once: with 4 vectors of tokens, as many sums as registers hold.
 pub(super) const TILE_ROWS: usize = 6;
 /// Vectors of tokens that are multiplied at once.

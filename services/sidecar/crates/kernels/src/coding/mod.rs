@@ -15,6 +15,6 @@ mod transpose;
 pub use bits::{pack_bits, packed_bits_len, unpack_bits};
 pub use columns::{KeyTurns, PackedShape, column_stride, columns_from_packed, packed_from_columns};
 pub use exponents::{ExponentWindows, Rest, join_exponents, split_exponents};
-pub use matrix8::{Blocks, Columns8, Matrix8, multiply8};
+pub use matrix8::{Blocks, Columns8, Matrix8, RowTerm, multiply8};
 pub use rans::{RANS_BITS, RANS_LANES, RANS_SYMBOLS_MAX, RansError, RansTable, rans_decode, rans_encode};
 pub use symbols::{AxisScale, OutOfRange, symbols_from_columns, symbols_to_columns};

@@ -4,6 +4,7 @@
 //! tolerance is the sum of the roundings that the kernel is allowed: half a bf16 step of what it stores, and its sums in f32.
 
 mod attention;
+mod codec;
 mod elementwise;
 mod gemm;
 mod harness;
@@ -40,5 +41,9 @@ pub const CASES: &[(&str, Case)] = &[
     ("logprobs", sampling::logprobs),
     ("penalties", sampling::penalties),
     ("masks", sampling::masks),
+    ("kv codec, lossless", codec::lossless),
+    ("kv codec, fast levels", codec::fast),
+    ("kv codec, dense levels", codec::dense),
+    ("kv codec, what the host codes", codec::refused),
     ("chosen_tokens", sampling::chosen_tokens),
 ];
