@@ -8,11 +8,11 @@ import { resolveModel } from "@kvasir/models";
 import { FetchCounter } from "./fetch-counter.ts";
 import { type Ending, request, undisturbed } from "./soak-request.ts";
 
-// Real processes under load, a share of the requests cancelled, and every few seconds something killed: workers, stores, sidecars, routers. Whatever
+// Real processes under load, a share of the requests cancelled, and every few seconds something killed, or stopped for seconds as if it hung: workers, stores, sidecars, routers. Whatever
 // happens, a request ends once: with the tokens of an undisturbed run, or with a typed error. When the load ends, so does all that was held.
 // Prompts share their beginnings, so that prefill workers fetch from each other what one of them has; new salts keep making the caches cold.
 // With stores, salts come back when the workers have lost most of theirs, and tiers are small, so that blocks are evicted and files compacted.
-const FLAGS = defineOptions("kvasir-soak", "kills processes of a loaded cluster and checks every answer", {
+const FLAGS = defineOptions("kvasir-soak", "kills and stops processes of a loaded cluster and checks every answer", {
   minutes: { type: "integer", env: "KVASIR_SOAK_MINUTES", default: 5, min: 1, help: "How long." },
   requests: {
     type: "integer",
@@ -38,6 +38,14 @@ const FLAGS = defineOptions("kvasir-soak", "kills processes of a loaded cluster 
     help: "Of the requests.",
   },
   stores: { type: "integer", env: "KVASIR_SOAK_STORES", default: 0, min: 0, help: "Stores, with memory and disk." },
+  pausedPercent: {
+    type: "integer",
+    env: "KVASIR_SOAK_PAUSED_PERCENT",
+    default: 20,
+    min: 0,
+    max: 100,
+    help: "Of what would be killed: what is stopped for some seconds instead.",
+  },
   killEveryMs: {
     type: "integer",
     env: "KVASIR_SOAK_KILL_EVERY_MS",
@@ -86,84 +94,93 @@ const SAMPLINGS: readonly Readonly<Record<string, unknown>>[] = [
   { temperature: 0, max_tokens: 200, ignore_eos: true },
 ];
 
+/** How long what is stopped stays so: some are noticed as silent meanwhile, some are not. */
+const [PAUSE_MIN_MS, PAUSE_SPREAD_MS] = [500, 7_500];
+
 /** Between two looks at the counters of processes that may die at any moment. */
 const COUNT_EVERY_MS = 500;
 
-await runMain(FLAGS, async ({ minutes, requests, seed, concurrency, cancelledPercent, stores, killEveryMs }) => {
-  const random = randomFrom(seed);
-  const pick = <T>(items: readonly T[]): T => items[Math.floor(random() * items.length)] as T;
-  const model = await resolveModel("tiny", CACHE_DIR, (line) => process.stderr.write(`${line}\n`));
-  const logDir = mkdtempSync(join(tmpdir(), "kvasir-soak-"));
-  const cluster = await startLocalCluster({
-    ...{ model: model.directory, servedModelName: "tiny", routers: 2, prefill: 2, decode: 2, restart: true },
-    ...{ logDir, threadsPerSidecar: 1, kvBytes: "64MiB", stepTokens: stores > 0 ? SHORT_STEP : STEP },
-    ...{ stores, storeDirectory: join(logDir, "stores"), extraFlags: { store: STORE_FLAGS } },
-  });
-  try {
-    const bodies = PROMPTS.flatMap((content) =>
-      SAMPLINGS.map((sampling) => ({ model: "tiny", messages: [{ role: "user", content }], ...sampling })),
-    );
-    const expected = new Map<unknown, string>();
-    for (const body of bodies) expected.set(body, await undisturbed(cluster, body));
-    process.stderr.write(`${bodies.length} undisturbed answers; logs in ${logDir}\n`);
-
-    const fetches = new FetchCounter(cluster);
-    const endings = new Map<Ending["kind"], number>();
-    const bad: string[] = [];
-    const kills = new Map<string, number>();
-    const until = performance.now() + minutes * 60_000;
-    let asked = 0;
-    let isOver = false;
-    const client = async () => {
-      while (asked < requests && performance.now() < until) {
-        asked++;
-        const body = pick(bodies);
-        const cancelAfter = random() * 100 < cancelledPercent ? Math.floor(random() * 40) : undefined;
-        const salted = { ...body, cache_salt: saltOf(asked, stores) };
-        const ending = await request(cluster, salted, expected.get(body) ?? "", cancelAfter);
-        endings.set(ending.kind, (endings.get(ending.kind) ?? 0) + 1);
-        if (ending.kind === "wrong" || ending.kind === "cut" || ending.kind === "error") bad.push(ending.detail);
-        if (asked % 100 === 0)
-          process.stderr.write(
-            `${asked} requests ${summary(endings)}; killed ${summary(kills)}; fetches ${summary(fetches.counts)}\n`,
-          );
-      }
-    };
-    const killer = async () => {
-      while (!isOver) {
-        await sleep(killEveryMs * (0.5 + random()));
-        if (isOver) return;
-        const victim = pick(cluster.processes.filter(({ kind }) => kind !== "redis" && kind !== "gateway"));
-        const killed = kill(victim, random() < 0.5);
-        if (killed !== undefined) kills.set(killed, (kills.get(killed) ?? 0) + 1);
-      }
-    };
-    const counter = async () => {
-      for (; !isOver; await sleep(COUNT_EVERY_MS)) await fetches.count();
-      await fetches.count();
-    };
-    const others = [killer(), counter()];
-    await Promise.all(Array.from({ length: concurrency }, client));
-    isOver = true;
-    await Promise.all(others);
-
-    const held = await whatIsHeld(cluster, 45_000);
-    const wrong = (endings.get("wrong") ?? 0) + (endings.get("cut") ?? 0);
-    process.stdout.write(
-      `${asked} requests with seed ${seed}: ${summary(endings)}; killed ${summary(kills)}; fetches of cached KV, at least: ${summary(fetches.counts)}; held at the end: ${held === "" ? "nothing" : held}\n`,
-    );
-    for (const detail of bad.slice(0, 20)) process.stdout.write(`  ${detail}\n`);
-    const sources = ["worker", ...(stores > 0 ? ["store"] : [])];
-    const idle = sources.filter((source) => (fetches.counts.get(`${source} complete`) ?? 0) === 0);
-    for (const source of idle)
-      process.stdout.write(
-        `  no fetch of cached KV from a ${source} was completed: there was nothing to be seen of them\n`,
+await runMain(
+  FLAGS,
+  async ({ minutes, requests, seed, concurrency, cancelledPercent, stores, pausedPercent, killEveryMs }) => {
+    const random = randomFrom(seed);
+    const pick = <T>(items: readonly T[]): T => items[Math.floor(random() * items.length)] as T;
+    const model = await resolveModel("tiny", CACHE_DIR, (line) => process.stderr.write(`${line}\n`));
+    const logDir = mkdtempSync(join(tmpdir(), "kvasir-soak-"));
+    const cluster = await startLocalCluster({
+      ...{ model: model.directory, servedModelName: "tiny", routers: 2, prefill: 2, decode: 2, restart: true },
+      ...{ logDir, threadsPerSidecar: 1, kvBytes: "64MiB", stepTokens: stores > 0 ? SHORT_STEP : STEP },
+      ...{ stores, storeDirectory: join(logDir, "stores"), extraFlags: { store: STORE_FLAGS } },
+    });
+    try {
+      const bodies = PROMPTS.flatMap((content) =>
+        SAMPLINGS.map((sampling) => ({ model: "tiny", messages: [{ role: "user", content }], ...sampling })),
       );
-    if (wrong > 0 || held !== "" || idle.length > 0) process.exitCode = 1;
-  } finally {
-    await cluster.stop();
-  }
-});
+      const expected = new Map<unknown, string>();
+      for (const body of bodies) expected.set(body, await undisturbed(cluster, body));
+      process.stderr.write(`${bodies.length} undisturbed answers; logs in ${logDir}\n`);
+
+      const fetches = new FetchCounter(cluster);
+      const endings = new Map<Ending["kind"], number>();
+      const bad: string[] = [];
+      const kills = new Map<string, number>();
+      const until = performance.now() + minutes * 60_000;
+      let asked = 0;
+      let isOver = false;
+      const client = async () => {
+        while (asked < requests && performance.now() < until) {
+          asked++;
+          const body = pick(bodies);
+          const cancelAfter = random() * 100 < cancelledPercent ? Math.floor(random() * 40) : undefined;
+          const salted = { ...body, cache_salt: saltOf(asked, stores) };
+          const ending = await request(cluster, salted, expected.get(body) ?? "", cancelAfter);
+          endings.set(ending.kind, (endings.get(ending.kind) ?? 0) + 1);
+          if (ending.kind === "wrong" || ending.kind === "cut" || ending.kind === "error") bad.push(ending.detail);
+          if (asked % 100 === 0)
+            process.stderr.write(
+              `${asked} requests ${summary(endings)}; killed ${summary(kills)}; fetches ${summary(fetches.counts)}\n`,
+            );
+        }
+      };
+      const killer = async () => {
+        while (!isOver) {
+          await sleep(killEveryMs * (0.5 + random()));
+          if (isOver) return;
+          const victim = pick(cluster.processes.filter(({ kind }) => kind !== "redis" && kind !== "gateway"));
+          const pauseMs = random() * 100 < pausedPercent ? PAUSE_MIN_MS + random() * PAUSE_SPREAD_MS : undefined;
+          const killed = kill(victim, random() < 0.5, pauseMs);
+          if (killed !== undefined) kills.set(killed, (kills.get(killed) ?? 0) + 1);
+        }
+      };
+      const counter = async () => {
+        for (; !isOver; await sleep(COUNT_EVERY_MS)) await fetches.count();
+        await fetches.count();
+      };
+      const others = [killer(), counter()];
+      await Promise.all(Array.from({ length: concurrency }, client));
+      isOver = true;
+      await Promise.all(others);
+      // What is stopped at the end goes on first.
+      await sleep(PAUSE_MIN_MS + PAUSE_SPREAD_MS);
+
+      const held = await whatIsHeld(cluster, 45_000);
+      const wrong = (endings.get("wrong") ?? 0) + (endings.get("cut") ?? 0);
+      process.stdout.write(
+        `${asked} requests with seed ${seed}: ${summary(endings)}; killed ${summary(kills)}; fetches of cached KV, at least: ${summary(fetches.counts)}; held at the end: ${held === "" ? "nothing" : held}\n`,
+      );
+      for (const detail of bad.slice(0, 20)) process.stdout.write(`  ${detail}\n`);
+      const sources = ["worker", ...(stores > 0 ? ["store"] : [])];
+      const idle = sources.filter((source) => (fetches.counts.get(`${source} complete`) ?? 0) === 0);
+      for (const source of idle)
+        process.stdout.write(
+          `  no fetch of cached KV from a ${source} was completed: there was nothing to be seen of them\n`,
+        );
+      if (wrong > 0 || held !== "" || idle.length > 0) process.exitCode = 1;
+    } finally {
+      await cluster.stop();
+    }
+  },
+);
 
 /** Uniform in [0, 1), the same for the same seed: mulberry32. */
 function randomFrom(seed: number): () => number {
@@ -185,17 +202,27 @@ function summary(counts: ReadonlyMap<string, number>): string {
   return [...counts].map(([kind, count]) => `${count} ${kind}`).join(", ") || "nothing";
 }
 
-/** A kill -9 of the process, or of its sidecar; undefined when it is not there just now. */
-function kill(victim: ProcessHandle, sidecar: boolean): string | undefined {
+/** A kill -9 of the process, or of its sidecar, or a stop for some time; undefined when it is not there just now. */
+function kill(victim: ProcessHandle, sidecar: boolean, pauseMs: number | undefined): string | undefined {
   if (!victim.isRunning) return undefined;
   const pid = sidecar && victim.kind !== "router" ? victim.sidecarPid : victim.pid;
   if (pid === undefined) return undefined;
   try {
-    process.kill(pid, "SIGKILL");
+    process.kill(pid, pauseMs === undefined ? "SIGKILL" : "SIGSTOP");
   } catch {
     return undefined; // It ended a moment ago.
   }
-  return pid === victim.pid ? victim.kind : `${victim.kind}'s sidecar`;
+  if (pauseMs !== undefined) setTimeout(() => goOn(pid), pauseMs);
+  const name = pid === victim.pid ? victim.kind : `${victim.kind}'s sidecar`;
+  return pauseMs === undefined ? name : `${name} (stopped)`;
+}
+
+function goOn(pid: number): void {
+  try {
+    process.kill(pid, "SIGCONT");
+  } catch {
+    // It was killed since.
+  }
 }
 
 /** What is still held once no request runs; empty as soon as it is nothing, at the latest after `maxMs`: more than a lease. */
