@@ -1,3 +1,4 @@
+export { MEMBER_OPTIONS } from "./member-options.ts";
 export { nearestName } from "./nearest-name.ts";
 export type { OptionSpec, OptionSpecs, OptionType, OptionValues } from "./option-spec.ts";
 export { defineOptions, type Options, type ParseOutcome } from "./options.ts";

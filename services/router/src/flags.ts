@@ -1,4 +1,4 @@
-import { defineOptions, TLS_OPTIONS } from "@kvasir/config";
+import { defineOptions, MEMBER_OPTIONS } from "@kvasir/config";
 import { WORKER_QUEUE_DEFAULTS } from "@kvasir/core";
 
 export const ROUTER_FLAGS = defineOptions("kvasir-router", "places requests on workers", {
@@ -6,25 +6,6 @@ export const ROUTER_FLAGS = defineOptions("kvasir-router", "places requests on w
     type: "string",
     env: "KVASIR_ID",
     help: "Name of this router, unique in the cluster. Default: router, host name and process id.",
-  },
-  redisUrl: {
-    type: "string",
-    env: "KVASIR_REDIS_URL",
-    default: "redis://127.0.0.1:6379",
-    help: "Redis with membership.",
-  },
-  cluster: { type: "string", env: "KVASIR_CLUSTER", default: "local", help: "Cluster to join." },
-  listen: { type: "address", env: "KVASIR_LISTEN", default: "127.0.0.1:0", help: "gRPC address." },
-  adminListen: {
-    type: "address",
-    env: "KVASIR_ADMIN_LISTEN",
-    default: "127.0.0.1:0",
-    help: "HTTP address of probes, metrics and traces.",
-  },
-  advertiseHost: {
-    type: "string",
-    env: "KVASIR_ADVERTISE_HOST",
-    help: "Host that others reach this one by. Default: the hosts of the listen addresses.",
   },
   queueMax: {
     type: "integer",
@@ -82,6 +63,5 @@ export const ROUTER_FLAGS = defineOptions("kvasir-router", "places requests on w
     min: 1,
     help: "KV bandwidth between two workers, for predictions. Larger: split placements look cheaper.",
   },
-  ...TLS_OPTIONS,
-  parentWatch: { type: "boolean", env: "KVASIR_PARENT_WATCH", help: "End when stdin reaches its end." },
+  ...MEMBER_OPTIONS,
 });
