@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { type CodecLevelFacts, type KvAccuracy, type KvChunkFacts, planTransfer } from "@kvasir/core";
 import { resolveModel } from "@kvasir/models";
 import { loadTokenizer } from "@kvasir/tokenizer";
-import { adaptiveMs, fixedMs } from "./lib/adaptation.ts";
+import { steadyMs } from "./lib/adaptation.ts";
 import { option, publish, REPOSITORY, table } from "./lib/report.ts";
 import { output, SIDECAR } from "./lib/run.ts";
 
@@ -40,9 +40,7 @@ publish(
   "Speed of the KV codec",
   `${speedSection()}
 
-${breakEvenSection()}
-
-${adaptationSection()}`,
+${breakEvenSection()}`,
 );
 
 async function measure(): Promise<readonly Row[]> {
@@ -107,10 +105,11 @@ function breakEvenSection(): string {
   const fixed = [undefined, ...levels];
   const cells = LINKS_GBIT.map((gbit) => {
     const bytesPerMs = (gbit * 1e9) / 8 / 1e3;
-    const times = fixed.map((level) => fixedMs({ chunks, speeds: chunks.map(() => bytesPerMs), deadlineMs: 0 }, level));
+    const times = fixed.map((level) => steadyMs(chunks, level, bytesPerMs));
     const best = Math.min(...times);
-    const link = { bytesPerMs, activeStreams: 1, latencyMs: 0 };
-    const plan = planTransfer({ chunks, levels, link, budget: "exact", deadlineMs: undefined, mayCompute: true });
+    const link = { bytesPerMs, lowBytesPerMs: bytesPerMs, activeStreams: 1, latencyMs: 0, queuedBytes: 0 };
+    const asked = { chunks, levels, link, deadlineMs: undefined, mayCompute: true, computeBusyMs: 0 };
+    const plan = planTransfer({ ...asked, budget: "exact" });
     const travels = plan.levels[0] === undefined ? "" : `${plan.levels.length} ${plan.levels[0].name}`;
     const computes = plan.computedCount === 0 ? "" : `${plan.computedCount} computed`;
     const chosen = `${plan.predictedMs.toFixed(0)}: ${[computes, travels].filter((part) => part !== "").join(", ")}`;
@@ -125,43 +124,7 @@ request that allows no error. The best fixed choice is bold. Predicted by \`pack
 ${table(header, cells)}`;
 }
 
-function adaptationSection(): string {
-  const draw = drawsFrom(7);
-  const chunks = chunksOf(2_048);
-  const deadlineMs = Number(option("deadline-ms", "150"));
-  const loads = Array.from({ length: 2_000 }, () => {
-    const between = () => ((0.1 + 9.9 * draw()) * 1e9) / 8 / 1e3 / 10;
-    return { chunks, deadlineMs, speeds: chunks.map(between) };
-  });
-  const missed = (ms: (load: (typeof loads)[number]) => number) =>
-    `${((100 * loads.filter((load) => ms(load) > deadlineMs).length) / loads.length).toFixed(1)} %`;
-  const guess = 5.05e9 / 8 / 1e3 / 10;
-  const adaptive = (budget: KvAccuracy) => missed((load) => adaptiveMs(load, levels, budget, guess, true));
-  const cells = [
-    ["computed", missed((load) => fixedMs(load, undefined))],
-    ...levels.map((level) => [`all ${level.name}`, missed((load) => fixedMs(load, level))]),
-    ["planned, exact", adaptive("exact")],
-    ["planned, near allowed", adaptive("near")],
-    ["planned, fast allowed", adaptive("fast")],
-  ];
-  return `## A link that changes
-
-2,000 loads of the same KV, each chunk of ${CHUNK_TOKENS} tokens at another speed, uniform in 0.01 to 1 Gb/s (CacheGen's trace at a tenth, as this model's KV is), due after
-${deadlineMs} ms; planned anew before each chunk with the speed of the one before. Simulated with the speeds above.
-
-${table(["", "late"], cells)}`;
-}
-
 function chunksOf(tokens: number): readonly KvChunkFacts[] {
   const chunk = { rawBytes: CHUNK_TOKENS * BYTES_PER_TOKEN, computeMs: CHUNK_TOKENS / prefillTokensPerMs };
   return Array.from({ length: tokens / CHUNK_TOKENS }, () => chunk);
-}
-
-/** Uniform in 0 to 1, the same each time: a linear congruential generator (Knuth's MMIX constants, upper bits). */
-function drawsFrom(seed: number): () => number {
-  let state = BigInt(seed);
-  return () => {
-    state = (state * 6_364_136_223_846_793_005n + 1_442_695_040_888_963_407n) & 0xffff_ffff_ffff_ffffn;
-    return Number(state >> 32n) / 2 ** 32;
-  };
 }

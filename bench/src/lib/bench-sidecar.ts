@@ -22,6 +22,15 @@ const SCOPE = Buffer.alloc(16, 9);
 const EPOCH = 1n;
 const LIFETIME_MS = 3_600_000;
 
+type FetchInit = MessageInitShape<typeof FetchRequestSchema>;
+
+export interface Pull {
+  /** The last word about it; fails when it is taken back. */
+  readonly done: Promise<FetchResponse>;
+  /** Resolves when nothing writes any more. */
+  takeBack(): Promise<void>;
+}
+
 /** A sidecar process and the calls of a worker that plans nothing. */
 export class BenchSidecar {
   readonly about: DescribeResponse;
@@ -89,15 +98,30 @@ export class BenchSidecar {
   }
 
   /** Pulls to the end; answers with the last word about it. */
-  fetch(request: MessageInitShape<typeof FetchRequestSchema>): Promise<FetchResponse> {
-    const call = this.#client.fetch({ ...request, leaseId: this.#leaseId(), tenantScope: SCOPE });
-    return new Promise((resolve, reject) => {
+  fetch(request: FetchInit): Promise<FetchResponse> {
+    return this.begin(request).done;
+  }
+
+  /** Pulls until it is taken back. */
+  begin(request: FetchInit, progressed: (progress: FetchResponse) => void = () => undefined): Pull {
+    const leaseId = this.#leaseId();
+    const call = this.#client.fetch({ ...request, leaseId, tenantScope: SCOPE });
+    const done = new Promise<FetchResponse>((resolve, reject) => {
       call.on("data", (progress: FetchResponse) => {
         if (progress.complete) resolve(progress);
+        else progressed(progress);
       });
       call.on("error", reject);
       call.on("end", () => reject(new Error("a fetch ended before its last block")));
     });
+    return {
+      done,
+      takeBack: async () => {
+        done.catch(() => undefined);
+        call.cancel();
+        await this.#client.fence({ leaseId }, { deadlineMs: 10_000 });
+      },
+    };
   }
 
   stop(): void {

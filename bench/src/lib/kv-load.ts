@@ -1,21 +1,16 @@
-import { setTimeout as sleep } from "node:timers/promises";
-import {
-  type CodecLevelFacts,
-  type KvAccuracy,
-  type KvChunkFacts,
-  observedLevel,
-  observedLink,
-  PLANNED_SHARE,
-  planTransfer,
-  type TrafficFacts,
-} from "@kvasir/core";
+import { type CodecProfileFacts, type KvAccuracy, type TrafficFacts, TransferBook } from "@kvasir/core";
 import type { FetchResponse, KvSource, Ticket } from "@kvasir/proto";
-import type { BenchSidecar } from "./bench-sidecar.ts";
+import { AdaptiveLoad, type LoadFacts } from "./adaptive-load.ts";
+import type { BenchSidecar, Pull } from "./bench-sidecar.ts";
+import { RecentTimes } from "./recent-times.ts";
 
 /** Tokens that are decided on together, and computed in one step. */
-export const CHUNK_TOKENS = 128;
-/** How often a chunk that is on its way is taken for a sign of the link's speed. */
-const LOOK_MS = 40;
+export const CHUNK_TOKENS = 64;
+const STEP_TOKENS = 512;
+/** Between two looks at a load of which nothing is heard. */
+const LOOK_MS = 10;
+/** What is between the last KV and the first token, before anybody measured it. */
+export const TAIL_MS = 30;
 
 /** A context whose KV another sidecar has, and a question of one token behind it. */
 export interface Context {
@@ -56,19 +51,21 @@ async function compute({ sink, blockIds, tokenIds }: Context, begin: number, end
   await sink.step({ droppedSequenceIds: [sequenceId] });
 }
 
-function pull(context: Context, tokenBegin: number, tokenEnd: number, level: number): Promise<FetchResponse> {
-  const { sink, source, ticket, profileId, blockIds } = context;
-  return sink.fetch({
+function pullRequest(context: Context, tokenBegin: number, tokenCount: number, level: number) {
+  const { source, ticket, profileId, blockIds } = context;
+  const tokenEnd = tokenBegin + tokenCount;
+  return {
     ...{ source, ticket, blockIds, tokenBegin, tokenEnd, stallTimeoutMs: 120_000 },
     ...(level === 0 ? {} : { levels: [{ tokenEnd, level }], codecProfileId: profileId }),
-  });
+  };
 }
 
-/** The first token when all is computed, a chunk a step. */
+/** The first token when all is computed, in steps as large as a worker's. */
 export async function computed(context: Context): Promise<Loaded> {
   const begun = performance.now();
   const end = context.tokenIds.length - 1;
-  for (let begin = 0; begin < end; begin += CHUNK_TOKENS) await compute(context, begin, begin + CHUNK_TOKENS);
+  for (let begin = 0; begin < end; begin += STEP_TOKENS)
+    await compute(context, begin, Math.min(end, begin + STEP_TOKENS));
   await compute(context, end, end + 1);
   const ms = performance.now() - begun;
   return { ms, wireBytes: 0, computedTokenCount: end, tokensByLevel: new Map() };
@@ -77,7 +74,7 @@ export async function computed(context: Context): Promise<Loaded> {
 /** The first token when all comes at one level. */
 export async function fetched(context: Context, level: number, tokenCount: number): Promise<Loaded> {
   const begun = performance.now();
-  const last = await pull(context, 0, tokenCount, level);
+  const last = await context.sink.fetch(pullRequest(context, 0, tokenCount, level));
   await compute(context, tokenCount, tokenCount + 1);
   const ms = performance.now() - begun;
   const tokensByLevel = new Map([[level, tokenCount]]);
@@ -86,111 +83,134 @@ export async function fetched(context: Context, level: number, tokenCount: numbe
 
 /** What a load knows of its link, its levels and the device; carried from one request to the next, as a worker does. */
 export interface Knowledge {
-  bytesPerMs: number;
-  computeMsPerToken: number;
-  levels: CodecLevelFacts[];
+  readonly book: TransferBook;
+  readonly profile: CodecProfileFacts;
+  /** To compute a token. */
+  readonly computeMs: RecentTimes;
+  /** From the last KV to the first token: a step of one token, and what is between. */
+  readonly tailMs: RecentTimes;
 }
 
-/**
- * The first token when each chunk is computed or comes at some level, as `planTransfer` says with what was measured so far. The device takes
- * chunks from the front and the link from the end, at the same time, until they meet.
- */
+/** Of the only other sidecar there is. */
+const PEER = "source";
+
+/** A worker that has seen its link once, at that speed. */
+export function knowledgeOf(profile: CodecProfileFacts, bytesPerMs: number, computeMsPerToken: number): Knowledge {
+  const book = new TransferBook([profile]);
+  book.begin(PEER);
+  const traffic = { wireBytes: 1e6, rawBytes: 1e6, encodeMs: 0, decodeMs: 0 };
+  book.observe(PEER, undefined, new Map([[0, traffic]]), 1e6 / bytesPerMs);
+  book.end(PEER);
+  return { book, profile, computeMs: new RecentTimes(computeMsPerToken), tailMs: new RecentTimes(TAIL_MS) };
+}
+
+/** What a load asks of its `TransferBook`. `objectiveMs`: from its beginning until all KV is there. */
+export function loadFacts(
+  { book, profile }: Pick<Knowledge, "book" | "profile">,
+  tokenCount: number,
+  bytesPerToken: number,
+  budget: KvAccuracy,
+  objectiveMs: number,
+): LoadFacts {
+  return {
+    ...{ chunkCount: tokenCount / CHUNK_TOKENS, chunkTokens: CHUNK_TOKENS, bytesPerToken },
+    ...{ book, peer: PEER, profileId: profile.id, budget, deadlineMs: objectiveMs },
+    levels: profile.levels,
+  };
+}
+
+/** The first token when an `AdaptiveLoad` decides how each chunk comes. */
 export async function adapted(
   context: Context,
   knowledge: Knowledge,
   budget: KvAccuracy,
   objectiveMs: number,
 ): Promise<Loaded> {
-  const begun = performance.now();
-  let [front, back] = [0, (context.tokenIds.length - 1) / CHUNK_TOKENS];
-  let wireBytes = 0;
-  const tokensByLevel = new Map<number, number>();
-  let changed = Promise.withResolvers<void>();
-  const tell = () => {
-    changed.resolve();
-    changed = Promise.withResolvers();
-  };
-  /** What is on its way, and since when. */
-  const underWay = new Set<{ readonly wireBytes: number; readonly since: number }>();
-  /** Chunks that should be here long since tell that the link is slower than it was. */
-  const speed = () => {
-    const [oldest] = underWay;
-    if (oldest === undefined) return knowledge.bytesPerMs;
-    const bytes = [...underWay].reduce((sum, { wireBytes }) => sum + wireBytes, 0);
-    return Math.min(knowledge.bytesPerMs, bytes / (performance.now() - oldest.since));
-  };
-  const plan = () => {
-    const chunk: KvChunkFacts = {
-      rawBytes: CHUNK_TOKENS * context.bytesPerToken,
-      computeMs: CHUNK_TOKENS * knowledge.computeMsPerToken,
-    };
-    return planTransfer({
-      chunks: Array.from({ length: back - front }, () => chunk),
-      levels: knowledge.levels,
-      link: { bytesPerMs: speed(), activeStreams: 1, latencyMs: 1 },
-      ...{
-        budget,
-        deadlineMs: PLANNED_SHARE * Math.max(0, objectiveMs - (performance.now() - begun)),
-        mayCompute: true,
-      },
-    });
-  };
-  const linking = async () => {
-    while (front < back) {
-      const level = plan().levels.at(-1);
-      if (level === undefined) return;
-      const index = knowledge.levels.indexOf(level);
-      back--;
-      const sent = { wireBytes: (CHUNK_TOKENS * context.bytesPerToken) / level.ratio, since: performance.now() };
-      underWay.add(sent);
-      const last = await pull(context, back * CHUNK_TOKENS, (back + 1) * CHUNK_TOKENS, index);
-      const streams = underWay.size;
-      underWay.delete(sent);
-      learn(knowledge, last, streams);
-      wireBytes += Number(last.dataBytes);
-      tokensByLevel.set(index, (tokensByLevel.get(index) ?? 0) + CHUNK_TOKENS);
-      tell();
-    }
-  };
-  let computedTokenCount = 0;
-  let isLinkOver = false;
-  const computing = async () => {
-    while (front < back) {
-      if (!isLinkOver && plan().computedCount === 0) {
-        await Promise.race([changed.promise, sleep(LOOK_MS)]);
-        continue;
-      }
-      const at = performance.now();
-      const begin = front++ * CHUNK_TOKENS;
-      await compute(context, begin, begin + CHUNK_TOKENS);
-      knowledge.computeMsPerToken = (performance.now() - at) / CHUNK_TOKENS;
-      computedTokenCount += CHUNK_TOKENS;
-    }
-  };
-  // Two at a time, so that the link does not wait while one is encoded or decoded.
-  const link = Promise.all([linking(), linking()]).finally(() => {
-    isLinkOver = true;
-    tell();
-  });
-  await Promise.all([link, computing()]);
+  const begunAt = performance.now();
+  const elapsedMs = () => performance.now() - begunAt;
+  const { book, profile, computeMs, tailMs } = knowledge;
   const end = context.tokenIds.length - 1;
+  const load = new AdaptiveLoad(
+    loadFacts(knowledge, end, context.bytesPerToken, budget, objectiveMs - tailMs.feared),
+    computeMs,
+  );
+  const done = Promise.withResolvers<void>();
+  const pulls = new Map<number, Pull>();
+  /** Of each chunk, the pull that counts: those before it were taken back. */
+  const turns = new Map<number, object>();
+  const tokensByLevel = new Map<number, number>();
+  let wireBytes = 0;
+  let computedTokenCount = 0;
+
+  const pulled = async (chunk: number, count: number, level: number) => {
+    book.begin(PEER);
+    const before = pulls.get(chunk);
+    const turn = {};
+    turns.set(chunk, turn);
+    let lastBytes = 0;
+    let askedMs = 0;
+    try {
+      await before?.takeBack();
+      if (turns.get(chunk) !== turn) return;
+      const request = pullRequest(context, chunk * CHUNK_TOKENS, count * CHUNK_TOKENS, level);
+      const pull = context.sink.begin(request, (progress) => {
+        lastBytes = Number(progress.dataBytes);
+        if (turns.get(chunk) === turn) load.received(chunk, lastBytes, elapsedMs());
+      });
+      pulls.set(chunk, pull);
+      askedMs = elapsedMs();
+      const last = await pull.done;
+      lastBytes = Number(last.dataBytes);
+      if (turns.get(chunk) !== turn) return;
+      book.observe(PEER, profile.id, trafficOf(last), Number(last.transferNanos) / 1e6);
+      load.arrived(chunk);
+      tokensByLevel.set(level, (tokensByLevel.get(level) ?? 0) + count * CHUNK_TOKENS);
+    } catch (error) {
+      if (turns.get(chunk) === turn) throw error;
+      // What was too slow to wait for tells of the link more than anything.
+      const traffic = { wireBytes: lastBytes, rawBytes: lastBytes, encodeMs: 0, decodeMs: 0 };
+      book.observe(PEER, undefined, new Map([[0, traffic]]), elapsedMs() - askedMs);
+    } finally {
+      wireBytes += lastBytes;
+      book.end(PEER);
+    }
+  };
+  const computedHere = async (chunk: number) => {
+    turns.delete(chunk);
+    await pulls.get(chunk)?.takeBack();
+    load.released(chunk);
+    await compute(context, chunk * CHUNK_TOKENS, (chunk + 1) * CHUNK_TOKENS);
+    computedTokenCount += CHUNK_TOKENS;
+    load.computed(chunk, elapsedMs());
+  };
+  const go = () => {
+    for (let action = load.next(elapsedMs()); action !== undefined; action = load.next(elapsedMs())) {
+      const act = "level" in action ? pulled(action.chunk, action.count, action.level) : computedHere(action.chunk);
+      act.then(go, done.reject);
+    }
+    if (load.isDone) done.resolve();
+  };
+  const timer = setInterval(go, LOOK_MS);
+  try {
+    go();
+    await done.promise;
+  } finally {
+    clearInterval(timer);
+  }
+  const loadedMs = elapsedMs();
   await compute(context, end, end + 1);
-  return { ms: performance.now() - begun, wireBytes, computedTokenCount, tokensByLevel };
+  tailMs.add(elapsedMs() - loadedMs);
+  return { ms: elapsedMs(), wireBytes, computedTokenCount, tokensByLevel };
 }
 
-function learn(knowledge: Knowledge, last: FetchResponse, streams: number): void {
-  const sum = { wireBytes: 0, rawBytes: 0, encodeMs: 0, decodeMs: 0 };
-  for (const traffic of last.levels) {
-    const facts: TrafficFacts = {
-      wireBytes: Number(traffic.wireBytes),
-      rawBytes: Number(traffic.rawBytes),
-      encodeMs: Number(traffic.encodeNanos) / 1e6,
-      decodeMs: Number(traffic.decodeNanos) / 1e6,
-    };
-    for (const key of ["wireBytes", "rawBytes", "encodeMs", "decodeMs"] as const) sum[key] += facts[key];
-    const level = knowledge.levels[traffic.level];
-    if (level && traffic.level > 0) knowledge.levels[traffic.level] = observedLevel(level, facts);
-  }
-  knowledge.bytesPerMs =
-    observedLink(knowledge.bytesPerMs, sum, Number(last.transferNanos) / 1e6, streams) ?? knowledge.bytesPerMs;
+function trafficOf({ levels }: FetchResponse): ReadonlyMap<number, TrafficFacts> {
+  return new Map(
+    levels.map(({ level, wireBytes, rawBytes, encodeNanos, decodeNanos }) => [
+      level,
+      {
+        ...{ wireBytes: Number(wireBytes), rawBytes: Number(rawBytes) },
+        ...{ encodeMs: Number(encodeNanos) / 1e6, decodeMs: Number(decodeNanos) / 1e6 },
+      },
+    ]),
+  );
 }

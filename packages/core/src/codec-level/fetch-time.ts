@@ -22,10 +22,14 @@ export interface KvChunkFacts {
 /** A link as measured between two sidecars. */
 export interface LinkFacts {
   readonly bytesPerMs: number;
+  /** What it may fall to while the chunks travel; not above `bytesPerMs`. */
+  readonly lowBytesPerMs: number;
   /** Transfers that share it, this one included. */
   readonly activeStreams: number;
   /** Until the first byte. */
   readonly latencyMs: number;
+  /** Encoded bytes of this very request that are on their way already, and go first. */
+  readonly queuedBytes: number;
 }
 
 /**
@@ -46,7 +50,7 @@ export function fetchMs(
 ): number {
   const bytesPerMs = link.bytesPerMs / Math.max(1, link.activeStreams);
   let encoded = 0;
-  let sent = link.latencyMs;
+  let sent = link.latencyMs + link.queuedBytes / bytesPerMs;
   let decoded = 0;
   for (let i = first; i < chunks.length; i++) {
     const { rawBytes } = chunks[i] as KvChunkFacts;

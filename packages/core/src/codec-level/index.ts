@@ -1,4 +1,4 @@
-export { accuracyOf, observedLevel, observedLink, type TrafficFacts } from "./estimates.ts";
+export { accuracyOf, observedLevel } from "./estimates.ts";
 export {
   type CodecLevelFacts,
   fetchMs,
@@ -7,11 +7,15 @@ export {
   type KvChunkFacts,
   type LinkFacts,
 } from "./fetch-time.ts";
-export { PLANNED_SHARE, planTransfer, type TransferPlan, type TransferQuestion } from "./plan-transfer.ts";
+export { type LinkSpeed, observedLink, type TrafficFacts } from "./link-speed.ts";
+export { overtaken, type UnderWayChunk, type UnderWayLink } from "./overtaken.ts";
+export { planTransfer, type TransferPlan, type TransferQuestion } from "./plan-transfer.ts";
 export {
   type CodecProfileFacts,
+  type ComputeFacts,
   type LevelChoice,
   type LevelQuestion,
   type LevelSpan,
   TransferBook,
+  type UnderWayFacts,
 } from "./transfer-book.ts";

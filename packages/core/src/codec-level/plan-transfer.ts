@@ -20,20 +20,25 @@ export interface TransferQuestion {
   readonly deadlineMs: number | undefined;
   /** Whether the receiver may compute chunks instead. */
   readonly mayCompute: boolean;
+  /** Until it has computed what it is at. */
+  readonly computeBusyMs: number;
 }
 
-/**
- * Part of the time left that is planned with: speeds change, and what was begun is not taken back. Larger: more of it is exact; smaller: less of it
- * is late.
- */
-export const PLANNED_SHARE = 0.6;
+/** Part of the time left in which KV has to travel by a plan. Larger: more of it is exact; smaller: less of it is late. */
+const TRAVEL_SHARE = 0.7;
+/** How finely the least speed that does is searched for. */
+const SPEED_HALVINGS = 6;
 
 export interface TransferPlan {
   /** Chunks at the front that are computed while the others travel. */
   readonly computedCount: number;
   /** Of each chunk behind them, in order. */
   readonly levels: readonly CodecLevelFacts[];
+  /** Of the link, which was planned for. */
+  readonly bytesPerMs: number;
+  /** At that speed. */
   readonly predictedMs: number;
+  /** At that speed, with some time to spare for what travels. */
   readonly meetsDeadline: boolean;
 }
 
@@ -42,7 +47,11 @@ export interface TransferPlan {
  *
  * The most exact accuracy within the budget that meets the deadline is taken; where a coarser one is needed, only for as many chunks as it is,
  * those at the end of the text, since later tokens are attended to by fewer. Among plans as exact, that which computes least and still meets the
- * deadline. When nothing meets it, or there is none, the soonest.
+ * deadline, with KV that comes no later than computing everything would.
+ *
+ * What has a deadline is planned for the speed that the link may fall to: KV that comes too early costs some accuracy that the request allowed to
+ * lose, KV that comes too late costs its objective. Where nothing meets the deadline at that speed, the plan that needs the least speed to meet it;
+ * where nothing does at the usual speed either, or there is no deadline, the soonest.
  *
  * Asked again before each chunk, with what was measured meanwhile, this is CacheGen's loop (Liu et al., SIGCOMM 2024, section 5.3), with two
  * changes: chunks at the front are computed while those behind them travel (a chunk can be computed only when all before it is there, and the
@@ -51,49 +60,75 @@ export interface TransferPlan {
  * Predicted times are hints: a wrong one costs time, never exactness.
  */
 export function planTransfer(question: TransferQuestion): TransferPlan {
+  const { link, deadlineMs } = question;
+  if (deadlineMs === undefined) return planFor(question, link.bytesPerMs, ["exact"]);
   const allowed = KV_ACCURACIES.slice(0, KV_ACCURACIES.indexOf(question.budget) + 1);
-  const uniform = (accuracies: readonly KvAccuracy[]) =>
+  const feared = planFor(question, link.lowBytesPerMs, allowed);
+  if (feared.meetsDeadline) return feared;
+  const usual = planFor(question, link.bytesPerMs, allowed);
+  return usual.meetsDeadline ? leastDemanding(question, usual, allowed) : usual;
+}
+
+/** Of the plans that meet the deadline at the usual speed, not at the one that is feared, that which needs the least speed for it. */
+function leastDemanding(question: TransferQuestion, usual: TransferPlan, allowed: readonly KvAccuracy[]): TransferPlan {
+  let { lowBytesPerMs: slow, bytesPerMs: fast } = question.link;
+  let best = usual;
+  for (let halving = 0; halving < SPEED_HALVINGS; halving++) {
+    const middle = Math.sqrt(slow * fast);
+    const plan = planFor(question, middle, allowed);
+    if (plan.meetsDeadline) [best, fast] = [plan, middle];
+    else slow = middle;
+  }
+  return best;
+}
+
+/** For a link of one speed. */
+function planFor(asked: TransferQuestion, bytesPerMs: number, allowed: readonly KvAccuracy[]): TransferPlan {
+  const question = { ...asked, link: { ...asked.link, bytesPerMs } };
+  const uniform = (accuracy: KvAccuracy) =>
     question.levels
-      .filter((level) => accuracies.includes(level.accuracy))
+      .filter((level) => level.accuracy === accuracy)
       .map((level) => uniformPlan(question, level))
       .reduce<TransferPlan | undefined>((best, plan) => (best && !isBetter(plan, best) ? best : plan), undefined);
-  const exact = uniform(["exact"]);
-  assert(exact !== undefined, "there is no exact codec level");
-  if (question.deadlineMs === undefined || exact.meetsDeadline) return exact;
-  let better = "exact" as KvAccuracy;
-  for (const accuracy of allowed.slice(1)) {
-    const plan = uniform([accuracy]);
-    if (plan?.meetsDeadline) return refined(question, plan, better);
-    better = accuracy;
+  const plans: TransferPlan[] = [];
+  for (const [index, accuracy] of allowed.entries()) {
+    const plan = uniform(accuracy);
+    if (plan?.meetsDeadline) return index === 0 ? plan : refined(question, plan, allowed[index - 1] as KvAccuracy);
+    if (plan) plans.push(plan);
   }
-  return soonest(allowed.flatMap((accuracy) => uniform([accuracy]) ?? []));
+  assert(plans[0] !== undefined, "there is no exact codec level");
+  return soonest(plans);
 }
 
 /** All fetched chunks at one level. */
 function uniformPlan(question: TransferQuestion, level: CodecLevelFacts): TransferPlan {
-  const { chunks, deadlineMs } = question;
+  const { chunks, deadlineMs, mayCompute, computeBusyMs } = question;
   const all = chunks.map(() => level);
   const plan = (computedCount: number) => planned(question, computedCount, all.slice(computedCount));
-  if (!question.mayCompute) return plan(0);
+  if (!mayCompute) return plan(0);
+  /** The least count for which it holds, where it holds for all above; `chunks.length` where for none below. */
+  const least = (holds: (count: number) => boolean) => {
+    let [low, high] = [0, chunks.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (holds(middle)) high = middle;
+      else low = middle + 1;
+    }
+    return low;
+  };
+  const computedMs = (count: number) => computeBusyMs + computeMs(chunks, count);
+  if (deadlineMs !== undefined) {
+    // Fetching takes less long the fewer travel: with as many computed as can be it is in time, or never.
+    const most = Math.max(
+      0,
+      least((count) => computedMs(count + 1) > deadlineMs),
+    );
+    const fewest = least((count) => count >= most || plan(count).meetsDeadline);
+    if (plan(fewest).meetsDeadline) return plan(fewest);
+  }
   // Computing takes longer with each chunk, fetching the rest less long: the soonest plan is where they meet.
-  let low = 0;
-  let high = chunks.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (computeMs(chunks, middle) < fetchMs(chunks, all, question.link, middle)) low = middle + 1;
-    else high = middle;
-  }
-  const best = soonest(low === 0 ? [plan(0)] : [plan(low - 1), plan(low)]);
-  if (deadlineMs === undefined || !best.meetsDeadline) return best;
-  // Fewer computed chunks that still do: fetching takes longer the more of them travel.
-  let least = 0;
-  let most = best.computedCount;
-  while (least < most) {
-    const middle = (least + most) >> 1;
-    if (plan(middle).meetsDeadline) most = middle;
-    else least = middle + 1;
-  }
-  return plan(least);
+  const meeting = least((count) => computedMs(count) >= fetchMs(chunks, all, question.link, count));
+  return soonest(meeting === 0 ? [plan(0)] : [plan(meeting - 1), plan(meeting)]);
 }
 
 /** The same with as many chunks from the front at a better accuracy as the deadline allows. */
@@ -120,11 +155,17 @@ function refined(question: TransferQuestion, coarse: TransferPlan, accuracy: KvA
 }
 
 function planned(question: TransferQuestion, computedCount: number, levels: readonly CodecLevelFacts[]): TransferPlan {
-  const { chunks, link, deadlineMs } = question;
+  const { chunks, link, deadlineMs, mayCompute, computeBusyMs } = question;
   const fetched = chunks.slice(computedCount);
   const fetchingMs = fetched.length === 0 ? 0 : fetchMs(fetched, levels, link);
-  const predictedMs = Math.max(computeMs(chunks, computedCount), fetchingMs);
-  return { computedCount, levels, predictedMs, meetsDeadline: deadlineMs !== undefined && predictedMs <= deadlineMs };
+  const computingMs = computedCount === 0 ? 0 : computeBusyMs + computeMs(chunks, computedCount);
+  const predictedMs = Math.max(computingMs, fetchingMs);
+  const plan = { computedCount, levels, bytesPerMs: link.bytesPerMs, predictedMs };
+  if (deadlineMs === undefined) return { ...plan, meetsDeadline: false };
+  // Computing is as quick as it was and needs no margin; and what might take longer than computing is not worth beginning.
+  const textMs = mayCompute ? computeBusyMs + computeMs(chunks, chunks.length) : Number.POSITIVE_INFINITY;
+  const meetsDeadline = computingMs <= deadlineMs && fetchingMs <= Math.min(TRAVEL_SHARE * deadlineMs, textMs);
+  return { ...plan, meetsDeadline };
 }
 
 function computeMs(chunks: readonly KvChunkFacts[], count: number): number {

@@ -1,7 +1,8 @@
 import { assert } from "../assert.ts";
-import { observedLevel, observedLink, type TrafficFacts } from "./estimates.ts";
-import type { CodecLevelFacts, KvAccuracy, KvChunkFacts } from "./fetch-time.ts";
-import { PLANNED_SHARE, planTransfer } from "./plan-transfer.ts";
+import { observedLevel } from "./estimates.ts";
+import type { CodecLevelFacts, KvAccuracy, KvChunkFacts, LinkFacts } from "./fetch-time.ts";
+import { type LinkSpeed, observedLink, type TrafficFacts } from "./link-speed.ts";
+import { planTransfer } from "./plan-transfer.ts";
 
 /** A codec profile as its owner announces it; levels by their number, undefined where nobody should use one. */
 export interface CodecProfileFacts {
@@ -25,16 +26,41 @@ export interface LevelQuestion {
   readonly budget: KvAccuracy;
   /** Until the KV is wanted; undefined: as soon as possible. */
   readonly deadlineMs: number | undefined;
+  /** What the receiver can do instead of waiting; undefined: nothing. */
+  readonly compute?: ComputeFacts;
+  /** Of this very request, transfers from the peer that go on. */
+  readonly underWay?: UnderWayFacts;
+  /** See `CHUNK_TOKENS`, which it is otherwise. */
+  readonly chunkTokens?: number;
+}
+
+export interface ComputeFacts {
+  /** For each token, once all before it are there. */
+  readonly msPerToken: number;
+  /** Until it has computed what it is at. */
+  readonly busyMs: number;
+}
+
+export interface UnderWayFacts {
+  readonly streamCount: number;
+  /** Encoded, still to come. */
+  readonly queuedBytes: number;
+  /** What they get now, in bytes a millisecond; undefined where it is too early to tell. */
+  readonly bytesPerMs: number | undefined;
 }
 
 /** How the tokens of a transfer shall travel. */
 export interface LevelChoice {
   /** Hex; undefined where all is raw. */
   readonly profileId: string | undefined;
-  /** In order; the last ends at the question's end. */
+  /** Tokens from the first on that are computed meanwhile. */
+  readonly computedTokenCount: number;
+  /** Of what follows them, in order; the last ends at the question's end. */
   readonly spans: readonly LevelSpan[];
   readonly approximateTokenCount: number;
+  /** See `TransferPlan`. */
   readonly predictedMs: number;
+  readonly meetsDeadline: boolean;
 }
 
 export interface LevelSpan {
@@ -60,7 +86,7 @@ const LATENCY_MS = 0.5;
 const PEERS_MAX = 1_024;
 
 interface Peer {
-  bytesPerMs: number | undefined;
+  speed: LinkSpeed | undefined;
   activeStreams: number;
   /** Of each profile, by its id: what its levels cost with this peer. */
   readonly levels: Map<string, (CodecLevelFacts | undefined)[]>;
@@ -92,9 +118,9 @@ export class TransferBook {
     known.activeStreams--;
   }
 
-  /** Bytes a millisecond; undefined before the first transfer. */
-  linkOf(peer: string): number | undefined {
-    return this.#peers.get(peer)?.bytesPerMs;
+  /** Undefined before the first transfer. */
+  linkOf(peer: string): LinkSpeed | undefined {
+    return this.#peers.get(peer)?.speed;
   }
 
   /** What a transfer told, by level. To be called before its `end`. */
@@ -115,45 +141,50 @@ export class TransferBook {
       const own = levels?.[level];
       if (levels && own && level > 0) levels[level] = observedLevel(own, facts);
     }
-    known.bytesPerMs = observedLink(known.bytesPerMs, sum, transferMs, known.activeStreams);
+    known.speed = observedLink(known.speed, sum, transferMs, known.activeStreams);
   }
 
   /** How a transfer's tokens shall travel. */
   choose(question: LevelQuestion): LevelChoice {
-    const { peer, peerProfileIds, isWhole, tokenBegin, tokenEnd, bytesPerToken, budget, deadlineMs } = question;
+    const { peer, peerProfileIds, isWhole, tokenBegin, tokenEnd, bytesPerToken, budget, deadlineMs, compute } =
+      question;
     assert(tokenEnd > tokenBegin, "a transfer of no tokens");
     const known = this.#peer(peer);
     const profile = isWhole ? this.#profiles.findLast(({ id }) => peerProfileIds.includes(id)) : undefined;
     const levels = profile === undefined ? [RAW] : this.#levels(known, profile.id);
-    const ends = chunkEnds(tokenBegin, tokenEnd);
-    const chunks = ends.map(
-      (end, index): KvChunkFacts => ({
-        rawBytes: (end - (ends[index - 1] ?? tokenBegin)) * bytesPerToken,
-        computeMs: Number.POSITIVE_INFINITY,
-      }),
-    );
-    const link = {
-      bytesPerMs: known.bytesPerMs ?? UNKNOWN_BYTES_PER_MS,
-      activeStreams: known.activeStreams + 1,
-      latencyMs: LATENCY_MS,
-    };
-    const withinMs = deadlineMs === undefined ? undefined : PLANNED_SHARE * deadlineMs;
+    const ends = chunkEnds(tokenBegin, tokenEnd, question.chunkTokens ?? CHUNK_TOKENS);
+    const chunks = ends.map((end, index): KvChunkFacts => {
+      const tokens = end - (ends[index - 1] ?? tokenBegin);
+      return {
+        rawBytes: tokens * bytesPerToken,
+        computeMs: tokens * (compute?.msPerToken ?? Number.POSITIVE_INFINITY),
+      };
+    });
+    const mayCompute = compute !== undefined;
+    const computeBusyMs = compute?.busyMs ?? 0;
+    const link = linkFacts(known, question.underWay);
     const planned = (allowed: readonly CodecLevelFacts[]) =>
-      planTransfer({ chunks, levels: allowed, link, budget, deadlineMs: withinMs, mayCompute: false });
+      planTransfer({ chunks, levels: allowed, link, budget, deadlineMs, mayCompute, computeBusyMs });
     const best = planned(levels.filter((level) => level !== undefined));
     const raw = planned(levels.slice(0, 1) as [CodecLevelFacts]);
-    const plan = raw.meetsDeadline || raw.predictedMs - best.predictedMs < SAVING_MIN_MS ? raw : best;
+    const isRawInTime =
+      raw.meetsDeadline && raw.bytesPerMs <= best.bytesPerMs && raw.computedCount <= best.computedCount;
+    const isWorthIt = best.meetsDeadline || raw.predictedMs - best.predictedMs >= SAVING_MIN_MS;
+    const plan = isRawInTime || !isWorthIt ? raw : best;
     const spans: LevelSpan[] = [];
     let approximateTokenCount = 0;
     for (const [index, chosen] of plan.levels.entries()) {
-      const end = ends[index] as number;
-      if (chosen.accuracy !== "exact") approximateTokenCount += end - (ends[index - 1] ?? tokenBegin);
+      const end = ends[plan.computedCount + index] as number;
+      const begin = ends[plan.computedCount + index - 1] ?? tokenBegin;
+      if (chosen.accuracy !== "exact") approximateTokenCount += end - begin;
       const level = levels.indexOf(chosen);
       if (spans.at(-1)?.level === level) spans.pop();
       spans.push({ tokenEnd: end, level, name: chosen.name, isApproximate: chosen.accuracy !== "exact" });
     }
     const profileId = spans.every(({ level }) => level === 0) ? undefined : profile?.id;
-    return { profileId, spans, approximateTokenCount, predictedMs: plan.predictedMs };
+    const computedTokenCount = plan.computedCount === 0 ? 0 : (ends[plan.computedCount - 1] as number) - tokenBegin;
+    const { predictedMs, meetsDeadline } = plan;
+    return { profileId, computedTokenCount, spans, approximateTokenCount, predictedMs, meetsDeadline };
   }
 
   #peer(name: string): Peer {
@@ -167,7 +198,7 @@ export class TransferBook {
         break;
       }
     }
-    const peer: Peer = { bytesPerMs: undefined, activeStreams: 0, levels: new Map() };
+    const peer: Peer = { speed: undefined, activeStreams: 0, levels: new Map() };
     this.#peers.set(name, peer);
     return peer;
   }
@@ -187,9 +218,24 @@ const RAW: CodecLevelFacts = {
   decodeBytesPerMs: Number.POSITIVE_INFINITY,
 };
 
+/** What is under way for the same request goes before what is asked for now, and is no stranger that shares the link. */
+function linkFacts({ speed, activeStreams }: Peer, own: UnderWayFacts | undefined): LinkFacts {
+  const strangerCount = activeStreams - (own?.streamCount ?? 0);
+  assert(strangerCount >= 0, "more transfers of one request are under way than of all");
+  const share = strangerCount + 1;
+  const atMost = own?.bytesPerMs === undefined ? Number.POSITIVE_INFINITY : own.bytesPerMs * share;
+  return {
+    bytesPerMs: Math.min(speed?.usual ?? UNKNOWN_BYTES_PER_MS, atMost),
+    lowBytesPerMs: Math.min(speed?.low ?? UNKNOWN_BYTES_PER_MS, atMost),
+    activeStreams: share,
+    latencyMs: LATENCY_MS,
+    queuedBytes: own?.queuedBytes ?? 0,
+  };
+}
+
 /** Ends at multiples of a chunk, of as many chunks as make few enough spans. */
-function chunkEnds(tokenBegin: number, tokenEnd: number): readonly number[] {
-  const chunk = CHUNK_TOKENS * Math.max(1, Math.ceil((tokenEnd - tokenBegin) / CHUNK_TOKENS / (SPANS_MAX - 1)));
+function chunkEnds(tokenBegin: number, tokenEnd: number, chunkTokens: number): readonly number[] {
+  const chunk = chunkTokens * Math.max(1, Math.ceil((tokenEnd - tokenBegin) / chunkTokens / (SPANS_MAX - 1)));
   const ends: number[] = [];
   for (let end = tokenBegin - (tokenBegin % chunk) + chunk; end < tokenEnd; end += chunk) ends.push(end);
   return [...ends, tokenEnd];

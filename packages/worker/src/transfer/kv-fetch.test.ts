@@ -103,7 +103,7 @@ test("what may lose something comes in parts, each as what was measured before i
   expect(levels()).toEqual([[[1_024, 2]]]);
   complete(0, 2, 4_000_000);
   expect(told.at(-1)).toMatchObject({ verifiedTokenEnd: 1_024, complete: false, approximateTokenCount: 1_024 });
-  expect(book.linkOf("a:1")).toBe((1e4 + 8e4) / 2);
+  expect(book.linkOf("a:1")?.usual).toBe((1e4 + 8e4) / 2);
   complete(1, 2, 4_000_000);
   complete(2, 2, 1_000_000);
   expect(levels().map((spans) => spans.at(-1)?.[0])).toEqual([1_024, 2_048, 2_500]);
@@ -130,6 +130,18 @@ test("layouts that divide heads or differ in type, and sources without a profile
   ]) {
     expect(begin("near", 500, other).levels()).toEqual([[]]);
   }
+});
+
+test("what was cancelled because it was slow tells how far the link may fall", () => {
+  const { calls, fetch, book } = begin("near", 500);
+  const traffic = { level: 2, wireBytes: 100_000n, rawBytes: 500_000n, encodeNanos: 1n, decodeNanos: 1n };
+  const progress = { verifiedTokenEnd: 0, dataBytes: 100_000n, transferNanos: 1_000_000_000n, levels: [traffic] };
+  calls[0]?.emit("data", create(FetchResponseSchema, progress));
+  expect(book.linkOf("a:1")?.recent).toEqual([1e4]);
+  fetch.cancel();
+  calls[0]?.emit("end");
+  expect(book.linkOf("a:1")?.recent).toEqual([1e4, 100]);
+  expect(book.linkOf("a:1")?.low).toBe(100);
 });
 
 test("other errors and an early end break it, and nothing is told after it was cancelled", () => {

@@ -113,21 +113,22 @@ export class KvFetch {
     );
     this.#call = call;
     let isOver = false;
-    // An error is followed by an end.
+    let last: FetchResponse | undefined;
+    // An error is followed by an end. What was given up because it was slow tells of the link too.
     const isFirstEnd = () => {
       if (isOver) return false;
       isOver = true;
+      if (last) book.observe(this.#peer, choice.profileId, trafficOf(last), Number(last.transferNanos) / 1e6);
       book.end(this.#peer);
       return true;
     };
     call.on("data", (progress: FetchResponse) => {
       if (isOver) return;
+      last = progress;
       if (!progress.complete) {
         if (!this.#isCancelled) this.#tell(progress, false);
         return;
       }
-      const transferMs = Number(progress.transferNanos) / 1e6;
-      book.observe(this.#peer, choice.profileId, trafficOf(progress), transferMs);
       isFirstEnd();
       if (this.#isCancelled) return;
       addTraffic(this.#levels, progress, choice);
