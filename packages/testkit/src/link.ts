@@ -1,5 +1,8 @@
 import { connect, createServer, type Server, type Socket } from "node:net";
 
+/** Bytes of a piece that is worth corrupting: nearly all of them are KV, and few a message's own. */
+const CORRUPTED_BYTES_MIN = 4_096;
+
 /** Ways a link can be. `silent`: what is sent vanishes and nobody is told, as when a cable is pulled. `cut`: connections are reset. */
 export type LinkState = "whole" | "silent" | "cut";
 
@@ -8,6 +11,8 @@ export interface Link {
   set(state: LinkState): void;
   /** The same, as soon as so many more bytes have crossed, both ways together. */
   setAfter(bytes: number, state: LinkState): Promise<void>;
+  /** One bit of a large piece is turned over on its way to who dialled, as soon as so many more bytes have crossed. */
+  corruptAfter(bytes: number): Promise<void>;
   /** From now on each connection carries at most so much each way; Infinity: as much as it can. */
   pace(bytesPerSecond: number): void;
   close(): Promise<void>;
@@ -29,6 +34,7 @@ class ProxiedLink implements Link {
   #state: LinkState = "whole";
   #bytesPerMs = Number.POSITIVE_INFINITY;
   #planned: { bytesLeft: number; readonly state: LinkState; readonly done: () => void } | undefined;
+  #corruption: { bytesLeft: number; readonly done: () => void } | undefined;
   readonly #servers: Server[] = [];
   readonly #crossings = new Set<Crossing>();
 
@@ -43,6 +49,12 @@ class ProxiedLink implements Link {
   setAfter(bytes: number, state: LinkState): Promise<void> {
     return new Promise((done) => {
       this.#planned = { bytesLeft: bytes, state, done };
+    });
+  }
+
+  corruptAfter(bytes: number): Promise<void> {
+    return new Promise((done) => {
+      this.#corruption = { bytesLeft: bytes, done };
     });
   }
 
@@ -84,6 +96,7 @@ class ProxiedLink implements Link {
     ] as const) {
       from.on("data", (data) => {
         this.#crossed(data.length);
+        if (from === far) this.#corrupt(data);
         this.#slowDown(from, data.length);
       });
       // An end is not told either while the link is silent.
@@ -105,6 +118,18 @@ class ProxiedLink implements Link {
     setTimeout(() => {
       if (this.#state === "whole") from.resume();
     }, restMs);
+  }
+
+  /** What is read is what goes on. */
+  #corrupt(data: Buffer): void {
+    const planned = this.#corruption;
+    if (planned === undefined) return;
+    planned.bytesLeft -= data.length;
+    if (planned.bytesLeft > 0 || data.length < CORRUPTED_BYTES_MIN) return;
+    const middle = data.length >> 1;
+    data.writeUInt8(data.readUInt8(middle) ^ 1, middle);
+    this.#corruption = undefined;
+    planned.done();
   }
 
   #crossed(bytes: number): void {

@@ -1,3 +1,4 @@
+import type { MessageInitShape } from "@bufbuild/protobuf";
 import {
   type Instant,
   type KvasirError,
@@ -9,7 +10,7 @@ import {
   type StepSchedulerOptions,
   TransferBook,
 } from "@kvasir/core";
-import type { DescribeResponse, KvLayout } from "@kvasir/proto";
+import type { DescribeResponse, KvLayout, KvSourceSchema } from "@kvasir/proto";
 import { type AuditedBlocks, auditBlocks, LEASE_SLACK } from "./audit.ts";
 import { now } from "./clock.ts";
 import { Engine, type EngineHooks } from "./engine/engine.ts";
@@ -71,6 +72,15 @@ export class Incarnation {
     });
     const lentBlockMax = Math.max(1, Math.floor(description.blockCount * LENT_SHARE_MAX));
     this.loans = new LoanTable(this.engine.scheduler.pool, lentBlockMax);
+  }
+
+  /** Where others pull from, and what they may ask for. */
+  get source(): MessageInitShape<typeof KvSourceSchema> {
+    const { transferAddresses, codecProfiles } = this.description;
+    return {
+      ...{ layout: this.layout, shardAddresses: transferAddresses },
+      codecProfileIds: codecProfiles.map(({ id }) => id),
+    };
   }
 
   /** Resolves when the incarnation is over. */

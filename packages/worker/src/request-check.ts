@@ -17,6 +17,8 @@ export interface CheckedRequest {
   /** With `maxTokens` cut at the context's end. */
   readonly sampling: SamplingParams;
   readonly tenantScope: Uint8Array;
+  /** Least exact KV that will do where it travels for this request. */
+  readonly kvAccuracy: KvAccuracy;
   /** What it may take from the prefix cache and leave there. */
   readonly reuse: Pick<SequenceSpec, "prefixRoot" | "scope" | "computesWholePrompt">;
 }
@@ -28,6 +30,7 @@ export function checkRequest(
     readonly sampling?: SamplingParams | undefined;
     readonly tenantScope: Uint8Array;
     readonly requestId: string;
+    readonly kvAccuracy: WireAccuracy;
   },
   incarnation: Incarnation,
 ): CheckedRequest {
@@ -58,7 +61,11 @@ export function checkRequest(
     // Log-probabilities of the prompt come from computing it.
     computesWholePrompt: sampling.promptLogprobs !== undefined,
   };
-  return { promptTokenIds, sampling: create(SamplingParamsSchema, { ...sampling, maxTokens }), tenantScope, reuse };
+  return {
+    ...{ promptTokenIds, tenantScope, reuse },
+    sampling: create(SamplingParamsSchema, { ...sampling, maxTokens }),
+    kvAccuracy: accuracyFromWire(request.kvAccuracy),
+  };
 }
 
 /** One answer that is still wanted. */
@@ -125,7 +132,7 @@ export function checkEpoch(current: Incarnation | undefined, expectedEpoch: bigi
 }
 
 /** What KV that travels for a request may lose. */
-export function accuracyFromWire(wire: WireAccuracy): KvAccuracy {
+function accuracyFromWire(wire: WireAccuracy): KvAccuracy {
   switch (wire) {
     case WireAccuracy.UNSPECIFIED:
     case WireAccuracy.EXACT:
@@ -137,4 +144,9 @@ export function accuracyFromWire(wire: WireAccuracy): KvAccuracy {
     default:
       return unreachable(wire);
   }
+}
+
+/** The same as it travels on. */
+export function wireFromAccuracy(accuracy: KvAccuracy): WireAccuracy {
+  return { exact: WireAccuracy.EXACT, near: WireAccuracy.NEAR, fast: WireAccuracy.FAST }[accuracy];
 }

@@ -99,6 +99,17 @@ export const STORE_FLAGS = defineOptions("kvasir-store", "keeps KV beyond the wo
     min: 0,
     help: "Time for running loans to end after SIGTERM or POST /drain.",
   },
+  codecProfile: {
+    type: "string",
+    env: "KVASIR_CODEC_PROFILE",
+    default: "auto",
+    help: "The model's codec profile, for lending at lossy levels to requests that allow it (blocks are kept exact): the same file as its workers', none, or auto for codec.kvcp beside --model.",
+  },
+  model: {
+    type: "string",
+    env: "KVASIR_MODEL",
+    help: "Directory or GGUF file of the model, where it is on this machine; read for --codec-profile auto only.",
+  },
   ...SIDECAR_OWNER_FLAGS,
 });
 

@@ -81,7 +81,8 @@ async function expose(
       ...{ sourceWorkerId: settings.storeId, sourceEpoch: store.epoch, layoutFingerprint: layout.fingerprint },
     };
     const ticket = signTicket(claims, facts.ticketKey);
-    const source = { layout, shardAddresses: [description.transferAddress] };
+    const { transferAddress, codecProfileIds } = description;
+    const source = { layout, shardAddresses: [transferAddress], codecProfileIds };
     return {
       loan: { blockCount: exposedCount, fromDisk, ...(exposedCount > 0 ? { ticket, source } : {}) },
       lost: store.ended,

@@ -24,6 +24,9 @@ export interface StoreSidecarCommand {
   readonly diskBytes: number;
   readonly segmentBytes: number;
   readonly stagingBlocks: number;
+  /** A file, `none` or `auto`. */
+  readonly codecProfile: string;
+  readonly model: string | undefined;
   readonly tls: { readonly [K in "ca" | "cert" | "key"]: string | undefined } | undefined;
 }
 
@@ -138,6 +141,8 @@ function flagsOf(command: StoreSidecarCommand, epoch: bigint, layout: KvLayout):
       "disk-bytes": command.diskBytes,
       "segment-bytes": command.segmentBytes,
       "staging-blocks": command.stagingBlocks,
+      "codec-profile": command.codecProfile,
+      model: command.model,
       "tls-ca": tls?.ca,
       "tls-cert": tls?.cert,
       "tls-key": tls?.key,

@@ -36,6 +36,8 @@ export interface LocalClusterOptions extends KvOptions {
   /** `auto`, `cpu` or `cuda:N`, of all sidecars. */
   readonly device?: string;
   readonly kvBytes?: string;
+  /** The model's codec profile, of workers and stores: a file, `none`, or `auto` for the one beside the model, if any; absent: auto. */
+  readonly codecProfile?: string;
   /** Of a GPU's memory, for each sidecar; absent: the workers' own default. */
   readonly kvMemoryPercent?: number;
   /** How workers of one role keep KV, where it is not as all others do. */
@@ -102,6 +104,8 @@ export function serviceArgs(
         ...flag("--served-model-name", options.servedModelName ?? basename(resolve(options.model))),
         ...flag("--directory", storeDirectory === undefined ? undefined : join(storeDirectory, id)),
         ...flag("--lease-ms", options.leaseMs),
+        ...flag("--model", options.model),
+        ...flag("--codec-profile", options.codecProfile),
       ];
       return [main("kv-store"), ...common, "--state-dir", shared.stateDir, ...sizes, ...extra("store")];
     }
@@ -115,6 +119,7 @@ export function serviceArgs(
         ...flag("--kv-dtype", kv.kvDtype),
         ...flag("--shards", kv.shards),
         ...flag("--weights", options.weights),
+        ...flag("--codec-profile", options.codecProfile),
         ...flag("--step-tokens", options.stepTokens),
         ...flag("--threads", options.threadsPerSidecar),
         ...flag("--lease-ms", options.leaseMs),

@@ -80,6 +80,12 @@ export const UP_FLAGS = defineOptions("npm run up --", "a whole cluster on this 
     choices: ["bf16", "f16", "f32"],
     help: "Number format of KV.",
   },
+  codecProfile: {
+    type: "string",
+    env: "KVASIR_UP_CODEC_PROFILE",
+    default: "auto",
+    help: "The model's codec profile, of workers and stores, for lossy levels: a file that `kvasir profile codec` made, none, or auto for codec.kvcp beside the model.",
+  },
   shards: {
     type: "integer",
     env: "KVASIR_UP_SHARDS",

@@ -98,6 +98,7 @@ async function start(
     ...(values.kvBytes === undefined ? {} : { kvBytes: `${values.kvBytes}` }),
     kvMemoryPercent:
       values.kvMemoryPercent ?? Math.max(1, Math.floor(90 / (values.prefill + values.decode + values.mixed))),
+    codecProfile: values.codecProfile,
     blockSize: Number(values.blockSize),
     kvDtype: values.kvDtype,
     shards: values.shards,

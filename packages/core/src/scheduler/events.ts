@@ -122,8 +122,16 @@ export type SchedulerEvent =
    * planned. They are not planned yet, and not the prompt's last. Again, with a later beginning: what is before it is computed here after all.
    */
   | { readonly kind: "KvAwaited"; readonly sequenceId: SequenceId; readonly span: TokenSpan }
-  /** No fetch writes any more. Of what was awaited these spans, whole blocks in their order, are there, and the others are computed. */
-  | { readonly kind: "KvFetched"; readonly sequenceId: SequenceId; readonly spans: readonly TokenSpan[] }
+  /**
+   * No fetch writes any more. Of what was awaited these spans, whole blocks in their order, are there, and the others are computed. `isApproximate`:
+   * some of it came at a lossy level, so from here on nothing of this sequence is kept for others.
+   */
+  | {
+      readonly kind: "KvFetched";
+      readonly sequenceId: SequenceId;
+      readonly spans: readonly TokenSpan[];
+      readonly isApproximate?: boolean;
+    }
   /** No transfer reads (Release answered) or writes (Fence answered) the sequence's blocks any more. */
   | { readonly kind: "TransferClosed"; readonly sequenceId: SequenceId }
   /** The device answered the oldest step in flight. */

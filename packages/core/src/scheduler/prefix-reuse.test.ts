@@ -175,6 +175,17 @@ test("a prefill sequence computes around what it fetches, behind others, and kee
   expect(bench.arrive(2, "prefill", text(30))).toBe(28);
 });
 
+test("of a prompt that goes on from lossy KV only what was computed before it came is kept", () => {
+  const bench = new Bench(32, 16);
+  bench.arrive(1, "prefill", text(30));
+  bench.apply({ kind: "KvAwaited", sequenceId: id(1), span: { begin: 8, end: 28 } });
+  bench.apply({ kind: "ExportOpened", sequenceId: id(1) });
+  bench.settle();
+  bench.apply({ kind: "KvFetched", sequenceId: id(1), spans: [{ begin: 8, end: 28 }], isApproximate: true });
+  bench.settle();
+  expect(bench.arrive(2, "prefill", text(30))).toBe(8);
+});
+
 test("a decode sequence fetches beyond what it has, and may go on from there without a fetch", () => {
   const bench = new Bench();
   bench.arrive(1, "decode", text(9));

@@ -141,8 +141,8 @@ export function awaitKv(sequence: Sequence, span: TokenSpan, blockSize: number):
   sequence.awaited = span;
 }
 
-/** No fetch writes any more, and so much came. */
-export function keepFetched(sequence: Sequence, spans: readonly TokenSpan[]): void {
+/** No fetch writes any more, and so much came, of which some may be lossy. */
+export function keepFetched(sequence: Sequence, spans: readonly TokenSpan[], isApproximate: boolean): void {
   const { spec, awaited, inputPlannedCount } = sequence;
   let end = Math.max(awaited?.begin ?? spec.promptTokenIds.length, inputPlannedCount);
   for (const span of spans) {
@@ -154,6 +154,7 @@ export function keepFetched(sequence: Sequence, spans: readonly TokenSpan[]): vo
   }
   sequence.awaited = undefined;
   sequence.arrived = spans;
+  sequence.isApproximate ||= isApproximate;
 }
 
 /** How a sampled token ends its sequence, if it does. */

@@ -153,7 +153,7 @@ export class StepScheduler {
         break;
       case "KvFetched":
         if (sequence?.awaited === undefined) break;
-        keepFetched(sequence, event.spans);
+        keepFetched(sequence, event.spans, event.isApproximate ?? false);
         this.#freeIfQuiet(sequence, effects);
         break;
       case "TransferClosed":

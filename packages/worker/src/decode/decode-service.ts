@@ -7,7 +7,7 @@ import type { Lenders } from "../fetch/borrow.ts";
 import type { Incarnation } from "../incarnation.ts";
 import { invalid } from "../invalid.ts";
 import type { LocalPrefillCause } from "../metrics.ts";
-import { accuracyFromWire, checkEpoch, checkQueue, checkRequest, openChoices, tooLarge } from "../request-check.ts";
+import { checkEpoch, checkQueue, checkRequest, openChoices, tooLarge } from "../request-check.ts";
 import type { RequestMeter } from "../request-meter.ts";
 import { endSpan, startSpan, type Traced } from "../tracing.ts";
 import type { LeaseRenewals } from "./lease-renewals.ts";
@@ -123,8 +123,8 @@ async function generate(
         throw invalid("placement.prefill", "placement.prefill is missing");
       const { renewals, onLocalPrefill } = options;
       const prefills = prefillChoices(request, { prefill, fetch: placement.fetch }, placement.otherPrefills);
-      const { kvAccuracy, tbtTargetMs } = request;
-      const kv = { accuracy: accuracyFromWire(kvAccuracy), tbtTargetMs, predictedTtftMs: placement.predictedTtftMs };
+      const { tbtTargetMs } = request;
+      const kv = { accuracy: checked.kvAccuracy, tbtTargetMs, predictedTtftMs: placement.predictedTtftMs };
       return untilDone(call, new SplitGeneration({ ...facts, kv, prefills, peers, renewals, onLocalPrefill }));
     }
     default:

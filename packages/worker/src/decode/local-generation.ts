@@ -48,8 +48,9 @@ export function generateLocally(facts: LocalFacts): { readonly done: Promise<voi
         fetch = beginFetch(
           { incarnation, sequenceId, blockIds, cachedTokenCount },
           { plan, request, lenders, traced: prefill, requests },
-          (tokens) => {
+          (tokens, approximateTokenCount) => {
             fetched = tokens;
+            generation.approximateTokenCount = approximateTokenCount;
           },
         );
       },

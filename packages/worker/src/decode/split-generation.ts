@@ -22,8 +22,10 @@ import type { PrefixFetch, RunFirstToken, RunTicket, WorkerRef } from "@kvasir/p
 import { errorFromService, isTyped } from "@kvasir/rpc";
 import { now } from "../clock.ts";
 import type { LocalPrefillCause } from "../metrics.ts";
+import { wireFromAccuracy } from "../request-check.ts";
 import { endSpan, metadataOf, startSpan, type Traced, traceparentOf } from "../tracing.ts";
 import type { KvProgress } from "../transfer/kv-fetch.ts";
+import { ApproximateTokens } from "./approximate-tokens.ts";
 import { Generation, type GenerationFacts } from "./generation.ts";
 import { type KvTerms, wishOf } from "./kv-terms.ts";
 import type { LeaseRenewals } from "./lease-renewals.ts";
@@ -68,6 +70,7 @@ export class SplitGeneration {
   readonly #facts: SplitFacts;
   readonly #generation: Generation;
   readonly #plan: DecodeHandoverPlan;
+  readonly #approximate: ApproximateTokens;
   readonly #leaseId = `reservation ${randomBytes(16).toString("hex")}`;
   readonly #sequenceId: SequenceId;
   readonly #branchIds: readonly SequenceId[];
@@ -79,12 +82,8 @@ export class SplitGeneration {
   #blockIds: readonly BlockId[] | undefined;
   /** Bytes that came from prefill workers before this one. */
   #bytesBefore = 0n;
-  /** Approximate tokens of pulls before this one. */
-  #approximateBefore = 0;
   /** Pulls begun; each but the first goes on where one before it broke. */
   #pullCount = 0;
-  /** First token that came from elsewhere. */
-  #fetchedFrom: number | undefined;
   #handover: Traced | undefined;
   #firstTokenAt: Instant | undefined;
   /** After a local hit, until the first token: its first step. */
@@ -104,6 +103,7 @@ export class SplitGeneration {
     const hitTailTokenMax = Math.max(blockSize, Math.floor(tailTokenMax / HIT_TAIL_STEP_PARTS));
     const fenceWithin = nanosFromMs(FENCE_WAIT_MS);
     this.#plan = { promptTokenCount: promptTokenIds.length, tailTokenMax, hitTailTokenMax, fenceWithin };
+    this.#approximate = new ApproximateTokens(promptTokenIds.length, facts.kv.accuracy);
     const waitUntil = addNanos(arrivedAt, nanosFromMs(admissionWaitMs));
     this.#state = newDecodeHandover(waitUntil, facts.prefills.length);
     [this.#sequenceId, ...this.#branchIds] = incarnation.engine.submitGroup(
@@ -192,7 +192,7 @@ export class SplitGeneration {
           kind: "KvArrived",
           sequenceId: this.#sequenceId,
           firstTokenId: effect.firstTokenId,
-          isApproximate: this.#generation.approximateTokenCount > 0,
+          isApproximate: this.#approximate.count > 0,
         });
         if (this.#firstChoiceEnded) {
           this.#joined();
@@ -253,9 +253,11 @@ export class SplitGeneration {
       tenantScope,
       expectedEpoch: prefill.epoch,
       layoutFingerprint: layout.fingerprint,
+      kvAccuracy: wireFromAccuracy(request.kvAccuracy),
       ...(choice.fetch === undefined ? {} : { fetch: choice.fetch }),
     };
     const metadata = metadataOf(traced);
+    this.#approximate.sourceAsked();
     this.#transfer = new Transfer(
       { peers, prefill, transferId, incarnation, metadata, start },
       {
@@ -312,10 +314,9 @@ export class SplitGeneration {
     // The block that is there in part comes again, whole.
     const tokenBegin = verifiedTokenCount - (verifiedTokenCount % blockSize);
     if (!this.#ticket || !this.#transfer) return;
-    this.#fetchedFrom ??= tokenBegin;
     const waitedMs = msFromNanos(now() - this.#facts.arrivedAt);
     this.#transfer.fetch(this.#ticket, blockIds, tokenBegin, wishOf(this.#facts.kv, waitedMs));
-    this.#approximateBefore = this.#generation.approximateTokenCount;
+    this.#approximate.pullBegins(tokenBegin);
     this.#pullCount++;
     this.#facts.traced.span.setAttribute("kvasir.pull_retries", this.#pullCount - 1);
   }
@@ -330,11 +331,8 @@ export class SplitGeneration {
     this.#generation.kvBytesMoved = this.#bytesBefore + dataBytes;
     this.#generation.timings.kvTransferMs = msFromNanos(Number(transferNanos));
     const verifiedTokenCount = complete ? this.#plan.promptTokenCount : verifiedTokenEnd;
-    if (!this.#isExact) this.#generation.approximateTokenCount = verifiedTokenCount - (this.#fetchedFrom ?? 0);
-    else {
-      const count = this.#approximateBefore + approximateTokenCount;
-      this.#generation.approximateTokenCount = Math.min(count, this.#plan.promptTokenCount);
-    }
+    this.#approximate.pulled(verifiedTokenCount, approximateTokenCount, !this.#isExact);
+    this.#tellApproximate();
     if (complete) this.#facts.requests.kvTravelled(levels);
     const progressBy = addNanos(now(), nanosFromMs(Math.max(this.#ticket?.leaseMs ?? 1, 1)));
     this.#extendReservation(progressBy);
@@ -347,6 +345,8 @@ export class SplitGeneration {
     timings.prefillQueueMs = value.queueMs;
     timings.prefillComputeMs = value.computeMs;
     if (value.cached) this.#generation.cached(value.cached);
+    this.#approximate.sourceTold(value.approximatePromptTokens);
+    this.#tellApproximate();
     if (!value.token) {
       const message = "the prefill worker sent a first token without a token";
       this.#apply({ kind: "Failed", error: { reason: "internal", message } });
@@ -392,6 +392,8 @@ export class SplitGeneration {
   /** The prefill worker is lost: what is verified stays, once nothing writes. */
   async #stopTransfer(): Promise<void> {
     this.#bytesBefore = this.#generation.kvBytesMoved;
+    this.#approximate.sourceLost(this.#state.verifiedTokenCount);
+    this.#tellApproximate();
     await this.#endTransfer("abort");
     this.#apply({ kind: "Fenced", heardBy: this.#after(HEARD_WAIT_MS) });
   }
@@ -429,7 +431,7 @@ export class SplitGeneration {
     leases.release(this.#leaseId);
     engine.apply({ kind: "TransferClosed", sequenceId: this.#sequenceId });
     const firstTokenId = this.#isResumed ? undefined : token?.tokenId;
-    const isApproximate = this.#generation.approximateTokenCount > 0;
+    const isApproximate = this.#approximate.count > 0;
     const sequenceId = this.#sequenceId;
     engine.apply({ kind: "KvLost", sequenceId, verifiedTokenCount, firstTokenId, isApproximate });
   }
@@ -473,6 +475,10 @@ export class SplitGeneration {
     if (this.#handover) endSpan(this.#handover.span, thrown);
     this.#handover = undefined;
     this.#generation.fail(thrown);
+  }
+
+  #tellApproximate(): void {
+    this.#generation.approximateTokenCount = this.#approximate.count;
   }
 
   #armTimer(): void {

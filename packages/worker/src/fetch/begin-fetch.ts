@@ -35,13 +35,16 @@ export interface FetchedTokens {
 
 export const NOTHING_FETCHED: FetchedTokens = { remoteWorker: 0, storeDram: 0, storeDisk: 0 };
 
-/** Begins the fetch that the router planned, if any of it is missing; counts it and tells its span of it. `fetched`: before the engine goes on with that. */
+/**
+ * Begins the fetch that the router planned, if any of it is missing; counts it and tells its span of it. `fetched`: before the engine goes on with
+ * that, and how many tokens at the prompt's end are approximate from then on.
+ */
 export function beginFetch(
   { incarnation, sequenceId, blockIds, cachedTokenCount }: FetchingSequence,
   { plan, request, lenders, traced, requests }: FetchedRequest,
-  fetched: (tokens: FetchedTokens) => void,
+  fetched: (tokens: FetchedTokens, approximateTokenCount: number) => void,
 ): PrefixFetch | undefined {
-  const { promptTokenIds, tenantScope, reuse } = request;
+  const { promptTokenIds, tenantScope, reuse, kvAccuracy: accuracy } = request;
   const { prefixRoot, computesWholePrompt } = reuse;
   if (prefixRoot === undefined || computesWholePrompt) return undefined;
   const { blockSize } = incarnation.layout;
@@ -55,21 +58,30 @@ export function beginFetch(
   );
   const loan = { lenders, holder, tenantScope, hashes, firstBlock, metadata };
   return new PrefixFetch({
-    ...{ incarnation, sequenceId, blockIds, tenantScope, span, metadata },
+    ...{ incarnation, sequenceId, blockIds, tenantScope, span, metadata, accuracy },
     borrow: (listener) => borrow(loan, listener),
-    ended: ({ tokenCount, diskTokenCount, bytes, failure }) => {
+    fellBack: (error) => {
+      requests.codecFellBack();
+      traced.span.addEvent("codec fell back", { "kvasir.reason": error.message });
+    },
+    ended: ({ tokenCount, diskTokenCount, bytes, levels, approximateFrom, failure }) => {
       const source = fromStore ? "store" : "worker";
       requests.prefixFetched(source, failure ?? "complete", { tokenCount, bytes });
+      requests.kvTravelled(levels);
+      const approximateTokenCount = promptTokenIds.length - (approximateFrom ?? promptTokenIds.length);
       traced.span.setAttributes({
         "kvasir.fetch_holder": holder.workerId,
         "kvasir.fetch_source": source,
         "kvasir.fetch_wanted_tokens": end - begin,
         "kvasir.fetched_tokens": tokenCount,
         "kvasir.fetched_bytes": bytes,
+        "kvasir.fetched_levels": [...levels.keys()].join(","),
+        "kvasir.approximate_prompt_tokens": approximateTokenCount,
         ...(failure === undefined ? {} : { "kvasir.fetch_failure": failure }),
       });
-      if (fromStore) fetched({ ...NOTHING_FETCHED, storeDram: tokenCount - diskTokenCount, storeDisk: diskTokenCount });
-      else fetched({ ...NOTHING_FETCHED, remoteWorker: tokenCount });
+      const [storeDram, storeDisk] = [tokenCount - diskTokenCount, diskTokenCount];
+      const own = fromStore ? { storeDram, storeDisk } : { remoteWorker: tokenCount };
+      fetched({ ...NOTHING_FETCHED, ...own }, approximateTokenCount);
     },
   });
 }

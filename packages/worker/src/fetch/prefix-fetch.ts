@@ -5,6 +5,8 @@ import {
   decideFetch,
   type FetchLimits,
   type Instant,
+  type KvAccuracy,
+  type KvasirError,
   msFromNanos,
   type SequenceId,
   type TokenSpan,
@@ -14,6 +16,7 @@ import { errorFromService } from "@kvasir/rpc";
 import { now } from "../clock.ts";
 import type { Incarnation } from "../incarnation.ts";
 import { KvFetch } from "../transfer/kv-fetch.ts";
+import { type LevelTotals, sumOf } from "../transfer/traffic.ts";
 import type { KvLoan, LentKv, LoanListener } from "./borrow.ts";
 import { diskBlockCount, verifiedSpans } from "./verified-spans.ts";
 
@@ -35,6 +38,10 @@ export interface FetchEnd {
   /** Of them, what a store read from a disk. */
   readonly diskTokenCount: number;
   readonly bytes: number;
+  /** Of its complete calls. */
+  readonly levels: LevelTotals;
+  /** First token that came at a lossy level: it and all after it are approximate. Undefined: all is exact. */
+  readonly approximateFrom: number | undefined;
   /** `late`: computing is quicker. Otherwise the reason of the error; undefined when nothing was missing in the end. */
   readonly failure: string | undefined;
 }
@@ -47,8 +54,12 @@ export interface FetchFacts {
   readonly blockIds: readonly BlockId[];
   readonly tenantScope: Uint8Array;
   readonly span: TokenSpan;
+  /** Least exact KV that will do. */
+  readonly accuracy: KvAccuracy;
   readonly borrow: (listener: LoanListener) => KvLoan;
   readonly metadata: Metadata;
+  /** A level could not be had; raw KV comes in its place. */
+  readonly fellBack: (error: KvasirError) => void;
   /** Told before the engine goes on with what came. */
   readonly ended: (end: FetchEnd) => void;
 }
@@ -72,6 +83,9 @@ interface Chunk extends TokenSpan {
   readonly pull: KvFetch;
   verifiedEnd: number;
   bytes: number;
+  isApproximate: boolean;
+  /** Once it is complete. */
+  levels: LevelTotals;
 }
 
 /**
@@ -178,7 +192,7 @@ export class PrefixFetch {
     }
     this.#await(Math.min(computeEnd, this.#end - blockSize));
     if (next === undefined) return;
-    this.#ask(next, (this.#end - front) / computeTokensPerMs);
+    this.#ask(next, front, computeTokensPerMs);
     this.#decide();
   }
 
@@ -191,30 +205,33 @@ export class PrefixFetch {
     incarnation.engine.apply({ kind: "KvAwaited", sequenceId, span: this.#awaited });
   }
 
-  #ask({ begin, end }: TokenSpan, computeMs: number): void {
-    const { incarnation, blockIds, tenantScope, metadata } = this.#facts;
+  /** What is left from `front` on would take its time to compute: that is what fetching it should be quicker than. */
+  #ask({ begin, end }: TokenSpan, front: number, computeTokensPerMs: number): void {
+    const { incarnation, blockIds, tenantScope, metadata, accuracy, fellBack } = this.#facts;
     if (this.#lent === undefined) return;
     const { kernel, layout, description, transfers: book } = incarnation;
     const ticket = create(RunTicketSchema, { ticket: this.#lent.ticket, source: this.#lent.source });
-    const deadlineMs = Math.ceil(Math.min(computeMs, WANTED_WITHIN_MAX_MS));
+    const deadlineMs = Math.ceil(Math.min((this.#end - front) / computeTokensPerMs, WANTED_WITHIN_MAX_MS));
+    const wantedMs = (end - front) / computeTokensPerMs;
     const pull = new KvFetch(
       {
         ...{ kernel, metadata, layout, description, book, ticket, blockIds, tenantScope, deadlineMs },
-        // What is fetched is kept for others and gone on from, as exact as if it had been computed here.
-        ...{ tokenBegin: begin, tokenEnd: end, accuracy: "exact", wantedMs: computeMs },
+        ...{ tokenBegin: begin, tokenEnd: end, remainsFrom: Math.min(begin, front), accuracy, wantedMs },
       },
       {
-        progress: ({ verifiedTokenEnd, dataBytes, complete }) => {
+        progress: ({ verifiedTokenEnd, dataBytes, complete, approximateTokenCount, levels }) => {
           if (this.#isEnding) return;
+          chunk.isApproximate = approximateTokenCount > 0;
+          if (complete) chunk.levels = levels;
           chunk.verifiedEnd = complete ? end : Math.max(chunk.verifiedEnd, verifiedTokenEnd);
           chunk.bytes = Number(dataBytes);
           this.#heard();
         },
-        fellBack: () => undefined,
+        fellBack,
         broken: (error) => void this.#finish(errorFromService(error).reason),
       },
     );
-    const chunk: Chunk = { begin, end, pull, verifiedEnd: begin, bytes: 0 };
+    const chunk: Chunk = { begin, end, pull, verifiedEnd: begin, bytes: 0, isApproximate: false, levels: new Map() };
     this.#askedFrom = begin;
     this.#chunks.push(chunk);
   }
@@ -232,8 +249,11 @@ export class PrefixFetch {
     const spans = verifiedSpans(this.#chunks, blockSize);
     const tokenCount = spans.reduce((count, { begin, end }) => count + end - begin, 0);
     const bytes = this.#chunks.reduce((sum, chunk) => sum + chunk.bytes, 0);
+    const lossy = this.#chunks.filter(({ begin, verifiedEnd, isApproximate }) => isApproximate && verifiedEnd > begin);
+    const approximateFrom = lossy.length === 0 ? undefined : Math.min(...lossy.map(({ begin }) => begin));
+    const levels = sumOf(this.#chunks.map((chunk) => chunk.levels));
     const diskTokenCount = diskBlockCount(spans, span.begin, this.#lent?.fromDisk ?? [], blockSize) * blockSize;
-    ended({ tokenCount, diskTokenCount, bytes, failure });
-    incarnation.engine.apply({ kind: "KvFetched", sequenceId, spans });
+    ended({ tokenCount, diskTokenCount, bytes, levels, approximateFrom, failure });
+    incarnation.engine.apply({ kind: "KvFetched", sequenceId, spans, isApproximate: approximateFrom !== undefined });
   }
 }

@@ -16,7 +16,7 @@ export async function lendFromPool(
   facts: { readonly current: Incarnation | undefined; readonly workerId: string; readonly leaseMs: number },
 ): Promise<LentBlocks> {
   const incarnation = checkEpoch(facts.current, expectedEpoch);
-  const { kernel, loans, layout, description, engine } = incarnation;
+  const { kernel, loans, layout, engine } = incarnation;
   const leaseId = randomBytes(16);
   const loanId = leaseId.toString("hex");
   const outcome = loans.lend(loanId, hashes, nanosFromMs(facts.leaseMs), now());
@@ -60,7 +60,7 @@ export async function lendFromPool(
     loan: {
       blockCount: blockIds.length,
       ticket: signTicket(claims, incarnation.ticketKey),
-      source: { layout, shardAddresses: description.transferAddresses },
+      source: incarnation.source,
       fromDisk: blockIds.map(() => false),
     },
     lost: incarnation.ended,

@@ -76,6 +76,7 @@ export class PrefillRun {
   #plannedAt: Instant | undefined;
   #cachedTokenCount = 0;
   #fetched = NOTHING_FETCHED;
+  #approximateTokenCount = 0;
   #fetch: PrefixFetch | undefined;
   #timer: NodeJS.Timeout | undefined;
   #blockIds: readonly BlockId[] = [];
@@ -217,10 +218,7 @@ export class PrefillRun {
       },
       incarnation.ticketKey,
     );
-    const { layout, description } = incarnation;
-    const codecProfileIds = description.codecProfiles.map(({ id }) => id);
-    const source = { layout, shardAddresses: description.transferAddresses, codecProfileIds };
-    this.#ticket = { ticket, source, leaseMs: this.#facts.leaseMs };
+    this.#ticket = { ticket, source: incarnation.source, leaseMs: this.#facts.leaseMs };
     this.#publishing = incarnation.kernel
       .publish(
         {
@@ -246,8 +244,9 @@ export class PrefillRun {
     this.#fetch = beginFetch(
       { incarnation, sequenceId, blockIds: this.#blockIds, cachedTokenCount: this.#cachedTokenCount },
       { plan, request, lenders, traced, requests },
-      (fetched) => {
+      (fetched, approximateTokenCount) => {
         this.#fetched = fetched;
+        this.#approximateTokenCount = approximateTokenCount;
       },
     );
     incarnation.engine.apply({ kind: "ExportOpened", sequenceId });
@@ -262,7 +261,8 @@ export class PrefillRun {
     this.#facts.requests.prefilled(computeMs / 1_000);
     this.#facts.traced.span.setAttributes({ "kvasir.queue_ms": queueMs, "kvasir.compute_ms": computeMs });
     const cached = { resident: this.#cachedTokenCount, ...this.#fetched };
-    const value = { token: wireToken(token), stopped, queueMs, computeMs, cached };
+    const approximatePromptTokens = this.#approximateTokenCount;
+    const value = { token: wireToken(token), stopped, queueMs, computeMs, cached, approximatePromptTokens };
     this.#say({ kind: { case: "firstToken", value } });
   }
 

@@ -12,7 +12,7 @@ import {
 } from "@kvasir/proto";
 import { expect, test } from "vitest";
 import type { Kernel } from "../kernel/kernel.ts";
-import { KvFetch, type KvProgress } from "./kv-fetch.ts";
+import { KvFetch, type KvFetchFacts, type KvProgress } from "./kv-fetch.ts";
 import { profilesOf } from "./traffic.ts";
 
 const PROFILE = Uint8Array.of(7, 7);
@@ -38,7 +38,7 @@ const ticket = create(RunTicketSchema, {
 });
 
 /** A fetch whose sidecar is this test; the link is known to be slow. */
-function begin(accuracy: KvAccuracy, tokenEnd: number, source = ticket) {
+function begin(accuracy: KvAccuracy, tokenEnd: number, source = ticket, change: Partial<KvFetchFacts> = {}) {
   const book = new TransferBook(profilesOf(description));
   book.begin("a:1");
   const raw = { wireBytes: 1e6, rawBytes: 1e6, encodeMs: 0, decodeMs: 0 };
@@ -62,7 +62,7 @@ function begin(accuracy: KvAccuracy, tokenEnd: number, source = ticket) {
     {
       ...{ kernel, metadata: new Metadata(), description, layout, book, ticket: source },
       ...{ blockIds: [1 as BlockId], tokenBegin: 0, tokenEnd, tenantScope: new Uint8Array(16), accuracy },
-      ...{ deadlineMs: 60_000, wantedMs: 100 },
+      ...{ deadlineMs: 60_000, wantedMs: 100, ...change },
     },
     {
       progress: (progress) => told.push(progress),
@@ -108,6 +108,17 @@ test("what may lose something comes in parts, each as what was measured before i
   complete(2, 2, 1_000_000);
   expect(levels().map((spans) => spans.at(-1)?.[0])).toEqual([1_024, 2_048, 2_500]);
   expect(told.at(-1)).toMatchObject({ complete: true, dataBytes: 9_000_000n, transferNanos: 150_000_000n });
+});
+
+test("the last part of what remains travels as all of it must to be in time", () => {
+  // Of 2 MB a second 400 ms carry half of a raw part, and an eighth of all that remains.
+  const alone = begin("near", 2_048, ticket, { tokenBegin: 1_984, wantedMs: 400 });
+  expect(alone.levels()).toEqual([[]]);
+  const last = begin("near", 2_048, ticket, { tokenBegin: 1_984, wantedMs: 400, remainsFrom: 0 });
+  expect(last.levels()).toEqual([[[2_048, 2]]]);
+  expect(last.asked[0]).toMatchObject({ tokenBegin: 1_984, tokenEnd: 2_048 });
+  last.complete(0, 2, 100_000);
+  expect(last.told.at(-1)).toMatchObject({ complete: true, approximateTokenCount: 64 });
 });
 
 test("a source that cannot have a level sends raw, from where it was, and nothing is approximate", () => {

@@ -24,6 +24,8 @@ export interface KvFetchFacts {
   /** First token wanted; a multiple of the block size. */
   readonly tokenBegin: number;
   readonly tokenEnd: number;
+  /** Tokens from here on are still to come, of which this fetch is the last part: levels are chosen for all of them. Absent: nothing before `tokenBegin`. */
+  readonly remainsFrom?: number;
   readonly tenantScope: Uint8Array;
   /** Least exact KV that will do. */
   readonly accuracy: KvAccuracy;
@@ -94,9 +96,9 @@ export class KvFetch {
     const choice = this.#choose(tokenBegin);
     // Whoever allows nothing to be lost gets all in one call.
     const end = accuracy === "exact" ? tokenEnd : Math.min(tokenEnd, segmentEnd(tokenBegin));
-    const spans = cut(choice, end);
+    const spans = cut(choice, tokenBegin, end);
     const exactBefore = this.#approximateTokenCount;
-    this.#approximateTokenCount += approximateCount(choice, tokenBegin, end);
+    this.#approximateTokenCount += approximateCount(spans, tokenBegin);
     book.begin(this.#peer);
     const call = kernel.fetch(
       {
@@ -157,12 +159,12 @@ export class KvFetch {
   }
 
   #choose(tokenBegin: number): LevelChoice {
-    const { ticket, layout, description, book, tokenEnd, accuracy, wantedMs } = this.#facts;
+    const { ticket, layout, description, book, tokenEnd, accuracy, wantedMs, remainsFrom } = this.#facts;
     return book.choose({
       peer: this.#peer,
       peerProfileIds: (ticket.source?.codecProfileIds ?? []).map((id) => Buffer.from(id).toString("hex")),
       isWhole: !this.#isRawOnly && isWhole(layout, ticket.source?.layout),
-      ...{ tokenBegin, tokenEnd, bytesPerToken: description.kvBytesPerToken },
+      ...{ tokenBegin: remainsFrom ?? tokenBegin, tokenEnd, bytesPerToken: description.kvBytesPerToken },
       budget: accuracy,
       deadlineMs: wantedMs === undefined ? undefined : Math.max(0, wantedMs - this.#elapsedMs),
     });
@@ -188,18 +190,18 @@ function segmentEnd(tokenBegin: number): number {
   return tokenBegin - (tokenBegin % SEGMENT_TOKENS) + SEGMENT_TOKENS;
 }
 
-/** The spans of a choice up to a token. */
-function cut({ spans }: LevelChoice, end: number): LevelChoice["spans"] {
-  const index = spans.findIndex(({ tokenEnd }) => tokenEnd >= end);
-  return spans.slice(0, index + 1).map((span) => ({ ...span, tokenEnd: Math.min(span.tokenEnd, end) }));
+/** The spans of a choice between two tokens. */
+function cut({ spans }: LevelChoice, begin: number, end: number): LevelChoice["spans"] {
+  const first = spans.findIndex(({ tokenEnd }) => tokenEnd > begin);
+  const last = spans.findIndex(({ tokenEnd }) => tokenEnd >= end);
+  return spans.slice(first, last + 1).map((span) => ({ ...span, tokenEnd: Math.min(span.tokenEnd, end) }));
 }
 
-function approximateCount({ spans }: LevelChoice, tokenBegin: number, end: number): number {
+function approximateCount(spans: LevelChoice["spans"], tokenBegin: number): number {
   let [begin, count] = [tokenBegin, 0];
   for (const { tokenEnd, isApproximate } of spans) {
-    const to = Math.min(tokenEnd, end);
-    if (isApproximate && to > begin) count += to - begin;
-    begin = to;
+    if (isApproximate) count += tokenEnd - begin;
+    begin = tokenEnd;
   }
   return count;
 }

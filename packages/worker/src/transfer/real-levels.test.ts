@@ -1,14 +1,15 @@
-import { execFile } from "node:child_process";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { promisify } from "node:util";
 import { ensureTinyModel } from "@kvasir/models";
-import { KvAccuracy } from "@kvasir/proto";
+import { KvAccuracy, PlacementMode } from "@kvasir/proto";
+import { makeCodecProfile } from "@kvasir/testkit/codec-profile";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { freshScope, generate, type RunningWorker } from "../testing/harness.ts";
+import { DEAF_METER } from "../request-meter.ts";
+import { freshScope, generate, type RunningWorker, refOf } from "../testing/harness.ts";
 import { SIDECAR_BINARY, startRealWorker } from "../testing/real-worker.ts";
+import type { LevelTotals } from "./traffic.ts";
 
 type RealWorker = Awaited<ReturnType<typeof startRealWorker>>;
 
@@ -16,17 +17,22 @@ describe.skipIf(!existsSync(SIDECAR_BINARY))("levels between real workers", () =
   const directory = mkdtempSync(join(tmpdir(), "levels-"));
   let prefill: RealWorker;
   let decode: RealWorker;
+  let borrower: RealWorker;
+  /** What came to the borrower. */
+  const borrowed: string[] = [];
 
   beforeAll(async () => {
     const model = await ensureTinyModel(fileURLToPath(new URL("../../../../.cache/models", import.meta.url)));
-    const codecProfile = await profileOf(model, directory);
-    [prefill, decode] = await Promise.all([
+    const codecProfile = await makeCodecProfile({ model, kvDtype: "f32", directory });
+    const requests = { ...DEAF_METER, kvTravelled: (levels: LevelTotals) => borrowed.push(...levels.keys()) };
+    [prefill, decode, borrower] = await Promise.all([
       startRealWorker("prefill", "prefill", { model, codecProfile }),
       startRealWorker("decode", "decode", { model, codecProfile }),
+      startRealWorker("borrower", "prefill", { model, codecProfile, requests }),
     ]);
   });
   afterAll(async () => {
-    await Promise.all([prefill, decode].map((worker) => worker?.stop()));
+    await Promise.all([prefill, decode, borrower].map((worker) => worker?.stop()));
     rmSync(directory, { recursive: true });
   });
 
@@ -61,6 +67,35 @@ describe.skipIf(!existsSync(SIDECAR_BINARY))("levels between real workers", () =
     expect(other.finished?.approximatePromptTokens).toBe(200);
     expect(Number(other.finished?.kvBytesMoved)).toBeGreaterThan(0.9 * Number(fast.finished?.kvBytesMoved));
   });
+
+  test("KV that is fetched before a prompt is computed travels as coarsely as its request allows, and lossy KV is kept for nobody", async () => {
+    const tenantScope = freshScope();
+    const first = await generate({ prefill, decode, promptTokenCount: 200, tenantScope }).result;
+    // It believes that computing takes half a minute.
+    const { meter } = borrower.worker.supervisor.current?.engine ?? {};
+    Object.defineProperty(meter, "prefillTokensPerSecond", { value: 7 });
+    const again = async (kvAccuracy: KvAccuracy) => {
+      decode.worker.supervisor.current?.clearCache();
+      slowLink(borrower, prefill);
+      borrowed.length = 0;
+      const { SPLIT } = PlacementMode;
+      const fetch = { holder: refOf(prefill), tokenEnd: 192 };
+      const placement = { mode: SPLIT, decode: refOf(decode), prefill: refOf(borrower), fetch };
+      const change = { kvAccuracy, placement };
+      const done = await generate({ decode, promptTokenCount: 200, tenantScope, change }).result;
+      const { tokenIds, cachedTokenCount, remoteTokenCount, finished } = done;
+      return { tokenIds, from: [cachedTokenCount, remoteTokenCount], finished, levels: [...borrowed] };
+    };
+    for (let times = 0; times < 2; times++) {
+      const fast = await again(KvAccuracy.FAST);
+      expect([fast.from, fast.levels]).toEqual([[0, 192], ["quick"]]);
+      expect(fast.finished?.approximatePromptTokens).toBe(200);
+    }
+    const exact = await again(KvAccuracy.EXACT);
+    expect([exact.from, exact.levels]).toEqual([[0, 192], ["lossless"]]);
+    expect([exact.tokenIds, exact.finished?.approximatePromptTokens]).toEqual([first.tokenIds, 0]);
+    expect(await again(KvAccuracy.FAST)).toMatchObject({ tokenIds: first.tokenIds, from: [192, 0], levels: [] });
+  });
 });
 
 /** Lets one worker believe that another's link is slow. */
@@ -69,18 +104,4 @@ function slowLink(own: RunningWorker, peer: RunningWorker): void {
   const address = peer.worker.supervisor.current?.description.transferAddresses[0] ?? "";
   const facts = { wireBytes: 100_000, rawBytes: 100_000, encodeMs: 0, decodeMs: 0 };
   for (let times = 0; times < 40; times++) book?.observe(address, undefined, new Map([[0, facts]]), 1e6);
-}
-
-/** A codec profile from the model's own KV. */
-async function profileOf(model: string, directory: string): Promise<string> {
-  const items = Array.from({ length: 8 }, (_, seed) => ({
-    ...{ id: `${seed}`, prefix: Array.from({ length: 120 }, (_, i) => (i * 7 + seed * 13) % 100), documents: [] },
-    ...{ suffix: [1, 2], max_tokens: 2, stop_token_ids: [] },
-  }));
-  const [listed, out] = [join(directory, "items.jsonl"), join(directory, "tiny.kvcp")];
-  writeFileSync(listed, items.map((item) => `${JSON.stringify(item)}\n`).join(""));
-  const flags = ["--model", model, "--items", listed, "--out", out, "--kv-dtype", "f32", "--sensitivity-items", "0"];
-  const levels = ["--levels", "quick:fast:0.1", "--kv-bytes", "4MiB", "--threads", "1", "--block-size", "16"];
-  await promisify(execFile)(SIDECAR_BINARY, ["codec-profile", ...flags, ...levels]);
-  return out;
 }

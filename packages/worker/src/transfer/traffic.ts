@@ -36,6 +36,16 @@ export function addTraffic(totals: Map<string, LevelBytes>, { levels }: FetchRes
   }
 }
 
+/** Bytes of several fetches. */
+export function sumOf(all: readonly LevelTotals[]): LevelTotals {
+  const sums = new Map<string, LevelBytes>();
+  for (const [name, { wireBytes, rawBytes }] of all.flatMap((totals) => [...totals])) {
+    const before = sums.get(name) ?? { wireBytes: 0, rawBytes: 0 };
+    sums.set(name, { wireBytes: before.wireBytes + wireBytes, rawBytes: before.rawBytes + rawBytes });
+  }
+  return sums;
+}
+
 /** Whether coded levels are to be had between two layouts: chunks are of all heads, in one element type. */
 export function isWhole(own: KvLayout, source: KvLayout | undefined): boolean {
   return source !== undefined && source.dtype === own.dtype && source.shardCount === 1 && own.shardCount === 1;

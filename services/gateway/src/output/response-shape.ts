@@ -5,7 +5,7 @@ export interface Usage {
   readonly prompt_tokens: number;
   readonly completion_tokens: number;
   readonly total_tokens: number;
-  /** Tokens of the prompt whose exact KV was there and was not computed. */
+  /** Tokens of the prompt whose KV was there and was not computed. */
   readonly prompt_tokens_details: { readonly cached_tokens: number };
 }
 

@@ -2,7 +2,7 @@
 
 mod codec;
 
-pub use codec::decode_chunk;
+pub use codec::{chunk_seeds, decode_chunk};
 
 use std::cell::RefCell;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Writes the files of small sound models as the fuzzer's first inputs: `cargo run --bin seeds`.
+//! Writes the files of small sound models, and chunks of KV, as the fuzzer's first inputs: `cargo run --bin seeds`.
 
 use std::path::Path;
 
@@ -39,6 +39,8 @@ fn main() -> std::io::Result<()> {
         ),
     ];
     inputs.extend(families.into_iter().map(|(name, bytes)| ("config_json", name, bytes)));
+    let chunks = kvasir_fuzz::chunk_seeds().into_iter();
+    inputs.extend(chunks.map(|(name, bytes)| ("codec_chunk", name, bytes)));
     for (target, name, bytes) in inputs {
         let directory = corpus.join(target);
         std::fs::create_dir_all(&directory)?;

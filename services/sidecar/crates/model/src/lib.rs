@@ -18,6 +18,7 @@ mod hf_rope;
 mod mapped;
 pub mod quant;
 mod rope;
+mod rope_text;
 mod safetensors;
 mod source;
 mod tensor;

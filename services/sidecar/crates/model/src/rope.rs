@@ -128,34 +128,6 @@ impl RopeConfig {
         }
     }
 
-    /// One canonical line, part of the KV layout's fingerprint.
-    pub fn describe(&self) -> String {
-        let scaling = match &self.scaling {
-            RopeScaling::None => "none".to_owned(),
-            RopeScaling::Linear { factor } => format!("linear:{factor}"),
-            RopeScaling::Factors(factors) => format!("factors:{factors:?}"),
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_context_length,
-            } => {
-                format!("llama3:{factor},{low_freq_factor},{high_freq_factor},{original_context_length}")
-            }
-            RopeScaling::Yarn {
-                factor,
-                beta_fast,
-                beta_slow,
-                truncate,
-                attention_factor,
-                original_context_length,
-            } => {
-                format!("yarn:{factor},{beta_fast},{beta_slow},{truncate},{attention_factor},{original_context_length}")
-            }
-        };
-        format!("base={},dim={},scaling={scaling}", self.base, self.dim)
-    }
-
     /// What is wrong with the numbers, as (key, found, expected) in Hugging Face's names.
     pub(crate) fn contradiction(&self, head_size: usize) -> Option<(&'static str, String, String)> {
         let above_one = |value: f64| value >= 1.0 && value.is_finite();

@@ -274,6 +274,13 @@ pub struct StoreFlags {
     /// The store's incarnation
     #[arg(long)]
     pub epoch: u64,
+    /// The codec profile of the layout's model, for lending at lossy levels: the same file that its workers have, `auto` for the one beside --model,
+    /// or `none`
+    #[arg(long, default_value = "auto")]
+    pub codec_profile: CodecProfileFlag,
+    /// The layout's model, where it is on this machine: a directory or a .gguf file
+    #[arg(long)]
+    pub model: Option<PathBuf>,
     /// Certificates, the store's own.
     #[command(flatten)]
     pub tls: TlsFlags,

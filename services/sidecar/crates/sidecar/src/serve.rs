@@ -8,15 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use kvasir_codec::{Profile, ProfileId};
-use kvasir_engine::{Engine, Grammars, Isa, KvLayout};
+use kvasir_engine::{Engine, Grammars, Isa};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::cli::ServeFlags;
-use crate::codec_profile_flag::CodecProfileFlag;
 use crate::coders::Coders;
 use crate::device::start_device;
 use crate::exports::Exports;
@@ -85,34 +83,6 @@ fn load_tls(flags: &ServeFlags) -> Result<Option<Arc<Tls>>, Fatal> {
     Ok(Some(Arc::new(Tls::load(files, own)?)))
 }
 
-/// The codec profile that is wished, if any.
-fn read_profile(flags: &ServeFlags, layout: &KvLayout) -> Result<Option<(Profile, ProfileId)>, Fatal> {
-    let Some(path) = flags.codec_profile.path(&flags.engine.model) else {
-        return Ok(None);
-    };
-    let read = || -> Result<_, Fatal> {
-        let (profile, id) = Profile::from_bytes(&std::fs::read(&path)?)?;
-        if profile.model_revision != layout.model_revision || profile.rope != layout.rope {
-            return Err("it was made from another model; make one with kvasir profile codec".into());
-        }
-        if profile.exponents.dtype != layout.dtype {
-            let (made, own) = (profile.exponents.dtype, layout.dtype);
-            return Err(
-                format!("it was made from KV in {made:?}, this is {own:?}; make one with the same --kv-dtype").into(),
-            );
-        }
-        Ok(Some((profile, id)))
-    };
-    match (read(), &flags.codec_profile) {
-        // Nobody asked for it.
-        (Err(error), CodecProfileFlag::Auto) => {
-            tracing::warn!(%error, profile = %path.display(), "the codec profile beside the model cannot be used");
-            Ok(None)
-        }
-        (outcome, _) => outcome.map_err(|error| format!("codec profile {}: {error}", path.display()).into()),
-    }
-}
-
 async fn run(
     flags: ServeFlags,
     key: TicketKey,
@@ -122,7 +92,10 @@ async fn run(
     stdin_ended: Arc<Notify>,
 ) -> Result<(), Fatal> {
     let telemetry = Telemetry::start(&flags.worker_id);
-    let coders = Coders::new(shape_of(&engine), read_profile(&flags, engine.layout())?)?;
+    let coders = Coders::new(
+        shape_of(&engine),
+        flags.codec_profile.read(Some(&flags.engine.model), engine.layout())?,
+    )?;
     let (exports, stats) = (Arc::new(Exports::default()), Arc::new(Stats::default()));
     let sidecar = Arc::new(Sidecar {
         worker_id: flags.worker_id.clone(),

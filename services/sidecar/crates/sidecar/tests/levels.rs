@@ -1,64 +1,18 @@
 //! KV that travels encoded between sidecar processes: every level, corrupted, cancelled, and refused where it cannot be had.
 
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use crate::common::*;
 use kvasir_sidecar::proto::common::ErrorReason;
-use kvasir_sidecar::proto::kernel::{CodecProfile, FetchRequest, FetchResponse, ListSpansRequest, SequenceSlice};
+use kvasir_sidecar::proto::kernel::{CodecProfile, FetchRequest, ListSpansRequest, SequenceSlice};
 use kvasir_sidecar::proto::transfer::TokenLevel;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
 const SOURCE_BLOCKS: [u32; 8] = [3, 1, 7, 5, 0, 2, 6, 4];
 const SINK_BLOCKS: [u32; 8] = [10, 17, 11, 16, 12, 15, 13, 14];
 const LENGTH: u32 = 100;
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319d";
-
-/// A profile with a fast and a dense level, made from the model's own KV.
-async fn profile(model: &Path) -> PathBuf {
-    let items: String = (0..8u32)
-        .map(|seed| {
-            let tokens = prompt(seed, 96);
-            let suffix = &tokens[..4];
-            let item = serde_json::json!({
-                "id": format!("{seed}"), "prefix": tokens, "documents": [], "suffix": suffix, "max_tokens": 2, "stop_token_ids": [],
-            });
-            format!("{item}\n")
-        })
-        .collect();
-    let (listed, out) = (model.join("items.jsonl"), model.join("made.kvcp"));
-    std::fs::write(&listed, items).expect("a file");
-    let made = Command::new(env!("CARGO_BIN_EXE_kvasir-sidecar"))
-        .args([
-            "codec-profile",
-            "--threads",
-            "1",
-            "--kv-bytes",
-            "1MiB",
-            "--kv-dtype",
-            "f32",
-            "--block-size",
-            "16",
-        ])
-        .args([
-            "--sensitivity-items",
-            "0",
-            "--levels",
-            "quick:fast:0.05,small:dense:0.3",
-        ])
-        .arg("--model")
-        .arg(model)
-        .arg("--items")
-        .arg(listed)
-        .arg("--out")
-        .arg(&out)
-        .output();
-    let made = made.await.expect("it runs");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    out
-}
 
 /// Two sidecars of one model, both with a profile of it.
 struct Pair {
@@ -71,7 +25,7 @@ struct Pair {
 impl Pair {
     async fn start() -> Self {
         let model = model();
-        let path = profile(model.path()).await;
+        let path = codec_profile(model.path()).await;
         let flags = ["--codec-profile", path.to_str().expect("UTF-8")];
         let source = Sidecar::start_with(model.path(), &flags).await;
         let sink = Sidecar::start_with(model.path(), &flags).await;
@@ -90,12 +44,8 @@ impl Pair {
         lease: u8,
         levels: &[(u32, u32)],
     ) -> FetchRequest {
-        let one = |(token_end, level): &(u32, u32)| TokenLevel {
-            token_end: *token_end,
-            level: *level,
-        };
         FetchRequest {
-            levels: levels.iter().map(one).collect(),
+            levels: token_levels(levels),
             codec_profile_id: self.own.id.clone(),
             ..fetch_request(self.source.source(), ticket, lease, LENGTH, &SINK_BLOCKS)
         }
@@ -113,10 +63,6 @@ async fn computed(prefill: &mut Execution) -> u32 {
         ..slice(1, 48, tokens[48..].to_vec())
     };
     sampled(&prefill.step(vec![], vec![last], vec![]).await.expect("the last chunk"))
-}
-
-fn raw_bytes(report: &FetchResponse) -> u64 {
-    report.levels.iter().map(|level| level.raw_bytes).sum()
 }
 
 #[tokio::test]
@@ -216,7 +162,7 @@ fn lease_block(lease: u8, block: u32) -> u32 {
 #[tokio::test]
 async fn a_level_that_one_side_cannot_have_is_refused_and_raw_and_lossless_go_on() {
     let model = model();
-    let path = profile(model.path()).await;
+    let path = codec_profile(model.path()).await;
     let with = ["--codec-profile", path.to_str().expect("UTF-8")];
     let (source, sink) = (
         Sidecar::start(model.path()).await,
@@ -339,7 +285,7 @@ async fn sides_that_divide_heads_or_differ_in_type_get_raw_and_nothing_else() {
 #[tokio::test]
 async fn a_profile_of_other_kv_is_refused_and_one_beside_the_model_is_left_alone() {
     let model = model();
-    let path = profile(model.path()).await;
+    let path = codec_profile(model.path()).await;
     std::fs::copy(&path, model.path().join("codec.kvcp")).expect("a copy");
     let found = Sidecar::start(model.path()).await;
     assert_eq!(found.about.codec_profiles.len(), 2);

@@ -7,9 +7,9 @@ use crate::common::*;
 use kvasir_sidecar::proto::common::{ErrorReason, KvLayout, KvSource};
 use kvasir_sidecar::proto::kernel::store_sidecar_service_client::StoreSidecarServiceClient;
 use kvasir_sidecar::proto::kernel::{
-    DescribeStoreRequest, DescribeStoreResponse, ExposeBlocksRequest, ExposeBlocksResponse, IngestBlocksRequest,
-    ListBlocksRequest, PersistBlocksRequest, ReadStoreStatsRequest, RemoveBlocksRequest, SequenceSlice,
-    WithdrawBlocksRequest,
+    DescribeStoreRequest, DescribeStoreResponse, ExposeBlocksRequest, ExposeBlocksResponse, FetchRequest,
+    IngestBlocksRequest, ListBlocksRequest, PersistBlocksRequest, ReadStoreStatsRequest, RemoveBlocksRequest,
+    SequenceSlice, WithdrawBlocksRequest,
 };
 use kvasir_sidecar::proto::transfer::{Ticket, TicketClaims};
 use kvasir_sidecar::ticket::TicketKey;
@@ -47,6 +47,10 @@ fn keys(indices: impl IntoIterator<Item = u32>) -> Vec<u8> {
 
 impl StoreProcess {
     async fn start(like: &Sidecar, directory: &Path, memory: &str) -> Self {
+        Self::start_with(like, directory, memory, &[]).await
+    }
+
+    async fn start_with(like: &Sidecar, directory: &Path, memory: &str, extra: &[&str]) -> Self {
         let layout = like.about.layout.as_ref().expect("a layout").encode_to_vec();
         let layout: String = layout.iter().map(|byte| format!("{byte:02x}")).collect();
         let sockets = tempfile::tempdir().expect("a temporary directory");
@@ -67,6 +71,7 @@ impl StoreProcess {
             .arg(&socket)
             .arg("--directory")
             .arg(directory)
+            .args(extra)
             .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -299,4 +304,105 @@ async fn a_store_without_room_keeps_what_it_has() {
     let refused = store.ingest(&source, ticket, fits, 1).await.expect_err("it is full");
     assert_eq!(reason(&refused), ErrorReason::Overloaded);
     assert_eq!(store.expose(3, 0, keys(0..WHOLE), SCOPE).await.exposed_count, fits);
+}
+
+#[tokio::test]
+async fn a_store_lends_at_every_level_of_the_model_s_profile_and_keeps_exact_blocks() {
+    let model = model();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = codec_profile(model.path()).await;
+    let profile = ["--codec-profile", path.to_str().expect("UTF-8")];
+    let source = Sidecar::start_with(model.path(), &profile).await;
+    let mut execution = source.execute().await;
+    let first = compute(&mut execution).await;
+    let expected = execution.decode(1, LENGTH, None, 12).await;
+    let mut store = StoreProcess::start_with(&source, directory.path(), "8MiB", &profile).await;
+    let own: Vec<Vec<u8>> = source.about.codec_profiles.iter().map(|own| own.id.clone()).collect();
+    assert_eq!(store.about.codec_profile_ids, own);
+    let ticket = source.publish(1, 1, LENGTH, &SOURCE_BLOCKS[..7]).await;
+    assert_eq!(store.ingest(&source, ticket, 0, WHOLE).await.expect("all"), WHOLE);
+    let end = WHOLE * BLOCK;
+    let raw = u64::from(end) * u64::from(source.about.kv_bytes_per_token);
+    // Raw last: what was lent lossily is exact in the store.
+    for (lease, level, least_ratio) in [(2, 1, 1.02), (3, 2, 3.0), (4, 3, 3.0), (5, 0, 1.0)] {
+        assert_eq!(store.expose(lease, 0, keys(0..WHOLE), SCOPE).await.exposed_count, WHOLE);
+        let ticket = store.ticket(&source, lease, 0..WHOLE);
+        let request = FetchRequest {
+            levels: token_levels(&[(end, level)]),
+            codec_profile_id: own[1].clone(),
+            ..fetch_request(store.source(&source), ticket, lease + 10, end, &SINK_BLOCKS)
+        };
+        let last = outcome(source.fetch(request).await.expect("it begins"))
+            .await
+            .expect("all of it");
+        assert!(last.complete && raw_bytes(&last) == raw, "{last:?}");
+        assert!(last.data_bytes as f64 * least_ratio <= raw as f64, "{last:?}");
+        assert_eq!(last.levels.iter().map(|own| own.level).collect::<Vec<_>>(), [level]);
+        let lease_id = vec![lease; 16];
+        let withdrawn = store.client.withdraw_blocks(WithdrawBlocksRequest { lease_id });
+        soon(withdrawn).await.expect("withdrawn");
+        if level > 1 {
+            continue;
+        }
+        let sequence = u64::from(lease);
+        let rest = SequenceSlice {
+            sample: true,
+            ..slice(sequence, end, prompt(1, LENGTH)[end as usize..].to_vec())
+        };
+        let begin = start(sequence, LENGTH, &SINK_BLOCKS);
+        let answer = execution.step(vec![begin], vec![rest], vec![]).await;
+        assert_eq!(sampled(&answer.expect("the rest")), first);
+        assert_eq!(
+            execution.decode(sequence, LENGTH, None, 12).await,
+            expected,
+            "level {level}"
+        );
+    }
+    // One block of the text alone, from its middle: keys are turned back by their positions.
+    assert_eq!(store.expose(6, 3, keys([3]), SCOPE).await.exposed_count, 1);
+    let ticket = store.ticket(&source, 6, 3..4);
+    let request = FetchRequest {
+        token_begin: 3 * BLOCK,
+        levels: token_levels(&[(4 * BLOCK, 3)]),
+        codec_profile_id: own[1].clone(),
+        ..fetch_request(store.source(&source), ticket, 16, 4 * BLOCK, &SINK_BLOCKS)
+    };
+    let last = outcome(source.fetch(request).await.expect("it begins")).await;
+    assert!(last.expect("a block").complete);
+}
+
+#[tokio::test]
+async fn a_store_refuses_to_start_with_a_profile_of_other_kv() {
+    let model = model();
+    let path = codec_profile(model.path()).await;
+    let other = Sidecar::start_with(model.path(), &["--kv-dtype", "bf16"]).await;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let layout = other.about.layout.as_ref().expect("a layout").encode_to_vec();
+    let layout: String = layout.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kvasir-sidecar"))
+        .args([
+            "store",
+            "--store-id",
+            "s",
+            "--epoch",
+            "1",
+            "--layout",
+            &layout,
+            "--socket",
+        ])
+        .arg(directory.path().join("s"))
+        .arg("--codec-profile")
+        .arg(&path)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    let mut stdin = child.stdin.take().expect("stdin");
+    stdin.write_all(format!("{KEY_HEX}\n").as_bytes()).await.expect("a key");
+    let ended = soon(child.wait_with_output()).await.expect("it ends");
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(
+        !ended.status.success() && said.contains("made from KV in F32, this is Bf16"),
+        "{said}"
+    );
 }

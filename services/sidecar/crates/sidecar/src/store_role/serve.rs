@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use kvasir_codec::KvShapeOfModel;
 use kvasir_engine::{Isa, KvLayout, KvShards};
 use kvasir_kernels::KvShape;
+use kvasir_model::RopeConfig;
 use kvasir_store::{Store, StoreOptions};
 use prost::Message;
 use tokio::net::TcpListener;
@@ -66,6 +68,28 @@ fn layout_from_hex(text: &str) -> Result<KvLayout, Fatal> {
     })
 }
 
+/// Levels at which blocks of a layout are lent: lossless needs nothing, lossy ones the model's profile and its rotation of keys.
+fn coders_of(layout: &KvLayout, flags: &StoreFlags) -> Result<Arc<Coders>, Fatal> {
+    let own = flags.codec_profile.read(flags.model.as_deref(), layout)?;
+    let rope = RopeConfig::parse(&layout.rope, layout.head_size);
+    if own.is_some() && rope.is_none() {
+        let line = &layout.rope;
+        return Err(format!(
+            "the layout's rotary embedding is {line:?}, which lossy levels cannot undo; use --codec-profile none"
+        )
+        .into());
+    }
+    let shape = KvShapeOfModel {
+        dtype: layout.dtype,
+        layer_count: layout.layer_count,
+        kv_head_count: layout.kv_head_count,
+        head_size: layout.head_size,
+        inverse_frequencies: rope.map(|rope| rope.inverse_frequencies()).unwrap_or_default(),
+        fingerprint: layout.fingerprint,
+    };
+    Ok(Coders::new(shape, own)?)
+}
+
 async fn run(flags: StoreFlags, key: TicketKey, stdin_ended: Arc<Notify>) -> Result<(), Fatal> {
     let own = Identity {
         role: PeerRole::Store,
@@ -91,6 +115,8 @@ async fn run(flags: StoreFlags, key: TicketKey, stdin_ended: Arc<Notify>) -> Res
         segment_bytes: flags.segment_bytes,
         ..StoreOptions::default()
     };
+    let coders = coders_of(&layout, &flags)?;
+    let codec_profile_ids = coders.describe().into_iter().map(|profile| profile.id).collect();
     let mut recovered = Vec::new();
     let store = Arc::new(Store::open(&options, &mut |block| recovered.push(block))?);
     let telemetry = Telemetry::start(&flags.store_id);
@@ -101,7 +127,7 @@ async fn run(flags: StoreFlags, key: TicketKey, stdin_ended: Arc<Notify>) -> Res
         pool: Arc::clone(&pool),
         isa: Isa::detect(),
         layout,
-        coders: Coders::none(),
+        coders,
         exports: Arc::new(Exports::default()),
         fetches: Fetches::default(),
         stats: Arc::new(Stats::default()),
@@ -123,6 +149,7 @@ async fn run(flags: StoreFlags, key: TicketKey, stdin_ended: Arc<Notify>) -> Res
             } else {
                 0
             },
+            codec_profile_ids,
         },
         sidecar: Arc::clone(&sidecar),
         kv_plane: KvPlane::start(flags.transfer_threads, tls)?,

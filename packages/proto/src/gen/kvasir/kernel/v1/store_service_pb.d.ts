@@ -69,6 +69,13 @@ export declare type DescribeStoreResponse = Message<"kvasir.kernel.v1.DescribeSt
    * @generated from field: uint64 disk_bytes = 5;
    */
   diskBytes: bigint;
+
+  /**
+   * CodecProfile.id of each profile that blocks can be lent with.
+   *
+   * @generated from field: repeated bytes codec_profile_ids = 6;
+   */
+  codecProfileIds: Uint8Array[];
 };
 
 /**

@@ -398,8 +398,8 @@ export declare type GenerateFinished = Message<"kvasir.worker.v1.GenerateFinishe
   stopTokenId?: number | undefined;
 
   /**
-   * Prompt tokens whose KV is not bit for bit what the decode worker would have computed: converted or lossily encoded on its way, or of other
-   * weights.
+   * Prompt tokens whose KV is not bit for bit what the decode worker would have computed: converted or lossily encoded on its way, computed from
+   * such KV, or of other weights.
    *
    * @generated from field: uint32 approximate_prompt_tokens = 10;
    */
@@ -572,6 +572,13 @@ export declare type RunStart = Message<"kvasir.worker.v1.RunStart"> & {
    * @generated from field: kvasir.common.v1.PrefixFetch fetch = 8;
    */
   fetch?: PrefixFetch | undefined;
+
+  /**
+   * What KV that is fetched for it may lose.
+   *
+   * @generated from field: kvasir.common.v1.KvAccuracy kv_accuracy = 9;
+   */
+  kvAccuracy: KvAccuracy;
 };
 
 /**
@@ -765,6 +772,13 @@ export declare type RunFirstToken = Message<"kvasir.worker.v1.RunFirstToken"> & 
    * @generated from field: kvasir.worker.v1.CachedTokens cached = 5;
    */
   cached?: CachedTokens | undefined;
+
+  /**
+   * Tokens at the prompt's end whose KV is approximate: fetched at a lossy level, or computed from such KV. 0: all of it is exact.
+   *
+   * @generated from field: uint32 approximate_prompt_tokens = 6;
+   */
+  approximatePromptTokens: number;
 };
 
 /**
