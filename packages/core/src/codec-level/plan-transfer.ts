@@ -26,8 +26,8 @@ export interface TransferQuestion {
 
 /** Part of the time left in which KV has to travel by a plan. Larger: more of it is exact; smaller: less of it is late. */
 const TRAVEL_SHARE = 0.7;
-/** How finely the least speed that does is searched for. */
-const SPEED_HALVINGS = 6;
+/** How finely the least speed that does is searched for, and the most time to spare. */
+const HALVINGS = 6;
 
 export interface TransferPlan {
   /** Chunks at the front that are computed while the others travel. */
@@ -38,7 +38,7 @@ export interface TransferPlan {
   readonly bytesPerMs: number;
   /** At that speed. */
   readonly predictedMs: number;
-  /** At that speed, with some time to spare for what travels. */
+  /** At that speed; with time to spare for what travels, where any plan has that. */
   readonly meetsDeadline: boolean;
 }
 
@@ -51,7 +51,7 @@ export interface TransferPlan {
  *
  * What has a deadline is planned for the speed that the link may fall to: KV that comes too early costs some accuracy that the request allowed to
  * lose, KV that comes too late costs its objective. Where nothing meets the deadline at that speed, the plan that needs the least speed to meet it;
- * where nothing does at the usual speed either, or there is no deadline, the soonest.
+ * where nothing does at the usual speed either, the one that has most time to spare; where none has any, or there is no deadline, the soonest.
  *
  * Asked again before each chunk, with what was measured meanwhile, this is CacheGen's loop (Liu et al., SIGCOMM 2024, section 5.3), with two
  * changes: chunks at the front are computed while those behind them travel (a chunk can be computed only when all before it is there, and the
@@ -61,30 +61,45 @@ export interface TransferPlan {
  */
 export function planTransfer(question: TransferQuestion): TransferPlan {
   const { link, deadlineMs } = question;
-  if (deadlineMs === undefined) return planFor(question, link.bytesPerMs, ["exact"]);
+  if (deadlineMs === undefined) return planFor(question, link.bytesPerMs, TRAVEL_SHARE, ["exact"]);
   const allowed = KV_ACCURACIES.slice(0, KV_ACCURACIES.indexOf(question.budget) + 1);
-  const feared = planFor(question, link.lowBytesPerMs, allowed);
+  const { lowBytesPerMs, bytesPerMs } = link;
+  const atSpeed = (speed: number) => planFor(question, speed, TRAVEL_SHARE, allowed);
+  const feared = atSpeed(lowBytesPerMs);
   if (feared.meetsDeadline) return feared;
-  const usual = planFor(question, link.bytesPerMs, allowed);
-  return usual.meetsDeadline ? leastDemanding(question, usual, allowed) : usual;
+  const usual = atSpeed(bytesPerMs);
+  if (usual.meetsDeadline) return leastDemanding(atSpeed, lowBytesPerMs, bytesPerMs) ?? usual;
+  const withShare = (share: number) => planFor(question, bytesPerMs, share, allowed);
+  const tight = withShare(1);
+  return tight.meetsDeadline ? (leastDemanding(withShare, TRAVEL_SHARE, 1) ?? tight) : tight;
 }
 
-/** Of the plans that meet the deadline at the usual speed, not at the one that is feared, that which needs the least speed for it. */
-function leastDemanding(question: TransferQuestion, usual: TransferPlan, allowed: readonly KvAccuracy[]): TransferPlan {
-  let { lowBytesPerMs: slow, bytesPerMs: fast } = question.link;
-  let best = usual;
-  for (let halving = 0; halving < SPEED_HALVINGS; halving++) {
-    const middle = Math.sqrt(slow * fast);
-    const plan = planFor(question, middle, allowed);
-    if (plan.meetsDeadline) [best, fast] = [plan, middle];
-    else slow = middle;
+/** Between a demand that nothing meets the deadline by and one that a plan does: a plan by about the least that one does. */
+function leastDemanding(planBy: (demand: number) => TransferPlan, low: number, high: number): TransferPlan | undefined {
+  let [less, more] = [low, high];
+  let best: TransferPlan | undefined;
+  for (let halving = 0; halving < HALVINGS; halving++) {
+    const middle = Math.sqrt(less * more);
+    const plan = planBy(middle);
+    if (plan.meetsDeadline) [best, more] = [plan, middle];
+    else less = middle;
   }
   return best;
 }
 
-/** For a link of one speed. */
-function planFor(asked: TransferQuestion, bytesPerMs: number, allowed: readonly KvAccuracy[]): TransferPlan {
-  const question = { ...asked, link: { ...asked.link, bytesPerMs } };
+/** What is asked, for a link of one speed. */
+interface Attempt extends TransferQuestion {
+  /** Part of the time left in which KV has to travel. */
+  readonly travelShare: number;
+}
+
+function planFor(
+  asked: TransferQuestion,
+  bytesPerMs: number,
+  travelShare: number,
+  allowed: readonly KvAccuracy[],
+): TransferPlan {
+  const question: Attempt = { ...asked, link: { ...asked.link, bytesPerMs }, travelShare };
   const uniform = (accuracy: KvAccuracy) =>
     question.levels
       .filter((level) => level.accuracy === accuracy)
@@ -101,7 +116,7 @@ function planFor(asked: TransferQuestion, bytesPerMs: number, allowed: readonly 
 }
 
 /** All fetched chunks at one level. */
-function uniformPlan(question: TransferQuestion, level: CodecLevelFacts): TransferPlan {
+function uniformPlan(question: Attempt, level: CodecLevelFacts): TransferPlan {
   const { chunks, deadlineMs, mayCompute, computeBusyMs } = question;
   const all = chunks.map(() => level);
   const plan = (computedCount: number) => planned(question, computedCount, all.slice(computedCount));
@@ -132,7 +147,7 @@ function uniformPlan(question: TransferQuestion, level: CodecLevelFacts): Transf
 }
 
 /** The same with as many chunks from the front at a better accuracy as the deadline allows. */
-function refined(question: TransferQuestion, coarse: TransferPlan, accuracy: KvAccuracy): TransferPlan {
+function refined(question: Attempt, coarse: TransferPlan, accuracy: KvAccuracy): TransferPlan {
   let best = coarse;
   for (const level of question.levels.filter((level) => level.accuracy === accuracy)) {
     const mixed = (count: number) =>
@@ -154,8 +169,8 @@ function refined(question: TransferQuestion, coarse: TransferPlan, accuracy: KvA
   return best;
 }
 
-function planned(question: TransferQuestion, computedCount: number, levels: readonly CodecLevelFacts[]): TransferPlan {
-  const { chunks, link, deadlineMs, mayCompute, computeBusyMs } = question;
+function planned(question: Attempt, computedCount: number, levels: readonly CodecLevelFacts[]): TransferPlan {
+  const { chunks, link, deadlineMs, mayCompute, computeBusyMs, travelShare } = question;
   const fetched = chunks.slice(computedCount);
   const fetchingMs = fetched.length === 0 ? 0 : fetchMs(fetched, levels, link);
   const computingMs = computedCount === 0 ? 0 : computeBusyMs + computeMs(chunks, computedCount);
@@ -164,7 +179,7 @@ function planned(question: TransferQuestion, computedCount: number, levels: read
   if (deadlineMs === undefined) return { ...plan, meetsDeadline: false };
   // Computing is as quick as it was and needs no margin; and what might take longer than computing is not worth beginning.
   const textMs = mayCompute ? computeBusyMs + computeMs(chunks, chunks.length) : Number.POSITIVE_INFINITY;
-  const meetsDeadline = computingMs <= deadlineMs && fetchingMs <= Math.min(TRAVEL_SHARE * deadlineMs, textMs);
+  const meetsDeadline = computingMs <= deadlineMs && fetchingMs <= Math.min(travelShare * deadlineMs, textMs);
   return { ...plan, meetsDeadline };
 }
 
