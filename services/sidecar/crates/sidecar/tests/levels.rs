@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use crate::common::*;
+use crate::profiles::*;
 use kvasir_sidecar::proto::common::ErrorReason;
 use kvasir_sidecar::proto::kernel::{CodecProfile, FetchRequest, ListSpansRequest, SequenceSlice};
 use kvasir_sidecar::proto::transfer::TokenLevel;

@@ -2,6 +2,7 @@
 
 mod common;
 mod hostile;
+mod profiles;
 
 mod churn;
 mod hand_over;

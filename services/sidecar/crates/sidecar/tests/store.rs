@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use crate::common::*;
+use crate::profiles::*;
 use kvasir_sidecar::proto::common::{ErrorReason, KvLayout, KvSource};
 use kvasir_sidecar::proto::kernel::store_sidecar_service_client::StoreSidecarServiceClient;
 use kvasir_sidecar::proto::kernel::{

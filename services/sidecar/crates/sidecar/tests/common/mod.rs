@@ -1,7 +1,6 @@
 //! Sidecar processes over a tiny random model, and the calls of their worker.
 
 mod calls;
-mod profiles;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -25,7 +24,6 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
 pub use calls::*;
-pub use profiles::*;
 
 /// Nothing here takes this long unless it hangs; the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);

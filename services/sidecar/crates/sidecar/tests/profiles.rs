@@ -6,7 +6,7 @@ use kvasir_sidecar::proto::kernel::FetchResponse;
 use kvasir_sidecar::proto::transfer::TokenLevel;
 use tokio::process::Command;
 
-use super::prompt;
+use crate::common::prompt;
 
 /// A profile with a fast and a dense level, made from the model's own KV.
 pub async fn codec_profile(model: &Path) -> PathBuf {
