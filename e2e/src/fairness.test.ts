@@ -2,9 +2,11 @@ import type { LocalCluster } from "@kvasir/cli";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { expectNothingLeft, metric, post, processOf, startTiny } from "./support.ts";
 
-const FLOOD_COUNT = 60;
+const FLOOD_COUNT = 120;
 const QUIET_COUNT = 6;
 const PROMPT_TOKENS = 1_200;
+/** Of the flood, for each request of the other tenant: two by turns, and those that are served while its request and answer wait for a busy machine. */
+const SERVED_EACH_MAX = 10;
 
 let cluster: LocalCluster;
 beforeAll(async () => {
@@ -66,8 +68,8 @@ test(`a tenant that sends ${FLOOD_COUNT} prompts at once makes another one wait 
       `which were served ${servedMeanwhile} meanwhile, the slowest after ${Math.max(...ends).toFixed(0)} ms; ${waiting} still waited\n`,
   );
   // Before each of its requests at most what a worker has already, and one of each tenant's in turn; counted, since times here are those of a busy machine.
-  expect(servedMeanwhile).toBeLessThanOrEqual(5 * QUIET_COUNT);
-  expect(waiting).toBeGreaterThanOrEqual(FLOOD_COUNT - 5 * QUIET_COUNT - 4);
+  expect(servedMeanwhile).toBeLessThanOrEqual(SERVED_EACH_MAX * QUIET_COUNT);
+  expect(waiting).toBeGreaterThanOrEqual(FLOOD_COUNT - SERVED_EACH_MAX * QUIET_COUNT - 4);
   expect(refused).toMatchObject({ status: 429, message: expect.stringContaining('"code":"slo_unattainable"') });
   await expect.poll(() => metric(router, "kvasir_router_queued"), { timeout: 5_000 }).toBe(0);
   await expect.poll(() => metric(router, "kvasir_router_placed"), { timeout: 5_000 }).toBe(0);
