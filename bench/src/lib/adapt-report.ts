@@ -75,5 +75,5 @@ function pairs(own: ReadonlySet<number>, other: Arm, objectiveMs: number): strin
   const others = missesOf(other.loads, objectiveMs);
   const alone = [...own].filter((request) => !others.has(request)).length;
   const spared = [...others].filter((request) => !own.has(request)).length;
-  return ` (of the same requests ${spared} that it makes and ${alone} that only ${other.name} makes)`;
+  return ` (of the same requests ${spared} that only it meets and ${alone} that only ${other.name} meets)`;
 }
