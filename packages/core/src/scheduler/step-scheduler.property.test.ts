@@ -36,54 +36,56 @@ const operation = fc.oneof(
 );
 
 test("whatever arrives, ends and is answered in whatever order: no block is lost or shared, and every admitted sequence finishes", () => {
-  fc.assert(
-    fc.property(
-      fc.record({
-        blockCount: fc.integer({ min: 4, max: 24 }),
-        blockSize: fc.constantFrom(2, 4, 16),
-        tokenBudget: fc.oneof(fc.integer({ min: 1, max: 4 }), fc.integer({ min: 5, max: 40 })),
-        sequenceCountMax: fc.integer({ min: 1, max: 6 }),
-        seed: fc.nat(),
-      }),
-      fc.array(operation, { minLength: 10, maxLength: 120, size: "max" }),
-      (options, operations) => {
-        const world = new World(options.blockCount, options.blockSize, options.tokenBudget, options.sequenceCountMax);
-        const random = generator(options.seed);
-        for (const entry of operations) {
-          if (entry.op === "arrive") {
-            world.arrive(entry.kind, entry.prompt, entry.max, entry.waitMs, entry.branches, entry.known, entry.text);
-          } else if (entry.op === "lose") world.loseTransfer(entry.pick);
-          else if (entry.op === "fetch") world.fetch(entry.pick);
-          else if (entry.op === "plan") world.plan();
-          else if (entry.op === "answer") world.answer(random);
-          else if (entry.op === "transfer") world.moveTransfer(entry.pick);
-          else if (entry.op === "close") world.close(entry.pick);
-          else {
-            world.now = (world.now + nanosFromMs(entry.ms)) as Instant;
-            world.apply({ kind: "TimePassed" });
+  const ways = ["atAdmission", "later", "evicted", "fetched", "jumped"] as const;
+  // One round in thirty has no hit after admission: another one has.
+  for (let round = 0; round < 6 && (round === 0 || ways.some((way) => reused[way] === 0)); round++)
+    fc.assert(
+      fc.property(
+        fc.record({
+          blockCount: fc.integer({ min: 4, max: 24 }),
+          blockSize: fc.constantFrom(2, 4, 16),
+          tokenBudget: fc.oneof(fc.integer({ min: 1, max: 4 }), fc.integer({ min: 5, max: 40 })),
+          sequenceCountMax: fc.integer({ min: 1, max: 6 }),
+          seed: fc.nat(),
+        }),
+        fc.array(operation, { minLength: 10, maxLength: 120, size: "max" }),
+        (options, operations) => {
+          const world = new World(options.blockCount, options.blockSize, options.tokenBudget, options.sequenceCountMax);
+          const random = generator(options.seed);
+          for (const entry of operations) {
+            if (entry.op === "arrive") {
+              world.arrive(entry.kind, entry.prompt, entry.max, entry.waitMs, entry.branches, entry.known, entry.text);
+            } else if (entry.op === "lose") world.loseTransfer(entry.pick);
+            else if (entry.op === "fetch") world.fetch(entry.pick);
+            else if (entry.op === "plan") world.plan();
+            else if (entry.op === "answer") world.answer(random);
+            else if (entry.op === "transfer") world.moveTransfer(entry.pick);
+            else if (entry.op === "close") world.close(entry.pick);
+            else {
+              world.now = (world.now + nanosFromMs(entry.ms)) as Instant;
+              world.apply({ kind: "TimePassed" });
+            }
           }
-        }
-        world.settle(random);
-        // First come, first admitted.
-        const admitted = new Set(world.admissions);
-        expect(world.admissions).toEqual(world.arrivals.filter((id) => admitted.has(id)));
-        // Everything ended, once, for a reason.
-        expect([...world.live]).toEqual([]);
-        for (const [id, spec] of world.specs) {
-          const tokens = world.delivered.get(id) ?? [];
-          const isClosed = world.closed.has(id) || world.closed.has(world.parents.get(id) ?? id);
-          if (isClosed || world.refused.has(id)) continue;
-          if (spec.kind === "prefill") expect(tokens.length).toBe(1);
-          else if (spec.kind !== "decode" || spec.maxTokens > 1) expect(world.ended.get(id)).toBeDefined();
-        }
-        expect(world.scheduler.pool.freeCount).toBe(options.blockCount);
-        expect(world.scheduler.pool.reservedCount).toBe(0);
-        expect(world.device.known.size).toBe(0);
-        reused.evicted += world.scheduler.pool.evictedCount;
-      },
-    ),
-    { numRuns: 150 },
-  );
-  for (const way of ["atAdmission", "later", "evicted", "fetched", "jumped"] as const)
-    expect(reused[way], way).toBeGreaterThan(0);
+          world.settle(random);
+          // First come, first admitted.
+          const admitted = new Set(world.admissions);
+          expect(world.admissions).toEqual(world.arrivals.filter((id) => admitted.has(id)));
+          // Everything ended, once, for a reason.
+          expect([...world.live]).toEqual([]);
+          for (const [id, spec] of world.specs) {
+            const tokens = world.delivered.get(id) ?? [];
+            const isClosed = world.closed.has(id) || world.closed.has(world.parents.get(id) ?? id);
+            if (isClosed || world.refused.has(id)) continue;
+            if (spec.kind === "prefill") expect(tokens.length).toBe(1);
+            else if (spec.kind !== "decode" || spec.maxTokens > 1) expect(world.ended.get(id)).toBeDefined();
+          }
+          expect(world.scheduler.pool.freeCount).toBe(options.blockCount);
+          expect(world.scheduler.pool.reservedCount).toBe(0);
+          expect(world.device.known.size).toBe(0);
+          reused.evicted += world.scheduler.pool.evictedCount;
+        },
+      ),
+      { numRuns: 150 },
+    );
+  for (const way of ways) expect(reused[way], way).toBeGreaterThan(0);
 });
