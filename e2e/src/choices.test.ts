@@ -46,7 +46,9 @@ test.each([
   }
   // The only token of one answer comes from the prefill worker: without further answers nobody needs the KV.
   const one = await complete(split, { ...fields, max_tokens: 24 });
-  expect((await complete(split, { ...fields, n: 5 })).kvasir.kv_bytes_moved).toBe(one.kvasir.kv_bytes_moved);
+  // Once, raw or lossless, not once for each.
+  const five = await complete(split, { ...fields, n: 5 });
+  expect(five.kvasir.kv_bytes_moved).toBeLessThan(2 * one.kvasir.kv_bytes_moved);
   await expectNothingLeft(split);
   await expectNothingLeft(mixed);
 });

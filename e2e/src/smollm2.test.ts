@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { startLocalCluster } from "@kvasir/cli";
 import { resolveModel } from "@kvasir/models";
 import { expect, test } from "vitest";
-import { answerOf, CACHE_DIR, chatBody, expectNothingLeft, metric, post, processOf } from "./support.ts";
+import { answerOf, CACHE_DIR, chatBody, expectMoved, expectNothingLeft, metric, post, processOf } from "./support.ts";
 
 /** 30 layers, keys and values, 3 heads of 64, bf16. */
 const KV_BYTES_PER_TOKEN = 30 * 2 * 3 * 64 * 2;
@@ -36,7 +36,8 @@ test("SmolLM2 answers from two documents, prefilled by one process and decoded b
     };
     const mill = await ask("Who built the Old Mill in Harrow?");
     expect(mill.choices[0].message.content).toContain("Peter Ludd");
-    expect(mill.kvasir).toMatchObject({ mode: "split", kv_bytes_moved: mill.usage.prompt_tokens * KV_BYTES_PER_TOKEN });
+    expect(mill.kvasir.mode).toBe("split");
+    expectMoved(mill.kvasir.kv_bytes_moved, mill.usage.prompt_tokens, KV_BYTES_PER_TOKEN);
     const bridge = await ask("In which year was the Stone Bridge opened?");
     expect(bridge.choices[0].message.content).toContain("1874");
     expect(await metric(processOf(cluster, "decode"), "kvasir_sidecar_prompt_tokens_computed_total")).toBe(0);

@@ -10,6 +10,12 @@ export const CACHE_DIR = process.env.KVASIR_CACHE ?? join(import.meta.dirname, "
 /** KV of one token of the tiny model in bf16: 3 layers, keys and values, 2 heads of 32. */
 export const TINY_KV_BYTES_PER_TOKEN = 3 * 2 * 2 * 32 * 2;
 
+/** So many tokens' KV moved once: raw or, where the link seemed slow, lossless, which takes more than half of that. */
+export function expectMoved(bytes: number, tokens: number, bytesPerToken = TINY_KV_BYTES_PER_TOKEN): void {
+  expect(bytes).toBeLessThanOrEqual(tokens * bytesPerToken);
+  expect(bytes).toBeGreaterThan((tokens * bytesPerToken) / 2);
+}
+
 /** Starts a program on ports that were free a moment ago; once more where another process was quicker. */
 export async function onFreePorts<T>(start: () => Promise<T>): Promise<T> {
   for (let tries = 1; ; tries++) {
