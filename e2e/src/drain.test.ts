@@ -8,7 +8,8 @@ beforeAll(async () => {
 }, 60_000);
 afterAll(() => cluster?.stop());
 
-const LONG = chatBody("Tell me about the sea.", { max_tokens: 600, ignore_eos: true, seed: 5, temperature: 0.8 });
+// Long enough to be still under way after what a test does meanwhile, on a busy machine too.
+const LONG = chatBody("Tell me about the sea.", { max_tokens: 1_500, ignore_eos: true, seed: 5, temperature: 0.8 });
 
 /** A stream that has begun: which decode worker runs it, and the rest of its text. */
 async function begin() {

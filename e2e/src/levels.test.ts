@@ -81,9 +81,10 @@ test("over a slow link KV travels lossless with the same tokens, lossily where a
   expect(await wireBytes(LOSSY)).toBe(fast.kv_bytes_moved);
   expect(await wireBytes("lossless")).toBe(lossless.kv_bytes_moved);
 
-  // The store takes what was exact, by a sidecar with the same profile; then only hand-overs use the link.
+  // The store takes all three prompts as the prefill worker computed them, by a sidecar with the same profile; then only hand-overs use the
+  // link.
   const stored = () => metric(processOf(cluster, "store"), `kvasir_store_blocks{medium="memory"}`);
-  await expect.poll(stored, { timeout: 10_000 }).toBeGreaterThanOrEqual(raw.blockCount);
+  await expect.poll(stored, { timeout: 20_000 }).toBeGreaterThanOrEqual(3 * raw.blockCount);
   const corrupted = link.corruptAfter(100_000);
   const answer = await ask("exact");
   await corrupted;
