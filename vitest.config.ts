@@ -10,7 +10,8 @@ export default defineConfig({
       "e2e/src/**/*.test.ts",
       "quality/src/**/*.test.ts",
     ],
-    testTimeout: 20_000,
+    // Ends what hangs; how long a test takes is up to whatever else the machine does.
+    testTimeout: 60_000,
     hookTimeout: 60_000,
     // What is waited for comes when the processors get to it; a second is not enough where others share them.
     expect: { poll: { timeout: 10_000 } },

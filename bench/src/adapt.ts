@@ -8,25 +8,16 @@ import { KvSourceSchema } from "@kvasir/proto";
 import { startShapedLink } from "@kvasir/testkit/shaped-link";
 import { loadTokenizer } from "@kvasir/tokenizer";
 import { type Arm, missesSection, rowOf } from "./lib/adapt-report.ts";
-import { simulatedMs, type Way } from "./lib/adaptation.ts";
 import { type BandwidthTrace, stepTrace, uniformTrace } from "./lib/bandwidth-traces.ts";
 import { BenchSidecar } from "./lib/bench-sidecar.ts";
-import {
-  adapted,
-  CHUNK_TOKENS,
-  type Context,
-  computed,
-  fetched,
-  knowledgeOf,
-  type Loaded,
-  loadFacts,
-  TAIL_MS,
-} from "./lib/kv-load.ts";
+import { type Context, computed, fetched, type Loaded, STEP_TOKENS } from "./lib/kv-load.ts";
 import { median, option, publish, REPOSITORY, table } from "./lib/report.ts";
+import { levelMs, levelsOf, SimulatedWorker, textMs as simulatedTextMs, TAIL_MS } from "./lib/simulated-ways.ts";
+import { WorkerPair } from "./lib/worker-load.ts";
 
 // A context's KV from one sidecar process to another through a link of a changing speed: when the first token is there, by how it travels.
-const profile = option("codec-profile", process.env.KVASIR_CODEC_PROFILE ?? "");
-if (!existsSync(profile)) {
+const profileFile = option("codec-profile", process.env.KVASIR_CODEC_PROFILE ?? "");
+if (!existsSync(profileFile)) {
   throw new Error(
     "name the model's codec profile with --codec-profile FILE; npm run kvasir -- profile codec makes one",
   );
@@ -45,6 +36,9 @@ const SIMULATED_COUNT = 100;
 const SIMULATED_OBJECTIVES_MS = [100, 200, 300, 400, 500, 700, 1_000, 1_500];
 const RATES_MB_PER_S = [2, 5, 10, 20, 50, 100, 200];
 const UNSHAPED = 1e9;
+const KV_DTYPE = "bf16";
+/** Of each kind, before anything is measured. */
+const WARM_UPS = 2;
 
 const loadBefore = loadavg()[0] ?? 0;
 const model = await resolveModel("smollm2", process.env.KVASIR_CACHE ?? join(REPOSITORY, ".cache"), () => undefined);
@@ -52,10 +46,20 @@ const tokenizer = await loadTokenizer(model.directory);
 const text = ["README.md", "ARCHITECTURE.md"].map((name) => readFileSync(join(REPOSITORY, name), "utf8")).join("\n");
 const tokenIds = (await tokenizer.encode(text, { addSpecialTokens: false })).slice(0, contextTokens + 1);
 
-const flags = ["--model", model.directory, "--codec-profile", profile, "--kv-bytes", "128MiB"];
+const flags = [
+  "--model",
+  model.directory,
+  "--codec-profile",
+  profileFile,
+  "--kv-bytes",
+  "128MiB",
+  "--kv-dtype",
+  KV_DTYPE,
+];
 const source = await BenchSidecar.start([...flags, "--role", "prefill"]);
 const sink = await BenchSidecar.start([...flags, "--role", "decode"]);
 const link = await startShapedLink(source.about.transferAddresses[0] ?? "", UNSHAPED);
+let pair: WorkerPair | undefined;
 try {
   const context = await prepared();
   const own = source.about.codecProfiles[1];
@@ -77,7 +81,12 @@ try {
     [await computed(context), await computed(context), await computed(context)].map(({ ms }) => ms),
   );
   const [low, high] = [12.5e3 / scale, 1_250e3 / scale];
-  const setting = { context, profile, kls, textMs, low, high };
+  const blockSize = source.about.layout?.blockSize ?? 32;
+  const shape = { model: model.directory, codecProfile: profileFile, blockSize, kvDtype: KV_DTYPE };
+  const levelNames = profile.levels.map((level) => level?.name);
+  const { bytesPerToken } = context;
+  pair = await WorkerPair.start({ ...shape, bytesPerToken, tokenIds, levelNames, rate: (low + high) / 2 });
+  const setting = { context, profile, kls, textMs, low, high, pair, blockSize };
   const traces = [uniformTrace(low, high, 500), stepTrace(high, objectiveMs)];
   publish(
     "adapt",
@@ -92,6 +101,7 @@ ${sweep(setting, [uniformTrace(low, high, 100), ...traces])}`,
     `adapt --codec-profile FILE --tokens ${contextTokens} --objective-ms ${objectiveMs} --requests ${requestCount} --runs ${runCount}`,
   );
 } finally {
+  await pair?.stop();
   source.stop();
   sink.stop();
   await link.close();
@@ -104,12 +114,12 @@ async function prepared(): Promise<Context> {
   const sequenceId = 1n;
   const sampling = { maxTokens: 1 };
   const ticket = await source.publish(sequenceId, contextTokens, blockIds.slice(0, contextTokens / blockSize));
-  for (let begin = 0; begin < contextTokens; begin += CHUNK_TOKENS) {
+  for (let begin = 0; begin < contextTokens; begin += STEP_TOKENS) {
     const start = { sequenceId, promptTokenCount: tokenIds.length, sampling, blockIds };
-    const slice = { sequenceId, startPosition: begin, tokenCount: CHUNK_TOKENS };
+    const part = tokenIds.slice(begin, Math.min(contextTokens, begin + STEP_TOKENS));
     await source.step({
       starts: begin === 0 ? [start] : [],
-      slices: [{ ...slice, tokenIds: tokenIds.slice(begin, begin + CHUNK_TOKENS) }],
+      slices: [{ sequenceId, startPosition: begin, tokenCount: part.length, tokenIds: part }],
     });
   }
   return {
@@ -131,6 +141,8 @@ interface Setting {
   /** The link's slowest and greatest speed, bytes a millisecond. */
   readonly low: number;
   readonly high: number;
+  readonly pair: WorkerPair;
+  readonly blockSize: number;
 }
 
 function setUp({ bytesPerToken }: Context, scale: number, textMs: number, loadBefore: number): string {
@@ -169,10 +181,7 @@ Milliseconds to the first token${runCount > 1 ? `, medians of ${runCount}` : ""}
 ${table(["MB/s", "text", ...levels.map((level) => level?.name ?? "")], rows)}`;
 }
 
-async function changing(
-  { context, profile, kls, textMs, low, high }: Setting,
-  traces: readonly BandwidthTrace[],
-): Promise<string> {
+async function changing({ context, profile, kls, pair }: Setting, traces: readonly BandwidthTrace[]): Promise<string> {
   const facts = { objectiveMs, contextTokens, kls };
   const sections: string[] = [];
   for (const trace of traces) {
@@ -184,13 +193,15 @@ async function changing(
       ways.push({ name: `all ${known.name}`, isAdaptive: false, load: () => fetched(context, level, contextTokens) });
     }
     for (const budget of KV_ACCURACIES) {
-      const knowledge = knowledgeOf(profile, (low + high) / 2, textMs / contextTokens);
-      const load = () => adapted(context, knowledge, budget, objectiveMs);
+      const load = () => pair.load(budget, objectiveMs);
       ways.push({ name: `adaptive, ${budget}`, isAdaptive: true, load });
     }
+    for (const { load } of ways)
+      for (let times = 0; times < WARM_UPS; times++) await along(trace.rates(times), load, pair);
     const arms: (Arm & { readonly loads: Loaded[] })[] = ways.map((way) => ({ ...way, loads: [] }));
     for (let request = 0; request < requestCount; request++) {
-      for (const [index, { load }] of ways.entries()) arms[index]?.loads.push(await along(trace.rates(request), load));
+      for (const [index, { load }] of ways.entries())
+        arms[index]?.loads.push(await along(trace.rates(request), load, pair));
       process.stderr.write(`request ${request}: ${arms.map(({ loads }) => loads.at(-1)?.ms.toFixed(0)).join(" · ")}\n`);
     }
     for (const arm of arms) process.stderr.write(`${rowOf(arm, facts).join(" · ")}\n`);
@@ -198,44 +209,43 @@ async function changing(
   }
   return `## A link that changes
 
-Adaptive: before each chunk of ${CHUNK_TOKENS} tokens the \`TransferBook\` (packages/core/src/codec-level), which workers use, chooses its level, or to compute it. It plans for the speed that
-the link may fall to, a low quantile of what earlier chunks had; the device computes from the front while the link brings the end, and a chunk that is late on the link when the device comes to
-it is taken back and computed. The three differ in the accuracy that the request allows: exact levels only, up to a KL of 0.003, up to 0.05. "KL of what came": of each level as
-its profile says, by tokens, text and exact KV as 0. ${LEFT_OUT.join(", ")} are left out: slower than others here that are as exact or more so, or far from in time.
+Adaptive: a worker that is asked for an answer to that prompt and has nothing of it, while another worker has all of it cached behind the link; both are whole workers of this repository
+with their sidecars (the gateway and the router are left out: the placement names the lender). The request says its TTFT objective and the accuracy that it allows: exact levels only, up to a
+KL of 0.003, up to 0.05. The worker borrows the blocks, fetches from the end while its device computes from the front, chooses for each 64 tokens by what it has measured
+of the link by then, computes what is late, and asks again at a denser level for what began at an exact one (\`PrefixLoad\`, packages/core/src/prefix-fetch). Its times are from the
+request's call to its first token, admission, the loan and gRPC included. "Text" and "all ..." are calls of a sidecar alone, which have none of that.
+
+"KL of what came": of each level as its profile says, by tokens, text and exact KV as 0. ${LEFT_OUT.join(", ")} are left out: slower than others here that are as exact or more so, or far from in time.
 
 ${sections.join("\n\n")}`;
 }
 
 /** Share of misses for each objective, simulated with the coders' and the device's measured speeds. */
-function sweep({ context, profile, textMs, low, high }: Setting, traces: readonly BandwidthTrace[]): string {
-  const levels = profile.levels.map((level) => level ?? (profile.levels[0] as CodecLevelFacts));
-  const shape = {
-    chunkCount: contextTokens / CHUNK_TOKENS,
-    chunkTokens: CHUNK_TOKENS,
-    bytesPerToken: context.bytesPerToken,
-  };
+function sweep({ context, profile, textMs, low, high, blockSize }: Setting, traces: readonly BandwidthTrace[]): string {
+  const levels = levelsOf(profile);
+  const shape = { tokenCount: contextTokens, blockSize, bytesPerToken: context.bytesPerToken };
   const computeMsPerToken = (textMs - TAIL_MS) / contextTokens;
-  const world = { levels, computeMsPerToken, tailMs: TAIL_MS };
   const sections = traces.map((trace) => {
-    const timesOf = (way: Way) =>
-      Array.from({ length: SIMULATED_COUNT }, (_, request) =>
-        simulatedMs({ ...world, rate: trace.rates(request) }, way, shape),
-      );
+    const timesOf = (way: (rate: (ms: number) => number) => number) =>
+      Array.from({ length: SIMULATED_COUNT }, (_, request) => way(trace.rates(request)));
     const share = (times: readonly number[], objective: number) =>
       `${((100 * times.filter((ms) => ms > objective).length) / times.length).toFixed(0)}`;
-    const fixed = (name: string, way: Way) => {
+    const fixed = (name: string, way: (rate: (ms: number) => number) => number) => {
       const times = timesOf(way);
       return [name, ...SIMULATED_OBJECTIVES_MS.map((objective) => share(times, objective))];
     };
+    const world = { levels, computeMsPerToken };
     const rows = [
-      fixed("text", { kind: "text" }),
-      ...levels.map(({ name }, level) => fixed(`all ${name}`, { kind: "level", level })),
+      fixed("text", (rate) => simulatedTextMs({ ...world, rate }, shape)),
+      ...levels.map(({ name }, level) => fixed(`all ${name}`, (rate) => levelMs({ ...world, rate }, shape, level))),
       ...KV_ACCURACIES.map((budget) => [
         `adaptive, ${budget}`,
         ...SIMULATED_OBJECTIVES_MS.map((objective) => {
-          const knowledge = knowledgeOf(profile, (low + high) / 2, computeMsPerToken);
-          const load = loadFacts(knowledge, contextTokens, context.bytesPerToken, budget, objective - TAIL_MS);
-          return share(timesOf({ kind: "adaptive", load, computeMs: knowledge.computeMs }), objective);
+          const worker = new SimulatedWorker(profile, (low + high) / 2, computeMsPerToken);
+          return share(
+            timesOf((rate) => worker.loadMs({ ...world, rate }, shape, budget, objective)),
+            objective,
+          );
         }),
       ]),
     ];
@@ -243,17 +253,20 @@ function sweep({ context, profile, textMs, low, high }: Setting, traces: readonl
   });
   return `## Other objectives, simulated
 
-Share of ${SIMULATED_COUNT} requests that are later than the objective, in virtual time: the same choices, with the ratios and speeds of the coders that the sidecar measured at its start and the
-device's of the text above. What the live runs above have and this lacks: coders and device that compete for two processors, and steps that take longer than planned.
+Share of ${SIMULATED_COUNT} requests that are later than the objective, in virtual time: the same \`PrefixLoad\`, with the ratios and speeds of the coders that the sidecar measured at its start and the
+device's of the text above. What the live runs above have and this lacks: coders and device that compete for two processors, steps that take longer than planned, and all that is around a load.
 
 ${sections.join("\n\n")}`;
 }
 
 /** Runs a load while the link follows a trace that begins with it. */
-async function along(rate: (ms: number) => number, load: () => Promise<Loaded>): Promise<Loaded> {
+async function along(rate: (ms: number) => number, load: () => Promise<Loaded>, pair: WorkerPair): Promise<Loaded> {
   const begun = performance.now();
-  link.setRate(rate(0));
-  const timer = setInterval(() => link.setRate(rate(performance.now() - begun)), FOLLOW_MS);
+  const follow = () => {
+    for (const shaped of [link, pair.link]) shaped.setRate(rate(performance.now() - begun));
+  };
+  follow();
+  const timer = setInterval(follow, FOLLOW_MS);
   try {
     return await load();
   } finally {

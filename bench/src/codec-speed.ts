@@ -4,9 +4,9 @@ import { join } from "node:path";
 import { type CodecLevelFacts, type KvAccuracy, type KvChunkFacts, planTransfer } from "@kvasir/core";
 import { resolveModel } from "@kvasir/models";
 import { loadTokenizer } from "@kvasir/tokenizer";
-import { steadyMs } from "./lib/adaptation.ts";
 import { option, publish, REPOSITORY, table } from "./lib/report.ts";
 import { output, SIDECAR } from "./lib/run.ts";
+import { steadyMs } from "./lib/steady-time.ts";
 
 // Speed of the KV codec on one core, and where each level wins: time for a text's KV against the speed of the link.
 interface Row {

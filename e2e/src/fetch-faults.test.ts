@@ -1,11 +1,12 @@
 import { randomBytes } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
 import { freePort, type LocalCluster } from "@kvasir/cli";
 import type { KvasirError } from "@kvasir/core";
 import { DecodeService, type GenerateResponse, PlacementMode, RouterService, type WorkerRef } from "@kvasir/proto";
 import { createClient, errorFromService } from "@kvasir/rpc";
 import { type Link, startLink } from "@kvasir/testkit/link";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import { expectNothingLeft, processOf, startTiny } from "./support.ts";
+import { expectNothingLeft, processOf, startTiny, workersOf } from "./support.ts";
 
 // One prefill worker fetches from another one, over a link that is slow enough for the fetch to have a middle. What happens there to either of
 // them, to the link, to the decode worker or to the client costs time at most: never a token, never a block.
@@ -65,7 +66,7 @@ function ask({ scope, tokenCount, prefill, fetchesFrom }: Asked): {
   let remoteTokenCount = 0;
   let cancel = () => undefined as unknown;
   const ended = (async (): Promise<Ending> => {
-    const workers = await attached();
+    const workers = await allAttached();
     const decode = refOf(workers, processOf(cluster, "decode").name);
     const fetch = fetchesFrom && { holder: refOf(workers, fetchesFrom), tokenEnd: LENT_TOKENS };
     const others = [LENDER, BORROWER].filter((name) => name !== prefill).map((name) => refOf(workers, name));
@@ -95,6 +96,18 @@ function ask({ scope, tokenCount, prefill, fetchesFrom }: Asked): {
     }
   })();
   return { ended, cancel: () => cancel() };
+}
+
+/** A worker whose loss was noticed late may be away once more for a moment. */
+async function allAttached(): Promise<ReadonlyMap<string, WorkerRef>> {
+  for (let tries = 0; ; tries++) {
+    const workers = await attached();
+    const missing = workersOf(cluster).filter(({ name }) => !workers.has(name));
+    if (missing.length === 0) return workers;
+    if (tries === 100)
+      throw new Error(`${missing.map(({ name }) => name)} attached no more, only ${[...workers.keys()]}`);
+    await sleep(100);
+  }
 }
 
 async function attached(): Promise<ReadonlyMap<string, WorkerRef>> {
@@ -156,16 +169,20 @@ async function expectRecovery(): Promise<void> {
 }
 
 test("over a whole link what computing does not reach first comes, and the tokens are those that computing gives", async () => {
-  const before = await fetches();
-  const { tokenIds, remoteTokenCount, error } = await ask({
-    ...{ scope: await lent(), tokenCount: PROMPT_TOKENS, prefill: BORROWER, fetchesFrom: LENDER },
-  }).ended;
-  expect([error, tokenIds]).toEqual([undefined, expected]);
-  expect(remoteTokenCount).toBeGreaterThan(0);
-  const { complete, others } = await fetches();
-  expect(complete + others).toBe(before.complete + before.others + 1);
+  // Where others use the processors, this model's KV may take longer to come than to be computed: then once more.
+  for (let attempt = 0, fetched = 0; fetched === 0; attempt++) {
+    expect(attempt).toBeLessThan(20);
+    const before = await fetches();
+    const { tokenIds, remoteTokenCount, error } = await ask({
+      ...{ scope: await lent(), tokenCount: PROMPT_TOKENS, prefill: BORROWER, fetchesFrom: LENDER },
+    }).ended;
+    expect([error, tokenIds]).toEqual([undefined, expected]);
+    fetched = remoteTokenCount;
+    const { complete, others } = await fetches();
+    expect(complete + others).toBe(before.complete + before.others + 1);
+  }
   await expectRecovery();
-}, 30_000);
+}, 60_000);
 
 const AT_THE_BORROWER: Readonly<Record<string, () => unknown>> = {
   "the borrower is killed": () => cluster.process(BORROWER).kill("SIGKILL"),

@@ -13,11 +13,19 @@ export interface ShapedLink {
   close(): Promise<void>;
 }
 
-/** A TCP proxy in front of `target` (host:port) that lets bytes through as a token bucket does. It keeps the order and loses nothing. */
-export async function startShapedLink(target: string, bytesPerMs: number): Promise<ShapedLink> {
+/**
+ * A TCP proxy in front of `target` (host:port) that lets bytes through as a token bucket does. It keeps the order and loses nothing. `host`: where it
+ * listens, at the target's own port if that is another host than the target's; absent: at any port of this one.
+ */
+export async function startShapedLink(target: string, bytesPerMs: number, host?: string): Promise<ShapedLink> {
   const link = new TokenBucketLink(bytesPerMs);
-  const port = await link.listen(target);
-  return Object.assign(link, { address: `127.0.0.1:${port}` });
+  const near = { host: host ?? "127.0.0.1", port: host === undefined ? 0 : portOf(target) };
+  const port = await link.listen(target, near);
+  return Object.assign(link, { address: `${near.host}:${port}` });
+}
+
+function portOf(address: string): number {
+  return Number(address.split(":")[1]);
 }
 
 interface Lane {
@@ -40,17 +48,17 @@ class TokenBucketLink {
     this.#bytesPerMs = bytesPerMs;
   }
 
-  listen(target: string): Promise<number> {
-    const [host = "", port = ""] = target.split(":");
+  listen(target: string, near: { readonly host: string; readonly port: number }): Promise<number> {
+    const [host = ""] = target.split(":");
     const server = createServer({ noDelay: true, allowHalfOpen: true }, (near) => {
       // One side may have ended while the other's bytes still wait here.
-      const far = connect({ host, port: Number(port), noDelay: true, allowHalfOpen: true });
+      const far = connect({ host, port: portOf(target), noDelay: true, allowHalfOpen: true });
       this.#carry(near, far);
       this.#carry(far, near);
     });
     this.#server = server;
     return new Promise((resolve, reject) => {
-      server.once("error", reject).listen(0, "127.0.0.1", () => {
+      server.once("error", reject).listen(near.port, near.host, () => {
         const address = server.address();
         resolve(typeof address === "object" && address !== null ? address.port : 0);
       });

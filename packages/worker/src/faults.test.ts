@@ -260,7 +260,7 @@ test("a decode side that goes away with a word frees the pins at once, without a
 });
 
 test("a decode worker's heartbeats keep a lease as long as the prompt takes, and the gateway hears of progress", async () => {
-  const workers = await pair({ leaseMs: 150 });
+  const workers = await pair({ leaseMs: 400 });
   workers.prefill.faults.stepDelayMs = 800;
   const { error, progressCount } = await generate({ ...workers, promptTokenCount: 90 }).result;
   expect(error).toBeUndefined();

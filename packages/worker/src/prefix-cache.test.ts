@@ -52,6 +52,11 @@ async function expectNothingHeld(...workers: RunningWorker[]): Promise<void> {
   }
 }
 
+/** What is lent is worth fetching however slowly it comes: a model this small is computed while a busy machine moves its KV. */
+function computesSlowly({ worker }: RunningWorker): void {
+  Object.defineProperty(worker.supervisor.current?.engine.meter, "fearedPromptTokenMs", { value: 1_000 });
+}
+
 describe.skipIf(!existsSync(SIDECAR_BINARY))("with real sidecars", () => {
   let model: string;
   let prefill: RealWorker;
@@ -66,6 +71,7 @@ describe.skipIf(!existsSync(SIDECAR_BINARY))("with real sidecars", () => {
       startRealWorker("decode", "decode", { model, stepTokenCount: STEP_TOKENS }),
       startRealWorker("mixed", "mixed", { model, stepTokenCount: 24 }),
     ]);
+    for (const worker of [prefill, decode, mixed]) computesSlowly(worker);
     kvBytesPerToken = mixed.worker.supervisor.current?.description.kvBytesPerToken ?? 0;
   });
   afterAll(() => Promise.all([prefill, decode, mixed].map((worker) => worker?.stop())));
@@ -144,6 +150,7 @@ describe.skipIf(!existsSync(SIDECAR_BINARY))("with real sidecars", () => {
 
   test("a prefill worker fetches what another one has cached, and computes only the rest; where it is gone, all of it", async () => {
     const other = await startRealWorker("prefill-2", "prefill", { model, stepTokenCount: STEP_TOKENS });
+    computesSlowly(other);
     try {
       const tenantScope = freshScope();
       const text = Array.from({ length: 400 }, (_, index) => (index * 11) % 95);
@@ -186,6 +193,7 @@ describe.skipIf(!existsSync(SIDECAR_BINARY))("with real sidecars", () => {
 
   test("a decode worker lends a conversation to the prefill worker of its next turn, and mixed workers lend to each other", async () => {
     const other = await startRealWorker("mixed-2", "mixed", { model, stepTokenCount: STEP_TOKENS });
+    computesSlowly(other);
     try {
       const tenantScope = freshScope();
       const first = Array.from({ length: 200 }, (_, index) => (index * 13) % 95);

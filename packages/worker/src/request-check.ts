@@ -1,11 +1,21 @@
 import { create } from "@bufbuild/protobuf";
-import { clipMaxTokens, type KvAccuracy, KvasirError, type SequenceSpec, unreachable } from "@kvasir/core";
+import {
+  addNanos,
+  clipMaxTokens,
+  type Instant,
+  type KvAccuracy,
+  KvasirError,
+  nanosFromMs,
+  type SequenceSpec,
+  unreachable,
+} from "@kvasir/core";
 import {
   type GenerateRequest,
   type SamplingParams,
   SamplingParamsSchema,
   KvAccuracy as WireAccuracy,
 } from "@kvasir/proto";
+import { now } from "./clock.ts";
 import type { Incarnation } from "./incarnation.ts";
 import { invalid } from "./invalid.ts";
 import { checkSampling } from "./sampling-check.ts";
@@ -19,6 +29,8 @@ export interface CheckedRequest {
   readonly tenantScope: Uint8Array;
   /** Least exact KV that will do where it travels for this request. */
   readonly kvAccuracy: KvAccuracy;
+  /** When its first token is wanted; undefined: as soon as possible. */
+  readonly firstTokenBy: Instant | undefined;
   /** What it may take from the prefix cache and leave there. */
   readonly reuse: Pick<SequenceSpec, "prefixRoot" | "scope" | "computesWholePrompt">;
 }
@@ -31,6 +43,7 @@ export function checkRequest(
     readonly tenantScope: Uint8Array;
     readonly requestId: string;
     readonly kvAccuracy: WireAccuracy;
+    readonly ttftTargetMs: number;
   },
   incarnation: Incarnation,
 ): CheckedRequest {
@@ -65,6 +78,7 @@ export function checkRequest(
     ...{ promptTokenIds, tenantScope, reuse },
     sampling: create(SamplingParamsSchema, { ...sampling, maxTokens }),
     kvAccuracy: accuracyFromWire(request.kvAccuracy),
+    firstTokenBy: request.ttftTargetMs > 0 ? addNanos(now(), nanosFromMs(request.ttftTargetMs)) : undefined,
   };
 }
 

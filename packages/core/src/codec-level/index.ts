@@ -8,13 +8,14 @@ export {
   type LinkFacts,
 } from "./fetch-time.ts";
 export { type LinkSpeed, observedLink, type TrafficFacts } from "./link-speed.ts";
-export { overtaken, type UnderWayChunk, type UnderWayLink } from "./overtaken.ts";
 export { planTransfer, type TransferPlan, type TransferQuestion } from "./plan-transfer.ts";
 export {
   type CodecProfileFacts,
   type ComputeFacts,
+  type KnownLevels,
   type LevelChoice,
   type LevelQuestion,
+  type LevelSource,
   type LevelSpan,
   TransferBook,
   type UnderWayFacts,

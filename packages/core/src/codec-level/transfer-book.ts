@@ -11,14 +11,24 @@ export interface CodecProfileFacts {
   readonly levels: readonly (CodecLevelFacts | undefined)[];
 }
 
-/** What a transfer between two sidecars asks. */
-export interface LevelQuestion {
-  /** Names the source; what was learnt of it is kept under this. */
+/** Where KV comes from. */
+export interface LevelSource {
+  /** What was learnt of it is kept under this name. */
   readonly peer: string;
   /** Profiles that it has, hex. */
   readonly peerProfileIds: readonly string[];
   /** Whether coded levels are to be had between the two layouts at all. */
   readonly isWhole: boolean;
+}
+
+export interface KnownLevels {
+  /** Hex; undefined where there is only raw. */
+  readonly profileId: string | undefined;
+  readonly levels: readonly (CodecLevelFacts | undefined)[];
+}
+
+/** What a transfer between two sidecars asks. */
+export interface LevelQuestion extends LevelSource {
   readonly tokenBegin: number;
   readonly tokenEnd: number;
   readonly bytesPerToken: number;
@@ -82,6 +92,8 @@ const SAVING_MIN_MS = 40;
 /** A link of which nothing is known: fast, so that the first transfer finds out. */
 const UNKNOWN_BYTES_PER_MS = 1.25e6;
 const LATENCY_MS = 0.5;
+/** What the estimate of a link grows by that is not used because of it. Larger: one that recovered is found out sooner; smaller: less is tried in vain. */
+const PASSED_OVER_GROWTH = 1.2;
 /** Peers that are remembered. */
 const PEERS_MAX = 1_024;
 
@@ -144,14 +156,28 @@ export class TransferBook {
     known.speed = observedLink(known.speed, sum, transferMs, known.activeStreams);
   }
 
+  /**
+   * Nothing was asked of a peer because its link is thought to be slow. The estimate grows, as nobody else would find out that it is faster now; one
+   * pull that is taken back is the price.
+   */
+  passedOver(peer: string): void {
+    const known = this.#peers.get(peer);
+    if (known?.speed) known.speed = { ...known.speed, usual: known.speed.usual * PASSED_OVER_GROWTH };
+  }
+
+  /** The best profile that both sides have and its levels, by their numbers; undefined where nobody should use one. */
+  levelsOf({ peer, peerProfileIds, isWhole }: LevelSource): KnownLevels {
+    const profile = isWhole ? this.#profiles.findLast(({ id }) => peerProfileIds.includes(id)) : undefined;
+    if (profile === undefined) return { profileId: undefined, levels: [RAW] };
+    return { profileId: profile.id, levels: this.#levels(this.#peer(peer), profile.id) };
+  }
+
   /** How a transfer's tokens shall travel. */
   choose(question: LevelQuestion): LevelChoice {
-    const { peer, peerProfileIds, isWhole, tokenBegin, tokenEnd, bytesPerToken, budget, deadlineMs, compute } =
-      question;
+    const { peer, tokenBegin, tokenEnd, bytesPerToken, budget, deadlineMs, compute } = question;
     assert(tokenEnd > tokenBegin, "a transfer of no tokens");
     const known = this.#peer(peer);
-    const profile = isWhole ? this.#profiles.findLast(({ id }) => peerProfileIds.includes(id)) : undefined;
-    const levels = profile === undefined ? [RAW] : this.#levels(known, profile.id);
+    const { profileId: bestId, levels } = this.levelsOf(question);
     const ends = chunkEnds(tokenBegin, tokenEnd, question.chunkTokens ?? CHUNK_TOKENS);
     const chunks = ends.map((end, index): KvChunkFacts => {
       const tokens = end - (ends[index - 1] ?? tokenBegin);
@@ -181,7 +207,7 @@ export class TransferBook {
       if (spans.at(-1)?.level === level) spans.pop();
       spans.push({ tokenEnd: end, level, name: chosen.name, isApproximate: chosen.accuracy !== "exact" });
     }
-    const profileId = spans.every(({ level }) => level === 0) ? undefined : profile?.id;
+    const profileId = spans.every(({ level }) => level === 0) ? undefined : bestId;
     const computedTokenCount = plan.computedCount === 0 ? 0 : (ends[plan.computedCount - 1] as number) - tokenBegin;
     const { predictedMs, meetsDeadline } = plan;
     return { profileId, computedTokenCount, spans, approximateTokenCount, predictedMs, meetsDeadline };
@@ -220,9 +246,8 @@ const RAW: CodecLevelFacts = {
 
 /** What is under way for the same request goes before what is asked for now, and is no stranger that shares the link. */
 function linkFacts({ speed, activeStreams }: Peer, own: UnderWayFacts | undefined): LinkFacts {
-  const strangerCount = activeStreams - (own?.streamCount ?? 0);
-  assert(strangerCount >= 0, "more transfers of one request are under way than of all");
-  const share = strangerCount + 1;
+  // A pull that begins anew is not open for a moment.
+  const share = Math.max(0, activeStreams - (own?.streamCount ?? 0)) + 1;
   const atMost = own?.bytesPerMs === undefined ? Number.POSITIVE_INFINITY : own.bytesPerMs * share;
   return {
     bytesPerMs: Math.min(speed?.usual ?? UNKNOWN_BYTES_PER_MS, atMost),

@@ -4,6 +4,7 @@ export {
   OutputLengthPredictor,
   type PredictedLength,
 } from "./output-length.ts";
+export { RecentTimes } from "./recent-times.ts";
 export {
   decodeStepMs,
   prefillMs,

@@ -1,1 +1,2 @@
-export * from "./decide-fetch.ts";
+export { type LoadAction, PrefixLoad, type PrefixLoadFacts } from "./prefix-load.ts";
+export type { TokenSpan } from "./token-span.ts";

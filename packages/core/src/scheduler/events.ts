@@ -1,6 +1,6 @@
 import type { BlockId } from "../block/block-pool.ts";
 import type { BlockHashChain } from "../prefix/block-hash.ts";
-import type { TokenSpan } from "../prefix-fetch/decide-fetch.ts";
+import type { TokenSpan } from "../prefix-fetch/token-span.ts";
 import type { Instant } from "../time.ts";
 
 /** One request inside one engine; unique for the life of the engine. */

@@ -1,7 +1,7 @@
 import { assert } from "../assert.ts";
 import type { BlockId } from "../block/block-pool.ts";
 import { BlockHashChain } from "../prefix/block-hash.ts";
-import type { TokenSpan } from "../prefix-fetch/decide-fetch.ts";
+import type { TokenSpan } from "../prefix-fetch/token-span.ts";
 import type { Instant } from "../time.ts";
 import type { SequenceEnd, SequenceSpec, SliceOutcome } from "./events.ts";
 
@@ -125,6 +125,19 @@ export function nextChunk(sequence: Sequence, budget: number): TokenSpan {
 export function uncomputedCount({ inputTokenIds, inputPlannedCount, awaited, arrived }: Sequence): number {
   const spans = awaited === undefined ? arrived : [...arrived, awaited];
   return spans.reduce((count, span) => count - (span.end - span.begin), inputTokenIds.length - inputPlannedCount);
+}
+
+export interface InputProgress {
+  /** What is planned, reused or fetched, from its beginning on. */
+  readonly plannedCount: number;
+  /** Whether any of that is on the device. */
+  readonly isComputing: boolean;
+}
+
+/** How far its input is; undefined once it has ended. */
+export function progressOf(sequence: Sequence | undefined): InputProgress | undefined {
+  if (sequence === undefined || sequence.phase === "ended") return undefined;
+  return { plannedCount: sequence.inputPlannedCount, isComputing: sequence.inFlightCount > 0 };
 }
 
 /** A fetch may write these tokens from now on; nothing, where the sequence has ended meanwhile. */

@@ -27,6 +27,7 @@ import {
   newSequence,
   nextChunk,
   planOrder,
+  progressOf,
   promptChain,
   type Sequence,
 } from "./sequence.ts";
@@ -67,8 +68,8 @@ export interface StepSchedulerOptions {
  * are in the batch: all decodes fit every step, and while a prompt is unfinished at least one token of budget is left for prompts, of
  * which the oldest gets it. So each step that a device answers moves every decode by a token and the oldest prompt by at least one;
  * both are finite. What waits for others (a ticket, KV, a pull) is under a lease of its owner, whose end is a `SequenceClosed`.
- * Blocks therefore return, and the head of the queue, which is never overtaken, is admitted in its turn or refused at its
- * `waitUntil`. (One waiting sequence that could never fit is refused at once by the caller: see `fits`.)
+ * Blocks therefore return, and the head of the queue, which is never overtaken, is admitted in its turn or refused at its `waitUntil`. (One
+ * that could never fit is refused at once by the caller: see `fits`.)
  *
  * Up to two steps are in flight. A sequence is planned for step N+1 before the result of N: its token stays on the device. That it
  * ended is learnt from a result; what was planned beyond comes back `skipped`. `maxTokens` is known, so nothing is planned beyond it.
@@ -220,10 +221,9 @@ export class StepScheduler {
     return Math.min(...this.#waiting.map(({ waitUntil }) => waitUntil)) as Instant;
   }
 
-  /** Of a sequence's input, what is planned, reused or fetched from its beginning on; undefined once it has ended. */
-  plannedCount(sequenceId: SequenceId): number | undefined {
-    const sequence = this.#sequences.get(sequenceId);
-    return sequence?.phase === "ended" ? undefined : sequence?.inputPlannedCount;
+  /** How far a sequence's input is; undefined once it has ended. */
+  progressOf(sequenceId: SequenceId) {
+    return progressOf(this.#sequences.get(sequenceId));
   }
 
   get waitingCount(): number {

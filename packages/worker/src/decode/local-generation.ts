@@ -63,6 +63,7 @@ export function generateLocally(facts: LocalFacts): { readonly done: Promise<voi
         queue.span.end();
         generation.timings.prefillQueueMs = msFromNanos(plannedAt - arrivedAt);
       },
+      prompted: () => fetch?.wake(),
       sampled(token: Token, tokenIndex: number, end: SequenceEnd | undefined) {
         if (tokenIndex === outputTokenIds.length) {
           const { timings } = generation;

@@ -254,6 +254,7 @@ export class SplitGeneration {
       expectedEpoch: prefill.epoch,
       layoutFingerprint: layout.fingerprint,
       kvAccuracy: wireFromAccuracy(request.kvAccuracy),
+      ttftTargetMs: request.firstTokenBy === undefined ? 0 : Math.max(1, msFromNanos(request.firstTokenBy - now())),
       ...(choice.fetch === undefined ? {} : { fetch: choice.fetch }),
     };
     const metadata = metadataOf(traced);

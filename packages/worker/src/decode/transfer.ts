@@ -4,6 +4,7 @@ import { type BlockId, type KvAccuracy, KvasirError } from "@kvasir/core";
 import type { RunFirstToken, RunResponse, RunStartSchema, RunTicket, WorkerRef } from "@kvasir/proto";
 import type { Incarnation } from "../incarnation.ts";
 import { KvFetch, type KvProgress } from "../transfer/kv-fetch.ts";
+import { levelSourceOf, plannedLevels } from "../transfer/level-plan.ts";
 import type { PrefillPeers } from "./peers.ts";
 
 /** Time for a prefill worker to end a stream that was given up, before it is cut. */
@@ -75,11 +76,12 @@ export class Transfer {
     const { kernel, layout, description, transfers: book } = incarnation;
     const tokenEnd = start.promptTokenIds?.length ?? 0;
     const tenantScope = start.tenantScope ?? new Uint8Array();
+    const { deadlineMs, ...wanted } = wish;
+    const source = levelSourceOf(layout, ticket.source);
+    const bytesPerToken = description.kvBytesPerToken;
+    const levels = plannedLevels({ book, source, tokenEnd, bytesPerToken, ...wanted });
     this.#fetch = new KvFetch(
-      {
-        ...{ kernel, metadata, layout, description, book, ticket, blockIds, tokenBegin, tokenEnd, tenantScope },
-        ...wish,
-      },
+      { kernel, metadata, book, ticket, blockIds, tokenBegin, tokenEnd, tenantScope, deadlineMs, levels },
       {
         progress: (progress) => {
           if (!this.#isOver) this.#listener.progress(progress);

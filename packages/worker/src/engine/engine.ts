@@ -49,6 +49,8 @@ export interface SequenceListener {
   fetchOpened?(blockIds: readonly BlockId[]): void;
   /** Its first step is on its way to the device; by now more may be cached. */
   planned?(cachedTokenCount: number): void;
+  /** A step that computed some of its prompt was answered. */
+  prompted?(): void;
   sampled(token: Token, tokenIndex: number, end: SequenceEnd | undefined): void;
   /** The incarnation is lost and the sequence with it. */
   failed(error: KvasirError): void;
@@ -252,6 +254,11 @@ export class Engine {
       return;
     }
     this.#performAll(effects);
+    if (step) this.#tellPrompted(step.plan);
+  }
+
+  #tellPrompted({ slices, decodeTokenCount }: StepPlan): void {
+    for (const { sequenceId } of slices.slice(decodeTokenCount)) this.#entries.get(sequenceId)?.listener.prompted?.();
   }
 
   #armRefusal(): void {

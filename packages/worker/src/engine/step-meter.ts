@@ -1,7 +1,10 @@
-import { type StepCost, StepCostModel, type StepPlan, type StepWork } from "@kvasir/core";
+import { RecentTimes, type StepCost, StepCostModel, type StepPlan, type StepWork } from "@kvasir/core";
 
 /** Weight of the newest step in the recent speeds. Larger: follows load changes sooner, and noise too. */
 const NEWEST_WEIGHT = 0.2;
+
+/** Steps of fewer prompt tokens tell nothing of what a token takes. */
+const TELLING_TOKENS = 16;
 
 /** One answered step. `idleNanos` is undefined when the device had nothing to do before it. */
 export interface StepTimes {
@@ -18,6 +21,7 @@ export class StepMeter {
   #prefillTokensPerSecond = 0;
   #decodeStepMs = 0;
   readonly #cost = new StepCostModel(UNKNOWN_COST);
+  readonly #promptTokenMs = new RecentTimes();
   #hasComputedPrompts = false;
 
   observe(plan: StepPlan, deviceNanos: number): void {
@@ -26,6 +30,7 @@ export class StepMeter {
     if (plan.promptTokenCount > 0) {
       this.#hasComputedPrompts = true;
       this.#prefillTokensPerSecond = blend(this.#prefillTokensPerSecond, plan.promptTokenCount / (deviceNanos / 1e9));
+      if (plan.promptTokenCount >= TELLING_TOKENS) this.#promptTokenMs.add(deviceNanos / 1e6 / plan.promptTokenCount);
     } else if (plan.decodeTokenCount > 0) {
       this.#decodeStepMs = blend(this.#decodeStepMs, deviceNanos / 1e6);
     }
@@ -34,6 +39,11 @@ export class StepMeter {
   /** Prompt tokens per second of device time, over steps that had any. */
   get prefillTokensPerSecond(): number {
     return this.#prefillTokensPerSecond;
+  }
+
+  /** What a prompt token has to be feared to take, in steps as there are now; undefined before any. */
+  get fearedPromptTokenMs(): number | undefined {
+    return this.#promptTokenMs.feared;
   }
 
   /** Device time of steps that only decode. */

@@ -44,7 +44,7 @@ export function beginFetch(
   { plan, request, lenders, traced, requests }: FetchedRequest,
   fetched: (tokens: FetchedTokens, approximateTokenCount: number) => void,
 ): PrefixFetch | undefined {
-  const { promptTokenIds, tenantScope, reuse, kvAccuracy: accuracy } = request;
+  const { promptTokenIds, tenantScope, reuse, kvAccuracy: accuracy, firstTokenBy } = request;
   const { prefixRoot, computesWholePrompt } = reuse;
   if (prefixRoot === undefined || computesWholePrompt) return undefined;
   const { blockSize } = incarnation.layout;
@@ -58,7 +58,8 @@ export function beginFetch(
   );
   const loan = { lenders, holder, tenantScope, hashes, firstBlock, metadata };
   return new PrefixFetch({
-    ...{ incarnation, sequenceId, blockIds, tenantScope, span, metadata, accuracy },
+    ...{ incarnation, sequenceId, blockIds, tenantScope, span, metadata, accuracy, firstTokenBy },
+    promptTokenCount: promptTokenIds.length,
     borrow: (listener) => borrow(loan, listener),
     fellBack: (error) => {
       requests.codecFellBack();

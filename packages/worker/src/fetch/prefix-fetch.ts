@@ -2,30 +2,32 @@ import { create } from "@bufbuild/protobuf";
 import type { Metadata } from "@grpc/grpc-js";
 import {
   type BlockId,
-  decideFetch,
-  type FetchLimits,
   type Instant,
   type KvAccuracy,
   type KvasirError,
+  type LoadAction,
   msFromNanos,
+  PrefixLoad,
+  prefillMs,
   type SequenceId,
   type TokenSpan,
+  unreachable,
 } from "@kvasir/core";
 import { type PrefixFetch as FetchPlan, RunTicketSchema, type WorkerRef } from "@kvasir/proto";
 import { errorFromService } from "@kvasir/rpc";
 import { now } from "../clock.ts";
 import type { Incarnation } from "../incarnation.ts";
 import { KvFetch } from "../transfer/kv-fetch.ts";
+import { levelSourceOf, oneLevel } from "../transfer/level-plan.ts";
 import { type LevelTotals, sumOf } from "../transfer/traffic.ts";
 import type { KvLoan, LentKv, LoanListener } from "./borrow.ts";
 import { diskBlockCount, verifiedSpans } from "./verified-spans.ts";
 
-/** See `FetchLimits`. */
-const CHUNK_TOKENS = 256;
-const OPEN_CHUNKS_MAX = 2;
-const GRACE_MS = 30;
 /** Time in which a device that has computed nothing yet is believed to compute the range. */
 const UNKNOWN_COMPUTE_MS = 2_000;
+/** From the last KV to the first token beside the step itself, and all of it where steps were never measured. */
+const TAIL_MS = 10;
+const UNKNOWN_TAIL_MS = 30;
 /** Between two looks at a fetch of which nothing is heard. Larger: silence is noticed later. */
 const TICK_MS = 10;
 /** Longest time for KV, as its source is told it, to put transfers in their order. */
@@ -54,8 +56,11 @@ export interface FetchFacts {
   readonly blockIds: readonly BlockId[];
   readonly tenantScope: Uint8Array;
   readonly span: TokenSpan;
+  readonly promptTokenCount: number;
   /** Least exact KV that will do. */
   readonly accuracy: KvAccuracy;
+  /** When the first token is wanted; undefined: as soon as possible. */
+  readonly firstTokenBy: Instant | undefined;
   readonly borrow: (listener: LoanListener) => KvLoan;
   readonly metadata: Metadata;
   /** A level could not be had; raw KV comes in its place. */
@@ -79,8 +84,8 @@ export function fetchSpan(
 }
 
 /** One call for some of the tokens. */
-interface Chunk extends TokenSpan {
-  readonly pull: KvFetch;
+interface Pull extends TokenSpan {
+  readonly fetch: KvFetch;
   verifiedEnd: number;
   bytes: number;
   isApproximate: boolean;
@@ -89,34 +94,42 @@ interface Chunk extends TokenSpan {
 }
 
 /**
- * Fetches a part of a prompt from a holder while the device computes for others, or for the prompt's own front where that is quicker: runs
- * `decideFetch`. Whatever ends it, what is verified by then stays.
+ * Fetches a part of a prompt from a holder while the device computes for others, or for the prompt's own front where that is quicker: runs a
+ * `PrefixLoad`. Whatever ends it, what is verified by then stays.
  */
 export class PrefixFetch {
   readonly #facts: FetchFacts;
-  readonly #limits: FetchLimits;
+  readonly #load: PrefixLoad;
   readonly #loan: KvLoan;
-  readonly #chunks: Chunk[] = [];
+  /** By their first tokens. */
+  readonly #pulls = new Map<number, Pull>();
+  /** What was pulled and is waited for no more, still writing perhaps. */
+  readonly #stopping = new Set<Promise<unknown>>();
   readonly #timer: NodeJS.Timeout;
   readonly #beganAt = now();
-  #heardAt: Instant = this.#beganAt;
+  /** Of pulls that ended before their last block. */
+  #lostBytes = 0;
   #lent: LentKv | undefined;
-  /** Nothing below was asked for; nothing beyond the span's end as it is lent. */
-  #askedFrom: number;
+  /** Nothing beyond is lent. */
   #end: number;
+  /** The device may compute up to here, and tells when it has. */
+  #computeEnd: number | undefined;
   /** What the engine was told last. */
   #awaited: TokenSpan | undefined;
   #isEnding = false;
 
   constructor(facts: FetchFacts) {
     this.#facts = facts;
-    const { incarnation, span } = facts;
-    const { blockSize } = incarnation.layout;
-    this.#limits = { blockSize, chunkTokenCount: CHUNK_TOKENS, openChunkMax: OPEN_CHUNKS_MAX, graceMs: GRACE_MS };
-    this.#askedFrom = span.end;
+    const { incarnation, span, accuracy: budget } = facts;
+    const { layout, description, transfers: book } = incarnation;
     this.#end = span.end;
+    this.#load = new PrefixLoad({
+      ...{ span, blockSize: layout.blockSize, bytesPerToken: description.kvBytesPerToken, budget, book },
+      deadlineMs: this.#deadlineMs(),
+      computeMsPerToken: () => this.#computeMsPerToken(),
+    });
     this.#await(span.begin);
-    this.#timer = setInterval(() => this.#decide(), TICK_MS);
+    this.#timer = setInterval(() => this.wake(), TICK_MS);
     this.#loan = facts.borrow({
       lent: (kv) => this.#lend(kv),
       broken: (error) => void this.#finish(errorFromService(error).reason),
@@ -128,72 +141,111 @@ export class PrefixFetch {
     void this.#finish("cancelled");
   }
 
+  /** Something happened: the device computed some of the prompt, or a moment has passed. */
+  wake(): void {
+    if (this.#isEnding) return;
+    const { incarnation, sequenceId } = this.#facts;
+    const progress = incarnation.engine.scheduler.progressOf(sequenceId);
+    if (progress === undefined) {
+      void this.#finish("cancelled");
+      return;
+    }
+    if (this.#computeEnd !== undefined && progress.plannedCount >= this.#computeEnd && !progress.isComputing) {
+      this.#computeEnd = undefined;
+      this.#load.computed();
+    }
+    for (let action = this.#load.next(this.#nowMs()); action !== undefined; action = this.#load.next(this.#nowMs())) {
+      this.#perform(action);
+      if (this.#isEnding) return;
+    }
+  }
+
+  #nowMs(): number {
+    return msFromNanos(now() - this.#beganAt);
+  }
+
+  #computeMsPerToken(): number {
+    const { incarnation, span } = this.#facts;
+    return incarnation.engine.meter.fearedPromptTokenMs ?? UNKNOWN_COMPUTE_MS / (span.end - span.begin);
+  }
+
+  /** Until the KV is wanted. Where a request allows errors and has no target, it shall come no later than computing would have it. */
+  #deadlineMs(): number | undefined {
+    const { incarnation, span, accuracy, firstTokenBy, promptTokenCount } = this.#facts;
+    if (firstTokenBy === undefined) {
+      return accuracy === "exact" ? undefined : (span.end - span.begin) * this.#computeMsPerToken();
+    }
+    const cost = incarnation.engine.meter.stepCost();
+    const { tokenBudget } = incarnation.engine.scheduler.options;
+    const stepsMs = cost && prefillMs(cost, promptTokenCount, span.end, tokenBudget);
+    const tailMs = stepsMs === undefined ? UNKNOWN_TAIL_MS : TAIL_MS + stepsMs;
+    return Math.max(1, msFromNanos(firstTokenBy - now()) - tailMs);
+  }
+
   #lend(kv: LentKv): void {
-    const { exactFingerprint, blockSize } = this.#facts.incarnation.layout;
+    const { incarnation, span } = this.#facts;
+    const { exactFingerprint, blockSize } = incarnation.layout;
     const theirs = kv.source.layout?.exactFingerprint ?? new Uint8Array();
     // Other elements than those computed here would make the rest of the prompt approximate.
     if (Buffer.compare(theirs, exactFingerprint) !== 0) {
       void this.#finish("layout_mismatch");
       return;
     }
-    const lentEnd = Math.min(this.#end, this.#facts.span.begin + kv.blockCount * blockSize);
-    if (lentEnd <= this.#front()) {
+    const lentEnd = Math.min(this.#end, span.begin + kv.blockCount * blockSize);
+    if (lentEnd <= (this.#computeEnd ?? this.#awaited?.begin ?? span.begin)) {
       void this.#finish("lease_expired");
       return;
     }
     this.#lent = kv;
-    this.#askedFrom = this.#end = lentEnd;
-    this.#heard();
+    this.#end = lentEnd;
+    this.#await(this.#awaited?.begin ?? span.begin);
+    this.#load.lent(levelSourceOf(incarnation.layout, kv.source), lentEnd);
+    this.wake();
   }
 
-  /** First token, on a block, that the engine has not planned; beyond the span when the sequence has ended. */
-  #front(): number {
-    const { incarnation, sequenceId } = this.#facts;
-    const { blockSize } = incarnation.layout;
-    const planned = incarnation.engine.scheduler.plannedCount(sequenceId) ?? Number.POSITIVE_INFINITY;
-    return Math.ceil(planned / blockSize) * blockSize;
-  }
-
-  #heard(): void {
-    this.#heardAt = now();
-    this.#decide();
-  }
-
-  #decide(): void {
-    if (this.#isEnding) return;
-    const { incarnation, span } = this.#facts;
-    const { blockSize } = this.#limits;
-    const front = this.#front();
-    const open = this.#chunks.filter((chunk) => chunk.verifiedEnd < chunk.end);
-    if (this.#lent !== undefined && open.length === 0 && this.#askedFrom <= front) {
-      void this.#finish(undefined);
-      return;
+  #perform(action: LoadAction): void {
+    switch (action.kind) {
+      case "pull":
+        this.#pull(action);
+        break;
+      case "pullDenser":
+        this.#stopPull(action.begin).then(
+          () => {
+            if (!this.#isEnding) this.#pull(action);
+          },
+          (error: unknown) => void this.#finish(errorFromService(error).reason),
+        );
+        break;
+      case "takeBack":
+        this.#stopPull(action.begin).then(
+          () => {
+            if (this.#isEnding) return;
+            this.#load.released(action.begin);
+            this.#compute(action.end);
+            this.wake();
+          },
+          (error: unknown) => void this.#finish(errorFromService(error).reason),
+        );
+        break;
+      case "compute":
+        this.#compute(action.end);
+        break;
+      case "end":
+        void this.#finish(this.#load.isLate ? "late" : undefined);
+        break;
+      default:
+        unreachable(action);
     }
-    const at = now();
-    const measured = incarnation.engine.meter.prefillTokensPerSecond / 1_000;
-    const computeTokensPerMs = measured > 0 ? measured : (span.end - span.begin) / UNKNOWN_COMPUTE_MS;
-    const { next, computeEnd, givesUp } = decideFetch(
-      {
-        plannedCount: front,
-        askedFrom: this.#askedFrom,
-        openTokenCount: open.reduce((count, chunk) => count + chunk.end - chunk.verifiedEnd, 0),
-        openChunkCount: open.length,
-        verifiedTokenCount: this.#chunks.reduce((count, chunk) => count + chunk.verifiedEnd - chunk.begin, 0),
-        isLent: this.#lent !== undefined,
-        elapsedMs: msFromNanos(at - this.#beganAt),
-        quietMs: msFromNanos(at - this.#heardAt),
-        computeTokensPerMs,
-      },
-      this.#limits,
-    );
-    if (givesUp) {
+  }
+
+  #compute(end: number): void {
+    // Then nothing is left to be fetched.
+    if (end >= this.#end) {
       void this.#finish("late");
       return;
     }
-    this.#await(Math.min(computeEnd, this.#end - blockSize));
-    if (next === undefined) return;
-    this.#ask(next, front, computeTokensPerMs);
-    this.#decide();
+    this.#computeEnd = end;
+    this.#await(end);
   }
 
   /** The engine computes up to here at most, and what is beyond the span. */
@@ -205,35 +257,57 @@ export class PrefixFetch {
     incarnation.engine.apply({ kind: "KvAwaited", sequenceId, span: this.#awaited });
   }
 
-  /** What is left from `front` on would take its time to compute: that is what fetching it should be quicker than. */
-  #ask({ begin, end }: TokenSpan, front: number, computeTokensPerMs: number): void {
-    const { incarnation, blockIds, tenantScope, metadata, accuracy, fellBack } = this.#facts;
+  #pull({ begin, end, level, profileId }: Extract<LoadAction, { kind: "pull" | "pullDenser" }>): void {
+    const { incarnation, blockIds, tenantScope, metadata, fellBack } = this.#facts;
     if (this.#lent === undefined) return;
-    const { kernel, layout, description, transfers: book } = incarnation;
+    const { kernel, transfers: book } = incarnation;
     const ticket = create(RunTicketSchema, { ticket: this.#lent.ticket, source: this.#lent.source });
-    const deadlineMs = Math.ceil(Math.min((this.#end - front) / computeTokensPerMs, WANTED_WITHIN_MAX_MS));
-    const wantedMs = (end - front) / computeTokensPerMs;
-    const pull = new KvFetch(
-      {
-        ...{ kernel, metadata, layout, description, book, ticket, blockIds, tenantScope, deadlineMs },
-        ...{ tokenBegin: begin, tokenEnd: end, remainsFrom: Math.min(begin, front), accuracy, wantedMs },
-      },
+    // What is left would take its time to compute: that is what fetching it should be quicker than.
+    const computeMs = (this.#end - (this.#awaited?.begin ?? begin)) * this.#computeMsPerToken();
+    const deadlineMs = Math.max(1, Math.ceil(Math.min(computeMs, WANTED_WITHIN_MAX_MS)));
+    const levels = oneLevel(level, profileId, { tokenBegin: begin, tokenEnd: end });
+    const span = { tokenBegin: begin, tokenEnd: end };
+    const fetch = new KvFetch(
+      { kernel, metadata, book, ticket, blockIds, tenantScope, deadlineMs, levels, ...span },
       {
         progress: ({ verifiedTokenEnd, dataBytes, complete, approximateTokenCount, levels }) => {
-          if (this.#isEnding) return;
-          chunk.isApproximate = approximateTokenCount > 0;
-          if (complete) chunk.levels = levels;
-          chunk.verifiedEnd = complete ? end : Math.max(chunk.verifiedEnd, verifiedTokenEnd);
-          chunk.bytes = Number(dataBytes);
-          this.#heard();
+          if (this.#isEnding || this.#pulls.get(begin) !== pull) return;
+          pull.isApproximate = approximateTokenCount > 0;
+          pull.verifiedEnd = complete ? end : Math.max(pull.verifiedEnd, verifiedTokenEnd);
+          pull.bytes = Number(dataBytes);
+          this.#load.received(begin, pull.bytes, this.#nowMs());
+          if (!complete) return;
+          pull.levels = levels;
+          this.#load.arrived(begin);
+          this.wake();
         },
-        fellBack,
-        broken: (error) => void this.#finish(errorFromService(error).reason),
+        fellBack: (error) => {
+          this.#load.onlyRaw();
+          fellBack(error);
+        },
+        broken: (error) => {
+          if (this.#pulls.get(begin) === pull) void this.#finish(errorFromService(error).reason);
+        },
       },
     );
-    const chunk: Chunk = { begin, end, pull, verifiedEnd: begin, bytes: 0, isApproximate: false, levels: new Map() };
-    this.#askedFrom = begin;
-    this.#chunks.push(chunk);
+    const pull: Pull = { begin, end, fetch, verifiedEnd: begin, bytes: 0, isApproximate: false, levels: new Map() };
+    this.#pulls.set(begin, pull);
+  }
+
+  /** Resolves when it writes no more; what it brought is lost. */
+  async #stopPull(begin: number): Promise<void> {
+    const pull = this.#pulls.get(begin);
+    if (pull === undefined) return;
+    this.#pulls.delete(begin);
+    this.#lostBytes += pull.bytes;
+    pull.fetch.cancel();
+    const stopped = pull.fetch.fence();
+    this.#stopping.add(stopped);
+    try {
+      await stopped;
+    } finally {
+      this.#stopping.delete(stopped);
+    }
   }
 
   async #finish(failure: string | undefined): Promise<void> {
@@ -241,17 +315,18 @@ export class PrefixFetch {
     this.#isEnding = true;
     clearInterval(this.#timer);
     const { incarnation, sequenceId, span, ended } = this.#facts;
-    for (const { pull } of this.#chunks) pull.cancel();
+    const pulls = [...this.#pulls.values()];
+    for (const { fetch } of pulls) fetch.cancel();
     // A sidecar that is gone writes nothing either.
-    await Promise.all(this.#chunks.map(({ pull }) => pull.fence().catch(() => undefined)));
+    await Promise.allSettled([...pulls.map(({ fetch }) => fetch.fence()), ...this.#stopping]);
     this.#loan.end();
-    const { blockSize } = this.#limits;
-    const spans = verifiedSpans(this.#chunks, blockSize);
+    const { blockSize } = incarnation.layout;
+    const spans = verifiedSpans(pulls, blockSize);
     const tokenCount = spans.reduce((count, { begin, end }) => count + end - begin, 0);
-    const bytes = this.#chunks.reduce((sum, chunk) => sum + chunk.bytes, 0);
-    const lossy = this.#chunks.filter(({ begin, verifiedEnd, isApproximate }) => isApproximate && verifiedEnd > begin);
+    const bytes = pulls.reduce((sum, pull) => sum + pull.bytes, this.#lostBytes);
+    const lossy = pulls.filter(({ begin, verifiedEnd, isApproximate }) => isApproximate && verifiedEnd > begin);
     const approximateFrom = lossy.length === 0 ? undefined : Math.min(...lossy.map(({ begin }) => begin));
-    const levels = sumOf(this.#chunks.map((chunk) => chunk.levels));
+    const levels = sumOf(pulls.map((pull) => pull.levels));
     const diskTokenCount = diskBlockCount(spans, span.begin, this.#lent?.fromDisk ?? [], blockSize) * blockSize;
     ended({ tokenCount, diskTokenCount, bytes, levels, approximateFrom, failure });
     incarnation.engine.apply({ kind: "KvFetched", sequenceId, spans, isApproximate: approximateFrom !== undefined });

@@ -107,6 +107,7 @@ export class PrefillRun {
           this.#queue.span.end();
           this.#apply({ kind: "StepPlanned" });
         },
+        prompted: () => this.#fetch?.wake(),
         sampled: (token, _index, end) => this.#apply({ kind: "TokenSampled", token, stopped: end !== undefined }),
         failed: (error) => this.#apply({ kind: "Failed", error }),
       },

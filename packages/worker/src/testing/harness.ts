@@ -117,6 +117,7 @@ export interface GenerateOptions {
     readonly transferId?: Uint8Array;
     readonly adoptsTransfer?: boolean;
     readonly kvAccuracy?: KvAccuracy;
+    readonly ttftTargetMs?: number;
     readonly resumed?: MessageInitShape<typeof ChoiceSoFarSchema>[];
   };
 }

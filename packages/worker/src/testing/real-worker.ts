@@ -14,6 +14,9 @@ export const SIDECAR_BINARY =
   process.env.KVASIR_SIDECAR_BINARY ??
   fileURLToPath(new URL("../../../../services/sidecar/target/release/kvasir-sidecar", import.meta.url));
 
+/** Counts nothing. */
+export const DEAF = DEAF_METER;
+
 let lastEpoch = 0;
 
 /** A worker in this process with the real sidecar beside it. */
@@ -30,11 +33,16 @@ export async function startRealWorker(
     readonly advertiseHost?: string;
     readonly transferListen?: string;
     readonly requests?: RequestMeter;
+    readonly blockSize?: number;
+    /** Default: one. */
+    readonly threads?: number;
+    /** Default: `SIDECAR_BINARY`. */
+    readonly binary?: string;
   },
 ): Promise<RunningWorker & { readonly stop: () => Promise<void> }> {
   const stateDir = mkdtempSync(join(tmpdir(), "real-worker-"));
   const command = {
-    binary: SIDECAR_BINARY,
+    binary: options.binary ?? SIDECAR_BINARY,
     role,
     workerId,
     model: options.model,
@@ -42,11 +50,11 @@ export async function startRealWorker(
     transferListen: options.transferListen ?? "127.0.0.1:0",
     advertiseHost: options.advertiseHost,
     kvBytes: options.kvBytes ?? 4 * 2 ** 20,
-    blockSize: 16,
+    blockSize: options.blockSize ?? 16,
     kvDtype: options.kvDtype ?? "f32",
     shards: 1,
     weights: "stored",
-    threads: 1,
+    threads: options.threads ?? 1,
     cpus: undefined,
     stepTokenMax: 2048,
     codecProfile: options.codecProfile,

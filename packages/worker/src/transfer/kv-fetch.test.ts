@@ -13,6 +13,7 @@ import {
 import { expect, test } from "vitest";
 import type { Kernel } from "../kernel/kernel.ts";
 import { KvFetch, type KvFetchFacts, type KvProgress } from "./kv-fetch.ts";
+import { levelSourceOf, oneLevel, plannedLevels } from "./level-plan.ts";
 import { profilesOf } from "./traffic.ts";
 
 const PROFILE = Uint8Array.of(7, 7);
@@ -58,11 +59,12 @@ function begin(accuracy: KvAccuracy, tokenEnd: number, source = ticket, change: 
   const told: KvProgress[] = [];
   const broken: unknown[] = [];
   const fellBack: string[] = [];
+  const wanted = { source: levelSourceOf(layout, source.source), bytesPerToken: BYTES_PER_TOKEN, wantedMs: 100 };
   const fetch = new KvFetch(
     {
-      ...{ kernel, metadata: new Metadata(), description, layout, book, ticket: source },
-      ...{ blockIds: [1 as BlockId], tokenBegin: 0, tokenEnd, tenantScope: new Uint8Array(16), accuracy },
-      ...{ deadlineMs: 60_000, wantedMs: 100, ...change },
+      ...{ kernel, metadata: new Metadata(), book, ticket: source },
+      ...{ blockIds: [1 as BlockId], tokenBegin: 0, tokenEnd, tenantScope: new Uint8Array(16), deadlineMs: 60_000 },
+      ...{ levels: plannedLevels({ book, tokenEnd, accuracy, ...wanted }), ...change },
     },
     {
       progress: (progress) => told.push(progress),
@@ -110,15 +112,19 @@ test("what may lose something comes in parts, each as what was measured before i
   expect(told.at(-1)).toMatchObject({ complete: true, dataBytes: 9_000_000n, transferNanos: 150_000_000n });
 });
 
-test("the last part of what remains travels as all of it must to be in time", () => {
-  // Of 2 MB a second 400 ms carry half of a raw part, and an eighth of all that remains.
-  const alone = begin("near", 2_048, ticket, { tokenBegin: 1_984, wantedMs: 400 });
-  expect(alone.levels()).toEqual([[]]);
-  const last = begin("near", 2_048, ticket, { tokenBegin: 1_984, wantedMs: 400, remainsFrom: 0 });
+test("one level for all is what it says, and raw where the source cannot have it", () => {
+  const near = { level: 2, name: "near", isApproximate: true };
+  const levels = oneLevel(near, Buffer.from(PROFILE).toString("hex"), { tokenBegin: 1_984, tokenEnd: 2_048 });
+  const last = begin("near", 2_048, ticket, { tokenBegin: 1_984, levels });
   expect(last.levels()).toEqual([[[2_048, 2]]]);
   expect(last.asked[0]).toMatchObject({ tokenBegin: 1_984, tokenEnd: 2_048 });
   last.complete(0, 2, 100_000);
   expect(last.told.at(-1)).toMatchObject({ complete: true, approximateTokenCount: 64 });
+  const refused = begin("near", 2_048, ticket, { tokenBegin: 1_984, levels });
+  refused.calls[0]?.emit("error", new KvasirError({ reason: "codec_mismatch", message: "no such profile" }));
+  expect(refused.levels()[1]).toEqual([]);
+  refused.complete(1, 0, 100_000);
+  expect(refused.told.at(-1)).toMatchObject({ complete: true, approximateTokenCount: 0 });
 });
 
 test("a source that cannot have a level sends raw, from where it was, and nothing is approximate", () => {

@@ -1,22 +1,14 @@
 import { randomBytes } from "node:crypto";
 import type { Metadata } from "@grpc/grpc-js";
-import { type BlockId, type KvAccuracy, KvasirError, type LevelChoice, type TransferBook } from "@kvasir/core";
-import type { DescribeResponse, FetchResponse, KvLayout, RunTicket } from "@kvasir/proto";
+import { type BlockId, KvasirError, type LevelChoice, type TransferBook } from "@kvasir/core";
+import type { FetchResponse, RunTicket } from "@kvasir/proto";
 import { errorFromService } from "@kvasir/rpc";
 import type { Kernel } from "../kernel/kernel.ts";
-import { addTraffic, isWhole, type LevelBytes, type LevelTotals, trafficOf } from "./traffic.ts";
-
-/**
- * Tokens of a fetch that may lose accuracy, after which its levels are chosen anew by what was measured meanwhile. Larger: fewer calls; smaller:
- * a link that changes is followed sooner.
- */
-const SEGMENT_TOKENS = 1_024;
+import { addTraffic, type LevelBytes, type LevelTotals, trafficOf } from "./traffic.ts";
 
 export interface KvFetchFacts {
   readonly kernel: Kernel;
   readonly metadata: Metadata;
-  readonly description: DescribeResponse;
-  readonly layout: KvLayout;
   readonly book: TransferBook;
   readonly ticket: RunTicket;
   /** The prompt's, from its first token on. */
@@ -24,15 +16,18 @@ export interface KvFetchFacts {
   /** First token wanted; a multiple of the block size. */
   readonly tokenBegin: number;
   readonly tokenEnd: number;
-  /** Tokens from here on are still to come, of which this fetch is the last part: levels are chosen for all of them. Absent: nothing before `tokenBegin`. */
-  readonly remainsFrom?: number;
   readonly tenantScope: Uint8Array;
-  /** Least exact KV that will do. */
-  readonly accuracy: KvAccuracy;
   /** Where transfers share a link, the nearest goes first. */
   readonly deadlineMs: number;
-  /** By when the KV should be there; levels are chosen for it. */
-  readonly wantedMs: number | undefined;
+  readonly levels: LevelPlan;
+}
+
+/** How the tokens of a fetch shall travel. */
+export interface LevelPlan {
+  /** Levels of all that is still to come from `tokenBegin` on; `isRawOnly`: the source has no other after all. */
+  choose(tokenBegin: number, isRawOnly: boolean): LevelChoice;
+  /** Where to choose anew, by what was measured meanwhile: at most here after `tokenBegin`. */
+  reviewAt(tokenBegin: number): number;
 }
 
 /** How far a fetch is. */
@@ -92,10 +87,9 @@ export class KvFetch {
   }
 
   #open(tokenBegin: number): void {
-    const { kernel, metadata, ticket, blockIds, tokenEnd, tenantScope, accuracy, deadlineMs, book } = this.#facts;
-    const choice = this.#choose(tokenBegin);
-    // Whoever allows nothing to be lost gets all in one call.
-    const end = accuracy === "exact" ? tokenEnd : Math.min(tokenEnd, segmentEnd(tokenBegin));
+    const { kernel, metadata, ticket, blockIds, tokenEnd, tenantScope, levels, deadlineMs, book } = this.#facts;
+    const choice = levels.choose(tokenBegin, this.#isRawOnly);
+    const end = Math.min(tokenEnd, levels.reviewAt(tokenBegin));
     const spans = cut(choice, tokenBegin, end);
     const exactBefore = this.#approximateTokenCount;
     this.#approximateTokenCount += approximateCount(spans, tokenBegin);
@@ -158,18 +152,6 @@ export class KvFetch {
     });
   }
 
-  #choose(tokenBegin: number): LevelChoice {
-    const { ticket, layout, description, book, tokenEnd, accuracy, wantedMs, remainsFrom } = this.#facts;
-    return book.choose({
-      peer: this.#peer,
-      peerProfileIds: (ticket.source?.codecProfileIds ?? []).map((id) => Buffer.from(id).toString("hex")),
-      isWhole: !this.#isRawOnly && isWhole(layout, ticket.source?.layout),
-      ...{ tokenBegin: remainsFrom ?? tokenBegin, tokenEnd, bytesPerToken: description.kvBytesPerToken },
-      budget: accuracy,
-      deadlineMs: wantedMs === undefined ? undefined : Math.max(0, wantedMs - this.#elapsedMs),
-    });
-  }
-
   get #elapsedMs(): number {
     return performance.now() - this.#begunAt;
   }
@@ -184,10 +166,6 @@ export class KvFetch {
       levels: this.#levels,
     });
   }
-}
-
-function segmentEnd(tokenBegin: number): number {
-  return tokenBegin - (tokenBegin % SEGMENT_TOKENS) + SEGMENT_TOKENS;
 }
 
 /** The spans of a choice between two tokens. */

@@ -71,28 +71,30 @@ describe.skipIf(!existsSync(SIDECAR_BINARY))("levels between real workers", () =
   test("KV that is fetched before a prompt is computed travels as coarsely as its request allows, and lossy KV is kept for nobody", async () => {
     const tenantScope = freshScope();
     const first = await generate({ prefill, decode, promptTokenCount: 200, tenantScope }).result;
-    // It believes that computing takes half a minute.
+    // It believes that computing takes for ever.
     const { meter } = borrower.worker.supervisor.current?.engine ?? {};
-    Object.defineProperty(meter, "prefillTokensPerSecond", { value: 7 });
+    Object.defineProperty(meter, "fearedPromptTokenMs", { value: 1e6 });
     const again = async (kvAccuracy: KvAccuracy) => {
       decode.worker.supervisor.current?.clearCache();
       slowLink(borrower, prefill);
       borrowed.length = 0;
       const { SPLIT } = PlacementMode;
-      const fetch = { holder: refOf(prefill), tokenEnd: 192 };
+      // Two calls, both of which are asked for before the link tells that it is fast.
+      const fetch = { holder: refOf(prefill), tokenEnd: 128 };
       const placement = { mode: SPLIT, decode: refOf(decode), prefill: refOf(borrower), fetch };
-      const change = { kvAccuracy, placement };
+      // Nothing is in time for that target.
+      const change = { kvAccuracy, placement, ttftTargetMs: 1 };
       const done = await generate({ decode, promptTokenCount: 200, tenantScope, change }).result;
       const { tokenIds, cachedTokenCount, remoteTokenCount, finished } = done;
       return { tokenIds, from: [cachedTokenCount, remoteTokenCount], finished, levels: [...borrowed] };
     };
     for (let times = 0; times < 2; times++) {
       const fast = await again(KvAccuracy.FAST);
-      expect([fast.from, fast.levels]).toEqual([[0, 192], ["quick"]]);
+      expect([fast.from, fast.levels]).toEqual([[0, 128], ["quick"]]);
       expect(fast.finished?.approximatePromptTokens).toBe(200);
     }
     const exact = await again(KvAccuracy.EXACT);
-    expect([exact.from, exact.levels]).toEqual([[0, 192], ["lossless"]]);
+    expect([exact.from, exact.levels]).toEqual([[0, 128], ["lossless"]]);
     expect([exact.tokenIds, exact.finished?.approximatePromptTokens]).toEqual([first.tokenIds, 0]);
     expect(await again(KvAccuracy.FAST)).toMatchObject({ tokenIds: first.tokenIds, from: [192, 0], levels: [] });
   });

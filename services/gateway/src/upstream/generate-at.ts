@@ -9,7 +9,7 @@ import {
 import { metadataFromContext } from "@kvasir/rpc";
 import type { PreparedRequest } from "../prepare.ts";
 import type { DecodeClients } from "./decode-clients.ts";
-import { deadlineMs, type GenerationContext, type Sink } from "./generation-context.ts";
+import { deadlineMs, type GenerationContext, type Sink, ttftLeftMs } from "./generation-context.ts";
 import type { TransferChoice } from "./transfer-keeper.ts";
 
 const WIRE_ACCURACIES: Readonly<Record<KvAccuracy, WireAccuracy>> = {
@@ -55,6 +55,7 @@ export function generateAt(
         resumed,
         kvAccuracy: WIRE_ACCURACIES[request.kvAccuracy],
         tbtTargetMs: facts.wishes.objectives.tpotMs,
+        ttftTargetMs: progress.tokenCount > 0 ? 0 : ttftLeftMs(facts),
         ...transfer,
       },
       { metadata: metadataFromContext(facts.context), deadlineMs: deadlineMs(facts) },

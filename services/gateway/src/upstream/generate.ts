@@ -18,7 +18,7 @@ import type { Attributes } from "@opentelemetry/api";
 import type { PreparedRequest } from "../prepare.ts";
 import type { DecodeClients } from "./decode-clients.ts";
 import { generateAt } from "./generate-at.ts";
-import { deadlineMs, type GenerationContext, type Sink } from "./generation-context.ts";
+import { deadlineMs, type GenerationContext, type Sink, ttftLeftMs } from "./generation-context.ts";
 import { peerError } from "./peer-error.ts";
 import type { PlaceLine, PlaceStart, PromptHashes, RouterLink } from "./router-link.ts";
 import { TokenGaps } from "./token-gaps.ts";
@@ -240,7 +240,7 @@ class Placing {
     this.#line = this.#router.place(
       {
         ...this.#start,
-        ttftTargetMs: this.#ttftLeftMs(),
+        ttftTargetMs: ttftLeftMs(this.#facts),
         excludedWorkerIds,
         promptHashes: this.#promptHashes(),
       },
@@ -248,13 +248,6 @@ class Placing {
       deadlineMs(this.#facts),
     );
     return this.#line;
-  }
-
-  /** What is left of the target after the template and the tokenizer. */
-  #ttftLeftMs(): number {
-    const { arrivedAt, wishes } = this.#facts;
-    const { objectives } = wishes;
-    return objectives.ttftMs === 0 ? 0 : Math.max(1, objectives.ttftMs - (performance.now() - arrivedAt));
   }
 
   #promptHashes(): readonly PromptHashes[] {

@@ -49,3 +49,9 @@ export interface Sink {
 export function deadlineMs(facts: GenerationContext): number {
   return Math.max(1, facts.expiresAtMs - performance.now()) + DEADLINE_MARGIN_MS;
 }
+
+/** What is left of the time to the request's first token; 0: it has no such target. */
+export function ttftLeftMs({ arrivedAt, wishes }: GenerationContext): number {
+  const { ttftMs } = wishes.objectives;
+  return ttftMs === 0 ? 0 : Math.max(1, ttftMs - (performance.now() - arrivedAt));
+}

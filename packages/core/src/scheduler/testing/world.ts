@@ -1,6 +1,6 @@
 import { expect } from "vitest";
 import { prefixRoot } from "../../prefix/block-hash.ts";
-import type { TokenSpan } from "../../prefix-fetch/decide-fetch.ts";
+import type { TokenSpan } from "../../prefix-fetch/token-span.ts";
 import { type Instant, nanosFromMs } from "../../time.ts";
 import { clipMaxTokens } from "../capacity.ts";
 import type { SchedulerEffect, SchedulerEvent, SequenceId, SequenceKind, SequenceSpec, StepPlan } from "../events.ts";

@@ -97,6 +97,14 @@ export declare type GenerateRequest = Message<"kvasir.worker.v1.GenerateRequest"
    * @generated from field: double tbt_target_ms = 11;
    */
   tbtTargetMs: number;
+
+  /**
+   * PlaceStart.ttft_target_ms, as is left of it: KV that is fetched before the prompt is computed is wanted in time for that; 0: as soon as
+   * possible.
+   *
+   * @generated from field: double ttft_target_ms = 12;
+   */
+  ttftTargetMs: number;
 };
 
 /**
@@ -579,6 +587,13 @@ export declare type RunStart = Message<"kvasir.worker.v1.RunStart"> & {
    * @generated from field: kvasir.common.v1.KvAccuracy kv_accuracy = 9;
    */
   kvAccuracy: KvAccuracy;
+
+  /**
+   * GenerateRequest.ttft_target_ms, as is left of it.
+   *
+   * @generated from field: double ttft_target_ms = 10;
+   */
+  ttftTargetMs: number;
 };
 
 /**

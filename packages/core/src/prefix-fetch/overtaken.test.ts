@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { overtaken } from "./index.ts";
+import { overtaken } from "./overtaken.ts";
 
 const at = (bytesPerMs: number, usualBytesPerMs = bytesPerMs) => ({ bytesPerMs, usualBytesPerMs });
 const chunks = (...remaining: readonly number[]) =>
