@@ -225,12 +225,21 @@ const AT_THE_SOURCE: Readonly<Record<string, () => unknown>> = {
 test.each(Object.keys(AT_THE_SOURCE))(
   "%s in the middle of a fetch: the rest is computed, with the same tokens",
   async (what) => {
-    const { before, ...request } = await inTheMiddle();
-    await AT_THE_SOURCE[what]?.();
-    const { tokenIds, error } = await request.ended;
-    expect([error, tokenIds]).toEqual([undefined, expected]);
-    expect(await fetches()).toEqual({ complete: before.complete, others: before.others + 1 });
-    await expectRecovery();
+    for (let attempt = 0; ; attempt++) {
+      expect(attempt).toBeLessThan(5);
+      const { before, ...request } = await inTheMiddle();
+      await AT_THE_SOURCE[what]?.();
+      const { tokenIds, error } = await request.ended;
+      const after = await fetches();
+      // The borrower was not back yet from what befell it before: the lender computed, and nobody fetched.
+      const isFetch = after.complete + after.others > before.complete + before.others;
+      if (isFetch) {
+        expect([error, tokenIds]).toEqual([undefined, expected]);
+        expect(after).toEqual({ complete: before.complete, others: before.others + 1 });
+      }
+      await expectRecovery();
+      if (isFetch) break;
+    }
   },
   60_000,
 );

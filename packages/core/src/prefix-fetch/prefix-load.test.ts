@@ -122,6 +122,7 @@ const conditions = fc.record({
   /** Tokens a millisecond that the link carries in each of these stretches of 50 ms; the last one stays. */
   link: fc.array(fc.constantFrom(0, 0.2, 1, 5, 50), { minLength: 1, maxLength: 8 }),
   answerMs: fc.constantFrom(0, 10, 100, Number.POSITIVE_INFINITY),
+  fenceMs: fc.constantFrom(0, 1, 30),
   /** Whether others keep the device busy in each stretch of 100 ms; afterwards nobody does. */
   busy: fc.array(fc.boolean(), { maxLength: 8 }),
   seenPerMs: fc.constantFrom(undefined, 0.2, 5, 50),
@@ -132,22 +133,25 @@ const conditions = fc.record({
 test("whatever link and device do, every token comes once, at a level that the request allows, and it costs little more than twice computing alone, or its deadline and that", () => {
   let [fetched, takenBack, denser] = [0, 0, 0];
   fc.assert(
-    fc.property(conditions, ({ blockCount, computePerMs, link, answerMs, busy, seenPerMs, budget, deadlineMs }) => {
-      const tokenCount = blockCount * BLOCK_SIZE;
-      const ended = run({
-        ...{ computePerMs, tokenCount, budget, deadlineMs, book: bookOf(seenPerMs) },
-        link: (ms) => link[Math.min(Math.floor(ms / 50), link.length - 1)] ?? 0,
-        world: { answerMs, isBusy: (ms) => busy[Math.floor(ms / 100)] ?? false },
-      });
-      fetched += ended.fetchedTokenCount;
-      takenBack += ended.takenBackCount;
-      denser += ended.denserCount;
-      const allowed = { exact: [0, 1], near: [0, 1, 2], fast: [0, 1, 2, 3] }[budget];
-      for (const level of ended.levels.keys()) expect(allowed).toContain(level);
-      const aloneMs = tokenCount / computePerMs;
-      // What is in time is waited for.
-      expect(ended.ms).toBeLessThanOrEqual(Math.max(aloneMs, deadlineMs ?? 0) + aloneMs + 100 * busy.length + 250);
-    }),
+    fc.property(
+      conditions,
+      ({ blockCount, computePerMs, link, answerMs, fenceMs, busy, seenPerMs, budget, deadlineMs }) => {
+        const tokenCount = blockCount * BLOCK_SIZE;
+        const ended = run({
+          ...{ computePerMs, tokenCount, budget, deadlineMs, book: bookOf(seenPerMs) },
+          link: (ms) => link[Math.min(Math.floor(ms / 50), link.length - 1)] ?? 0,
+          world: { answerMs, fenceMs, isBusy: (ms) => busy[Math.floor(ms / 100)] ?? false },
+        });
+        fetched += ended.fetchedTokenCount;
+        takenBack += ended.takenBackCount;
+        denser += ended.denserCount;
+        const allowed = { exact: [0, 1], near: [0, 1, 2], fast: [0, 1, 2, 3] }[budget];
+        for (const level of ended.levels.keys()) expect(allowed).toContain(level);
+        const aloneMs = tokenCount / computePerMs;
+        // What is in time is waited for.
+        expect(ended.ms).toBeLessThanOrEqual(Math.max(aloneMs, deadlineMs ?? 0) + aloneMs + 100 * busy.length + 250);
+      },
+    ),
     { numRuns: 300 },
   );
   expect([fetched, takenBack, denser].every((count) => count > 0)).toBe(true);

@@ -45,7 +45,7 @@ export class UnderWay {
   /** So many bytes of it have come. */
   received(begin: number, bytes: number, nowMs: number): void {
     const pull = this.#pulls.get(begin);
-    if (pull === undefined) return;
+    if (pull === undefined || bytes <= pull.receivedBytes) return;
     this.#receipts.push({ atMs: nowMs, bytes: bytes - pull.receivedBytes });
     pull.receivedBytes = bytes;
   }

@@ -103,8 +103,10 @@ export class PrefixFetch {
   readonly #loan: KvLoan;
   /** By their first tokens. */
   readonly #pulls = new Map<number, Pull>();
-  /** What was pulled and is waited for no more, still writing perhaps. */
-  readonly #stopping = new Set<Promise<unknown>>();
+  /** Pulls that are waited for no more and may still write, by their first tokens. */
+  readonly #stopping = new Map<number, Promise<unknown>>();
+  /** What was decided last of the tokens that begin there. */
+  readonly #decisions = new Map<number, LoadAction>();
   readonly #timer: NodeJS.Timeout;
   readonly #beganAt = now();
   /** Of pulls that ended before their last block. */
@@ -209,23 +211,14 @@ export class PrefixFetch {
         this.#pull(action);
         break;
       case "pullDenser":
-        this.#stopPull(action.begin).then(
-          () => {
-            if (!this.#isEnding) this.#pull(action);
-          },
-          (error: unknown) => void this.#finish(errorFromService(error).reason),
-        );
+        this.#afterStop(action, () => this.#pull(action));
         break;
       case "takeBack":
-        this.#stopPull(action.begin).then(
-          () => {
-            if (this.#isEnding) return;
-            this.#load.released(action.begin);
-            this.#compute(action.end);
-            this.wake();
-          },
-          (error: unknown) => void this.#finish(errorFromService(error).reason),
-        );
+        this.#afterStop(action, () => {
+          this.#load.released(action.begin);
+          this.#compute(action.end);
+          this.wake();
+        });
         break;
       case "compute":
         this.#compute(action.end);
@@ -294,20 +287,28 @@ export class PrefixFetch {
     this.#pulls.set(begin, pull);
   }
 
-  /** Resolves when it writes no more; what it brought is lost. */
+  /** Once what was pulled there writes no more, unless something else was decided meanwhile. What it brought is lost. */
+  #afterStop(action: Extract<LoadAction, { kind: "pullDenser" | "takeBack" }>, then: () => void): void {
+    const { begin } = action;
+    this.#decisions.set(begin, action);
+    this.#stopPull(begin).then(
+      () => {
+        if (!this.#isEnding && this.#decisions.get(begin) === action) then();
+      },
+      (error: unknown) => void this.#finish(errorFromService(error).reason),
+    );
+  }
+
+  /** Resolves when nothing writes there. */
   async #stopPull(begin: number): Promise<void> {
     const pull = this.#pulls.get(begin);
-    if (pull === undefined) return;
-    this.#pulls.delete(begin);
-    this.#lostBytes += pull.bytes;
-    pull.fetch.cancel();
-    const stopped = pull.fetch.fence();
-    this.#stopping.add(stopped);
-    try {
-      await stopped;
-    } finally {
-      this.#stopping.delete(stopped);
+    if (pull !== undefined) {
+      this.#pulls.delete(begin);
+      this.#lostBytes += pull.bytes;
+      pull.fetch.cancel();
+      this.#stopping.set(begin, pull.fetch.fence());
     }
+    await this.#stopping.get(begin);
   }
 
   async #finish(failure: string | undefined): Promise<void> {
@@ -318,7 +319,7 @@ export class PrefixFetch {
     const pulls = [...this.#pulls.values()];
     for (const { fetch } of pulls) fetch.cancel();
     // A sidecar that is gone writes nothing either.
-    await Promise.allSettled([...pulls.map(({ fetch }) => fetch.fence()), ...this.#stopping]);
+    await Promise.allSettled([...pulls.map(({ fetch }) => fetch.fence()), ...this.#stopping.values()]);
     this.#loan.end();
     const { blockSize } = incarnation.layout;
     const spans = verifiedSpans(pulls, blockSize);

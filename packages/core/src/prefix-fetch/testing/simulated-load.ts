@@ -1,6 +1,7 @@
 import { assert } from "../../assert.ts";
 import type { CodecLevelFacts, KvAccuracy, LevelSource, TransferBook } from "../../codec-level/index.ts";
 import { type LoadAction, PrefixLoad } from "../prefix-load.ts";
+import type { TokenSpan } from "../token-span.ts";
 import { SimulatedLink, type SimulatedPull } from "./simulated-link.ts";
 
 /** A source, a link and a device, as they are, whatever is believed of them. */
@@ -11,6 +12,8 @@ export interface LoadWorld {
   readonly computeMsPerToken: number;
   /** Until the holder says what it lends; Infinity: never. */
   readonly answerMs?: number;
+  /** Until a pull that is stopped writes no more. */
+  readonly fenceMs?: number;
   /** Whether others keep the device busy in that millisecond. Default: nobody does. */
   readonly isBusy?: (ms: number) => boolean;
 }
@@ -53,6 +56,12 @@ export function simulateLoad(world: LoadWorld, facts: SimulatedLoadFacts, untilM
   return new Simulation(world, facts).run(untilMs);
 }
 
+interface Fence {
+  readonly span: TokenSpan;
+  readonly atMs: number;
+  readonly perform: (ms: number) => void;
+}
+
 class Simulation {
   readonly #world: LoadWorld;
   readonly #facts: SimulatedLoadFacts;
@@ -62,6 +71,8 @@ class Simulation {
   readonly #ways: (undefined | "computed" | "fetched" | "open")[];
   readonly #levels = new Map<number, number>();
   #computing: { readonly begin: number; readonly end: number; leftMs: number } | undefined;
+  /** What waits until a pull that was stopped writes no more, by its first token. */
+  readonly #fences = new Map<number, Fence>();
   #askedEnd = 0;
   #hasEnded = false;
   #takenBackCount = 0;
@@ -85,6 +96,13 @@ class Simulation {
       if (!isLent && !this.#hasEnded && ms >= answerMs) {
         isLent = isNews = true;
         this.#load.lent(this.#facts.source, this.#facts.tokenCount);
+      }
+      for (const [begin, { span, atMs, perform }] of this.#fences) {
+        if (ms < atMs) continue;
+        isNews = true;
+        this.#fences.delete(begin);
+        this.#set(span, "open", undefined);
+        perform(ms);
       }
       for (const pull of this.#link.tick(ms, rate(ms))) {
         isNews = true;
@@ -110,47 +128,56 @@ class Simulation {
   }
 
   #perform(action: LoadAction, ms: number): void {
-    const { book, source } = this.#facts;
     switch (action.kind) {
+      case "pull":
+        this.#pull(action, ms);
+        break;
       case "pullDenser":
         this.#denserCount++;
-        this.#cancel(action.begin, ms);
-        break;
-      case "pull":
+        this.#stop(action, ms, (atMs) => this.#pull(action, atMs));
         break;
       case "takeBack":
         this.#takenBackCount++;
-        this.#cancel(action.begin, ms);
-        this.#load.released(action.begin);
-        this.#askedEnd = action.end;
-        return;
+        this.#stop(action, ms, () => {
+          this.#load.released(action.begin);
+          this.#askedEnd = action.end;
+        });
+        break;
       case "compute":
         this.#askedEnd = action.end;
-        return;
+        break;
       case "end":
-        assert(this.#link.pulls.size === 0, "the load ends with pulls under way");
+        assert(this.#link.pulls.size === 0 && this.#fences.size === 0, "the load ends with pulls under way");
         this.#hasEnded = true;
         this.#askedEnd = this.#facts.tokenCount;
-        return;
+        break;
     }
+  }
+
+  #pull(action: Extract<LoadAction, { kind: "pull" | "pullDenser" }>, ms: number): void {
+    const { book, source } = this.#facts;
     this.#set(action, undefined, "open");
     book.begin(source.peer);
     this.#link.pull(action, action.level.level, ms);
   }
 
-  #cancel(begin: number, ms: number): void {
+  /** What is decided of the same tokens meanwhile takes its place. */
+  #stop({ begin }: { readonly begin: number }, ms: number, perform: (ms: number) => void): void {
     const { book, source } = this.#facts;
     const pull = this.#link.pulls.get(begin);
-    assert(pull !== undefined, `no pull begins at ${begin}`);
+    if (pull === undefined) {
+      const fence = this.#fences.get(begin);
+      assert(fence !== undefined, `no pull begins at ${begin}`);
+      this.#fences.set(begin, { ...fence, perform });
+      return;
+    }
     this.#link.pulls.delete(begin);
     if (pull.sentBytes > 0) {
       const traffic = { wireBytes: pull.sentBytes, rawBytes: pull.sentBytes, encodeMs: 0, decodeMs: 0 };
       book.observe(source.peer, undefined, new Map([[0, traffic]]), Math.max(1, ms - (pull.firstByteMs ?? ms)));
     }
     book.end(source.peer);
-    this.#set(pull, "open", undefined);
-    if (this.#computing === undefined) return;
-    assert(this.#computing.end <= begin, "what is computed is being fetched");
+    this.#fences.set(begin, { span: pull, atMs: ms + (this.#world.fenceMs ?? 0), perform });
   }
 
   #arrived(pull: SimulatedPull, ms: number): void {
