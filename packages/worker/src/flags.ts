@@ -29,6 +29,12 @@ export function workerFlags(service: string, summary: string, roles: readonly [R
       min: 1,
       help: "Memory of the KV pool. Larger: more sequences at once. Default: 512MiB on a CPU, on a GPU what --kv-memory-percent leaves.",
     },
+    swapBytes: {
+      type: "bytes",
+      env: "KVASIR_SWAP_BYTES",
+      min: 0,
+      help: "Host memory for KV that makes room in the pool; 0: none. Default: 4GiB on a GPU, taken with the first swap, none on a CPU.",
+    },
     kvMemoryPercent: {
       type: "integer",
       env: "KVASIR_KV_MEMORY_PERCENT",

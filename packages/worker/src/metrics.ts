@@ -16,6 +16,8 @@ const SIDECAR_COUNTERS = {
   decode_tokens_computed: ["Tokens after the prompt computed by this sidecar", (stats) => stats.decodeTokensComputed],
   kv_bytes_received: ["KV bytes received and verified", (stats) => stats.kvBytesReceived],
   kv_bytes_sent: ["KV bytes sent", (stats) => stats.kvBytesSent],
+  kv_bytes_swapped_out: ["KV bytes copied to host memory", (stats) => stats.kvBytesSwappedOut],
+  kv_bytes_swapped_in: ["KV bytes copied back from host memory", (stats) => stats.kvBytesSwappedIn],
   frames_refused: ["KV frames refused on arrival", (stats) => stats.framesRefused],
   steps: ["Steps run", (stats) => stats.steps],
 } as const satisfies Record<string, readonly [string, (stats: StatsResponse) => bigint]>;
@@ -24,6 +26,8 @@ const SIDECAR_GAUGES = {
   exports_open: ["Exports open to pulls", (stats) => stats.exportsOpen],
   fetches_running: ["Fetches that may write", (stats) => stats.fetchesRunning],
   pulls_running: ["Pulls being served", (stats) => stats.pullsRunning],
+  slots_used: ["Host slots that hold, or will hold, swapped blocks", (stats) => stats.slotsUsed],
+  swaps_running: ["Swaps under way", (stats) => stats.swapsRunning],
   sequences: ["Sequences the device knows", (stats) => stats.sequences],
 } as const satisfies Record<string, readonly [string, (stats: StatsResponse) => number]>;
 

@@ -108,6 +108,7 @@ async function start(
       advertiseHost: values.advertiseHost,
       device: values.device,
       kvBytes: values.kvBytes,
+      swapBytes: values.swapBytes,
       kvMemoryPercent: values.kvMemoryPercent,
       deterministic: values.deterministic,
       blockSize: Number(values.blockSize),

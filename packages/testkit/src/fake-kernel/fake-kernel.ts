@@ -199,6 +199,10 @@ export class FakeKernel {
         this.#fetches.delete(hex(request.leaseId));
         return {};
       },
+      // As a sidecar without swap space: no slot is ever free.
+      swap: async () => {
+        throw new KvasirError({ reason: "overloaded", message: "there are no host slots" });
+      },
       stats: async () => ({
         promptTokensComputed: device.promptTokensComputed,
         decodeTokensComputed: device.decodeTokensComputed,

@@ -10,6 +10,8 @@ import {
   type PublishRequestSchema,
   type Span,
   type StatsResponse,
+  type SwapRequestSchema,
+  type SwapResponse,
 } from "@kvasir/proto";
 import { createClient, errorFromService, type RpcClient } from "@kvasir/rpc";
 
@@ -59,8 +61,18 @@ export class Kernel {
     return this.#client.fetch(request, { metadata });
   }
 
-  release(leaseId: Uint8Array): Promise<void> {
-    return this.#untilAnswered(() => this.#client.release({ leaseId }, { deadlineMs: CALL_DEADLINE_MS }));
+  /**
+   * Copies blocks to host slots or back; resolves when the bytes are in place. Aborting stops the copies, and `fence` with the swap's id tells when
+   * they have stopped. Slots stay until they are released. Fails with `overloaded` when too few are free, with `unavailable` while something else
+   * has a block.
+   */
+  swap(request: MessageInitShape<typeof SwapRequestSchema>, signal?: AbortSignal): Promise<SwapResponse> {
+    return this.#client.swap(request, signal && { signal });
+  }
+
+  /** Ends a lease; of host slots only the named ones, where some are. */
+  release(leaseId: Uint8Array, slotIds: number[] = []): Promise<void> {
+    return this.#untilAnswered(() => this.#client.release({ leaseId, slotIds }, { deadlineMs: CALL_DEADLINE_MS }));
   }
 
   fence(leaseId: Uint8Array): Promise<void> {

@@ -25,6 +25,7 @@ function program(body: string): SidecarCommand {
     advertiseHost: undefined,
     device: "cuda:1",
     kvBytes: 1024,
+    swapBytes: 2048,
     kvMemoryPercent: 45,
     deterministic: true,
     blockSize: 32,
@@ -61,8 +62,8 @@ test("it gets its flags as arguments and the key on stdin, tells how loading goe
   expect(seen.key).toBe("ab".repeat(32));
   expect(seen.args.join(" ")).toBe(
     `serve --role decode --model /models/m --socket ${join(directory, "9.sock")} --listen 127.0.0.1:0 --worker-id w --epoch 9 ` +
-      "--device cuda:1 --kv-bytes 1024 --kv-memory 0.45 --block-size 32 --kv-dtype bf16 --shards 2 --weights q8_0 --threads 2 " +
-      "--step-token-max 2048 --deterministic",
+      "--device cuda:1 --kv-bytes 1024 --swap-bytes 2048 --kv-memory 0.45 --block-size 32 --kv-dtype bf16 --shards 2 --weights q8_0 " +
+      "--threads 2 --step-token-max 2048 --deterministic",
   );
   expect(logged).toEqual(["sidecar: loading weights", "sidecar: where it computes"]);
   await sidecar.stop(5_000);

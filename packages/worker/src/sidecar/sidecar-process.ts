@@ -33,6 +33,8 @@ export interface SidecarCommand {
   readonly device?: string;
   /** Absent: the sidecar's own choice, on a GPU by the share of its memory. */
   readonly kvBytes?: number | undefined;
+  /** Absent: the sidecar's own choice. */
+  readonly swapBytes?: number | undefined;
   readonly kvMemoryPercent?: number;
   readonly deterministic?: boolean;
   readonly blockSize: number;
@@ -96,6 +98,7 @@ function args(command: SidecarCommand, epoch: bigint, socketPath: string): strin
     epoch,
     device: command.device,
     "kv-bytes": command.kvBytes,
+    "swap-bytes": command.swapBytes,
     "kv-memory": command.kvMemoryPercent === undefined ? undefined : command.kvMemoryPercent / 100,
     "block-size": command.blockSize,
     "kv-dtype": command.kvDtype,

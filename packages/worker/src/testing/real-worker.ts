@@ -27,6 +27,7 @@ export async function startRealWorker(
     readonly model: string;
     readonly stepTokenCount?: number;
     readonly kvBytes?: number;
+    readonly swapBytes?: number;
     readonly kvDtype?: string;
     readonly codecProfile?: string;
     /** Where peers reach its KV; absent: where it listens. */
@@ -50,6 +51,7 @@ export async function startRealWorker(
     transferListen: options.transferListen ?? "127.0.0.1:0",
     advertiseHost: options.advertiseHost,
     kvBytes: options.kvBytes ?? 4 * 2 ** 20,
+    swapBytes: options.swapBytes,
     blockSize: options.blockSize ?? 16,
     kvDtype: options.kvDtype ?? "f32",
     shards: 1,

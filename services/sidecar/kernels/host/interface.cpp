@@ -106,6 +106,22 @@ int kvasir_simt_peek(Machine* device, uint64_t address, void* to, size_t bytes) 
   return 0;
 }
 
+/// Copies between buffers, with what is known of each cell: what was never written is not written at the other place either.
+int kvasir_simt_copy(Machine* device, uint64_t from, uint64_t to, size_t bytes) {
+  if (from % 2 != 0 || to % 2 != 0 || bytes % 2 != 0) return 1;
+  if (from + bytes > end_of_buffer(*device, from) || to + bytes > end_of_buffer(*device, to)) return 1;
+  std::memmove(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
+  for (size_t i = 0; i < bytes; i += 2) device->global.cell(to + i)->state = device->global.cell(from + i)->state;
+  return 0;
+}
+
+/// Makes a buffer's bytes what they were before anything was written: a copy to them is under way.
+int kvasir_simt_forget(Machine* device, uint64_t address, size_t bytes) {
+  if (address % 2 != 0 || address + bytes > end_of_buffer(*device, address)) return 1;
+  for (size_t i = 0; i < bytes; i += 2) device->global.cell(address + i)->state = simt::UNWRITTEN;
+  return 0;
+}
+
 int kvasir_simt_launch(Machine* device, const char* name, const unsigned grid[3], const unsigned block[3],
                        size_t shared_bytes, const void* parameters, size_t parameter_bytes, uint64_t seed,
                        char* message, size_t capacity) {

@@ -1,6 +1,7 @@
 //! The seam between launchers and what runs kernels: a GPU's driver, or the SIMT layer that stands for one in tests.
 
 use crate::ops::Gemm;
+use kvasir_kernels::SwapDirection;
 use std::sync::Arc;
 
 /// Why a device refused or failed.
@@ -9,6 +10,14 @@ pub enum DeviceError {
     /// No memory left.
     #[error("the device has no {bytes} bytes left; use a smaller --kv-bytes or model")]
     OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// The host gives no memory that copies reach by themselves.
+    #[error(
+        "the host gives no {bytes} bytes of page-locked memory; use a smaller --swap-bytes, or a larger limit on memory"
+    )]
+    HostMemory {
         /// Bytes asked for.
         bytes: usize,
     },
@@ -111,6 +120,55 @@ impl Buffer {
     }
 }
 
+/// Page-locked memory of the host, which the device's copies reach without anybody's help. Its addresses are the host's; kernels do not get it.
+#[derive(Clone)]
+pub struct HostBuffer(Buffer);
+
+impl HostBuffer {
+    /// Takes over an allocation.
+    pub fn new(memory: Arc<dyn Memory>, address: u64, bytes: usize) -> Self {
+        Self(Buffer::new(memory, address, bytes))
+    }
+
+    /// Of the first byte.
+    pub fn address(&self) -> u64 {
+        self.0.address
+    }
+
+    /// Length.
+    pub fn byte_len(&self) -> usize {
+        self.0.bytes
+    }
+
+    /// Checks that a copy stays inside.
+    ///
+    /// # Errors
+    /// [`DeviceError::Range`].
+    pub fn check(&self, offset: usize, bytes: usize) -> Result<(), DeviceError> {
+        self.0.check(offset, bytes)
+    }
+}
+
+/// One copy between a device's buffer and the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SwapPart {
+    /// First byte in the device's buffer.
+    pub device_offset: usize,
+    /// First byte in the host's.
+    pub host_offset: usize,
+    /// Bytes.
+    pub bytes: usize,
+}
+
+/// Work that is under way.
+pub trait Pending: Send {
+    /// Waits until it is done.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`], also for what failed before.
+    fn wait(self: Box<Self>) -> Result<(), DeviceError>;
+}
+
 /// A kernel and its grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Launch {
@@ -195,6 +253,31 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`DeviceError::Range`], [`DeviceError::Failed`].
     fn fetch(&self, from: &Buffer, offset: usize, bytes: usize) -> Result<Box<dyn Fetch>, DeviceError>;
+
+    /// Page-locked memory of the host; what it holds is undefined.
+    ///
+    /// # Errors
+    /// [`DeviceError::HostMemory`].
+    fn allocate_host(&self, bytes: usize) -> Result<HostBuffer, DeviceError>;
+
+    /// Starts copies between device and host, which are made in order when all work given so far is done. Until they are waited for nobody may
+    /// touch what they write, nor write what they read.
+    ///
+    /// # Errors
+    /// [`DeviceError::Range`], and nothing is copied; [`DeviceError::Failed`].
+    fn swap(
+        &self,
+        direction: SwapDirection,
+        device: &Buffer,
+        host: &HostBuffer,
+        parts: &[SwapPart],
+    ) -> Result<Box<dyn Pending>, DeviceError>;
+
+    /// The same device and memory with a stream of its own, whose work runs beside this one's.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn another_stream(&self) -> Result<Arc<dyn Device>, DeviceError>;
 
     /// Records what `work` launches, instead of running it. It must have run before with the same shapes, so that all is prepared, and must
     /// not allocate, write, read or fetch. Launches are kept with their arguments: memory that they name has to stay where it is.

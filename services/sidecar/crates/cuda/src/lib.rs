@@ -17,13 +17,16 @@ mod read_plan;
 mod remote_kv;
 mod scratch;
 mod seen;
+mod slots;
 mod step_plan;
 mod transformer;
 
 pub use args::Args;
 pub use attend::{Attend, DeviceRows, attend, partial_bytes};
 pub use backend::{CudaBackend, CudaOptions};
-pub use device::{Buffer, Device, DeviceError, DeviceMemory, Fetch, Launch, Memory, Recording};
+pub use device::{
+    Buffer, Device, DeviceError, DeviceMemory, Fetch, HostBuffer, Launch, Memory, Pending, Recording, SwapPart,
+};
 pub use device_weights::{DeviceLayer, DeviceWeights};
 pub use kv_memory::KvMemory;
 pub use remote_kv::DeviceKv;

@@ -2,7 +2,8 @@
 
 use crate::device::{Buffer, Device, DeviceError};
 use crate::ops::{Copy, KvPiece, PoolShape, kv_copy};
-use kvasir_kernels::{PoolError, RemoteKv};
+use crate::slots::DeviceSlots;
+use kvasir_kernels::{PoolError, RemoteKv, RemoteSlots};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -103,5 +104,12 @@ impl RemoteKv for DeviceKv {
             // Who is told that the bytes are in place may use them on another stream.
             .and_then(|()| self.device.fetch(&lane.packed, 0, 0)?.wait(&mut Vec::new()));
         scattered.map_err(|error| PoolError::Device(error.to_string()))
+    }
+
+    fn slots(&self, slot_count: u32) -> Result<Box<dyn RemoteSlots>, PoolError> {
+        let slots = DeviceSlots::new(&*self.device, self.pool.clone(), self.shape.block_bytes(), slot_count);
+        slots
+            .map(|slots| Box::new(slots) as Box<dyn RemoteSlots>)
+            .map_err(|error| PoolError::Device(error.to_string()))
     }
 }

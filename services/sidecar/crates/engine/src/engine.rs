@@ -16,11 +16,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+mod blocks_used;
 mod flight;
 mod guides;
 mod passes;
 mod probe;
 mod steps;
+pub use blocks_used::BlocksUsed;
 use flight::Flight;
 
 /// How a model's matrices lie in memory.

@@ -82,6 +82,12 @@ pub enum StepError {
         /// What is allowed.
         remedy: String,
     },
+    /// A block was to be filled by a swap that did not get there.
+    #[error("block {block} was being swapped in, and the swap ended early; swap it in again, or drop the sequence")]
+    NotSwappedIn {
+        /// The block.
+        block: u32,
+    },
     /// A slice without tokens.
     #[error("sequence {sequence_id}: token_count is 0; leave the slice out")]
     EmptySlice {

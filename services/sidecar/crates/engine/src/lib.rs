@@ -24,12 +24,15 @@ mod weights;
 
 pub use adjust::{LogitChanges, adjust, adjusts, logit_changes};
 pub use backend::{Backend, TokenSource};
-pub use engine::{Engine, EngineOptions, WeightFormat};
+pub use engine::{BlocksUsed, Engine, EngineOptions, WeightFormat};
 pub use error::{EngineError, StepError};
 pub use footprint::Footprint;
 pub use history::History;
 pub use kvasir_grammar::{Constraint, GrammarError, Grammars, Mask};
-pub use kvasir_kernels::{Isa, KvDtype, KvPool, KvShards, PackedMatrix, PoolError, WeightType};
+pub use kvasir_kernels::{
+    BlockGroup, Isa, KvDtype, KvPool, KvShards, PackedMatrix, PoolError, SwapDirection, SwapSpace, WeightType,
+    block_groups,
+};
 pub use layout::{KvLayout, dtype_name};
 pub use plan::{
     Placement, PromptLogprob, SampledToken, SamplingParams, SequenceStart, Slice, SliceOutcome, SliceResult,

@@ -41,25 +41,27 @@ impl DerefMut for AlignedF32 {
 }
 
 /// Fixed-size bytes, 64-byte aligned; readable as little `f32` and `u16` slices where the offset allows.
-pub(crate) struct AlignedBytes {
+pub struct AlignedBytes {
     lines: Vec<Line>,
 }
 
 impl AlignedBytes {
     /// `len` zero bytes, rounded up to whole lines.
-    pub(crate) fn zeroed(len: usize) -> Self {
+    pub fn zeroed(len: usize) -> Self {
         let mut lines: Vec<Line> = Vec::with_capacity(len.div_ceil(64));
         prefer_huge_pages(lines.as_mut_ptr().cast(), lines.capacity() * 64);
         lines.resize(len.div_ceil(64), Line([0; 64]));
         Self { lines }
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// All of them.
+    pub fn bytes(&self) -> &[u8] {
         // SAFETY: `Line` is 64 bytes without padding, so the lines are `64 * len` initialised bytes.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * 64) }
     }
 
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+    /// All of them.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and `&mut self` makes the access exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * 64) }
     }

@@ -4,7 +4,8 @@
 //!
 //! The pool is shared by the engine (reads blocks of running sequences, writes the tokens it computes) and by transfers (`gather` reads
 //! tokens in layers in which they were computed, `scatter` writes tokens that nobody computes or reads yet). The worker owns block ids: it hands a block out
-//! again only after `Release` (source) or `Fence` (destination) was answered and every step that names it has ended. So two accesses of
+//! again only after `Release` (source) or `Fence` (destination) was answered and every step that names it has ended. Swaps copy whole blocks
+//! that nobody writes to host slots, and from slots to blocks that nobody reads or writes. So two accesses of
 //! which one is a write never meet on the same bytes. Every `unsafe` below leans on that rule for exclusion, and on its own checks for bounds.
 
 pub use crate::pool_error::PoolError;
@@ -208,6 +209,19 @@ impl KvPool {
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.base.as_ptr().add(offset), run) };
         }
         Ok(())
+    }
+
+    /// Who has the memory, when it is another device's.
+    pub(crate) fn remote_memory(&self) -> Option<&dyn RemoteKv> {
+        self.remote.as_deref()
+    }
+
+    /// Where some blocks lie, one behind the other; None when they are not all in local memory.
+    pub(crate) fn local_blocks(&self, first: u32, count: u32) -> Option<NonNull<u8>> {
+        let end = first.checked_add(count)?;
+        let offset = first as usize * self.shape.bytes_per_token() * self.shape.block_size;
+        // SAFETY: the offset is that of a block below `local_count`, or of the end of the last one, in an allocation of so many.
+        (end <= self.local_count).then(|| unsafe { self.base.add(offset) })
     }
 
     /// Checks the ranges and returns the packed length in bytes.

@@ -23,7 +23,7 @@ pub enum PoolError {
         block_bytes: usize,
     },
     /// The operating system has not that much.
-    #[error("the system refused {bytes} bytes for the KV pool; ask for fewer")]
+    #[error("the system refused {bytes} bytes for KV; ask for fewer")]
     OutOfMemory {
         /// Bytes asked for.
         bytes: u64,
@@ -35,6 +35,14 @@ pub enum PoolError {
         block: u32,
         /// Blocks there are.
         block_count: u32,
+    },
+    /// No such host slot.
+    #[error("slot {slot} does not exist: the swap space has {slot_count}")]
+    UnknownSlot {
+        /// Slot asked for.
+        slot: u32,
+        /// Slots there are.
+        slot_count: u32,
     },
     /// Tokens, layers or heads outside the block.
     #[error("{what} {begin}..{end} are outside 0..{limit}, or empty")]

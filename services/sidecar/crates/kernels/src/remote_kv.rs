@@ -1,6 +1,7 @@
 //! KV memory that is not the CPU's.
 
 use crate::kv_pool::PoolError;
+use crate::swap_space::{BlockGroup, SwapDirection};
 use std::ops::Range;
 
 /// KV memory of another device, which only its own kernels and transfers reach. Ranges are of tokens, layers and heads and were checked; data is
@@ -17,4 +18,19 @@ pub trait RemoteKv: Send + Sync {
     /// # Errors
     /// [`PoolError::Device`].
     fn scatter(&self, block: u32, ranges: [Range<u32>; 3], data: &[u8]) -> Result<(), PoolError>;
+
+    /// Host memory for so many blocks, which is taken when the first of them comes.
+    ///
+    /// # Errors
+    /// [`PoolError::Device`].
+    fn slots(&self, slot_count: u32) -> Result<Box<dyn RemoteSlots>, PoolError>;
+}
+
+/// Host memory that another device copies blocks to and from.
+pub trait RemoteSlots: Send + Sync {
+    /// Copies groups, which were checked; returns when the bytes are in place.
+    ///
+    /// # Errors
+    /// [`PoolError::OutOfMemory`] when the host gives no memory for the slots, [`PoolError::Device`].
+    fn copy(&self, direction: SwapDirection, groups: &[BlockGroup]) -> Result<(), PoolError>;
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use clap::Subcommand;
 use kvasir_engine::{Isa, KvDtype, KvLayout, KvShards};
 use kvasir_kernels::KvShape;
 use opentelemetry::Context;
@@ -12,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::cli::{BenchPull, TlsFlags};
+use crate::cli::{TlsFlags, bytes};
 use crate::coders::Coders;
 use crate::exports::{ExportTerms, Exports};
 use crate::fetch;
@@ -31,7 +32,7 @@ use crate::tls::{Tls, TlsFiles};
 use crate::transfer_service::TransferService;
 
 /// SmolLM2-135M's shape in bf16: 22.5 KiB a token, 720 KiB a block.
-const SHAPE: KvShape = KvShape {
+pub(crate) const SHAPE: KvShape = KvShape {
     layer_count: 30,
     kv_head_count: 3,
     head_size: 64,
@@ -43,6 +44,38 @@ const SCOPE: [u8; 16] = [2; 16];
 const SOURCE_ID: &str = "bench-source";
 const SINK_ID: &str = "bench-sink";
 const LIFETIME_MS: u64 = 3_600_000;
+
+/// The two ends of a pull.
+#[derive(Debug, Clone, Subcommand)]
+pub enum BenchPull {
+    /// Export a filled pool; prints one JSON line with the address and a ticket, and stays until stdin ends
+    Serve {
+        /// KV to export, e.g. 1GiB
+        #[arg(long, default_value = "1GiB", value_parser = bytes)]
+        bytes: u64,
+        /// Address to listen on
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
+        /// Certificates of prefill/bench-source
+        #[command(flatten)]
+        tls: TlsFlags,
+    },
+    /// Pull from it and print JSON
+    Fetch {
+        /// The line that `serve` printed
+        #[arg(long)]
+        offer: String,
+        /// Sizes to pull
+        #[arg(long, value_delimiter = ',', default_value = "64KiB,1MiB,16MiB,1GiB", value_parser = bytes)]
+        sizes: Vec<u64>,
+        /// Pulls of each size after one that warms up
+        #[arg(long, default_value_t = 5)]
+        repetitions: usize,
+        /// Certificates of decode/bench-sink
+        #[command(flatten)]
+        tls: TlsFlags,
+    },
+}
 
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Offer {
@@ -107,6 +140,7 @@ fn sidecar(name: &str, bytes: u64) -> Result<Sidecar, Fatal> {
         coders: Coders::none(),
         exports: Arc::new(Exports::default()),
         fetches: Fetches::default(),
+        block_uses: Arc::default(),
         stats: Arc::new(Stats::default()),
         telemetry: Telemetry::start(name),
     })

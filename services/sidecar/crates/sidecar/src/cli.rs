@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench_pull::BenchPull;
+use crate::bench_swap::BenchSwapFlags;
 use crate::codec_profile_flag::CodecProfileFlag;
 use crate::device_flag::{DeviceFlag, share};
 use crate::identity::{Identity, PeerRole};
@@ -48,6 +50,8 @@ pub enum Command {
     /// Measure KV pulls between two processes
     #[command(subcommand)]
     BenchPull(BenchPull),
+    /// Measure KV swaps to host memory of a CPU's pool and print JSON
+    BenchSwap(BenchSwapFlags),
 }
 
 /// Mutual TLS on the KV plane: all three, or none for plain.
@@ -160,6 +164,9 @@ pub struct EngineFlags {
     /// Memory for KV, e.g. 512MiB. Without it 512MiB on a CPU, taken as it is used, and on a GPU what --kv-memory leaves
     #[arg(long, value_parser = bytes, env = "KVASIR_KV_BYTES")]
     pub kv_bytes: Option<u64>,
+    /// Host memory for KV that makes room in the pool, e.g. 4GiB; 0: none. Without it 4GiB on a GPU, taken with the first swap, and none on a CPU
+    #[arg(long, value_parser = bytes_or_none, env = "KVASIR_SWAP_BYTES")]
+    pub swap_bytes: Option<u64>,
     /// Share of a GPU's memory for weights, activations and KV together
     #[arg(long, default_value_t = 0.9, value_parser = share, env = "KVASIR_KV_MEMORY")]
     pub kv_memory: f64,
@@ -419,45 +426,17 @@ pub struct BenchCodecFlags {
     pub repetitions: usize,
 }
 
-/// The two ends of a pull.
-#[derive(Debug, Clone, Subcommand)]
-pub enum BenchPull {
-    /// Export a filled pool; prints one JSON line with the address and a ticket, and stays until stdin ends
-    Serve {
-        /// KV to export, e.g. 1GiB
-        #[arg(long, default_value = "1GiB", value_parser = bytes)]
-        bytes: u64,
-        /// Address to listen on
-        #[arg(long, default_value = "127.0.0.1:0")]
-        listen: SocketAddr,
-        /// Certificates of prefill/bench-source
-        #[command(flatten)]
-        tls: TlsFlags,
-    },
-    /// Pull from it and print JSON
-    Fetch {
-        /// The line that `serve` printed
-        #[arg(long)]
-        offer: String,
-        /// Sizes to pull
-        #[arg(long, value_delimiter = ',', default_value = "64KiB,1MiB,16MiB,1GiB", value_parser = bytes)]
-        sizes: Vec<u64>,
-        /// Pulls of each size after one that warms up
-        #[arg(long, default_value_t = 5)]
-        repetitions: usize,
-        /// Certificates of decode/bench-sink
-        #[command(flatten)]
-        tls: TlsFlags,
-    },
-}
-
-/// `512`, `64KiB`, `1.5GiB`.
 /// One for each eight processors: a thread moves some GB/s, and the rest computes.
 fn default_transfer_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(8))
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
+fn bytes_or_none(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { bytes(text) }
+}
+
+/// `512`, `64KiB`, `1.5GiB`.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let units = [("KiB", 1u64 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
     let (number, unit) = units
         .iter()
@@ -484,6 +463,7 @@ mod tests {
         assert_eq!(bytes("512MiB"), Ok(512 << 20));
         assert_eq!(bytes("1.5KiB"), Ok(1536));
         assert_eq!(bytes("77"), Ok(77));
+        assert!(bytes("0").is_err() && bytes_or_none("0") == Ok(0) && bytes_or_none("1KiB") == Ok(1024));
         assert!(bytes("-1").is_err() && bytes("NaNGiB").is_err() && bytes("1e300GiB").is_err() && bytes("").is_err());
     }
 }

@@ -10,6 +10,7 @@ use opentelemetry::trace::{Span as _, SpanBuilder, TraceContextExt, Tracer};
 use opentelemetry::{Context, KeyValue};
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
+use crate::block_uses::{BlockUses, SwapState};
 use crate::exports::Exports;
 use crate::stats::{Stats, add};
 use crate::telemetry::{Telemetry, context_from_traceparent};
@@ -51,13 +52,14 @@ pub struct DeviceAnswer {
 /// Sends commands to the device thread.
 pub type DeviceHandle = mpsc::Sender<DeviceCommand>;
 
-/// Starts the thread. It ends when every handle is gone.
+/// Starts the thread. It ends when every handle is gone. `block_uses` where blocks may be swapped while steps run.
 ///
 /// # Errors
 /// The system's, when no thread can be made.
 pub fn start_device(
     engine: Engine,
     exports: Arc<Exports>,
+    block_uses: Option<Arc<BlockUses>>,
     stats: Arc<Stats>,
     telemetry: Telemetry,
 ) -> std::io::Result<DeviceHandle> {
@@ -65,6 +67,7 @@ pub fn start_device(
     let device = Device {
         engine,
         exports,
+        block_uses,
         stats,
         telemetry,
         prompts: HashMap::new(),
@@ -102,6 +105,7 @@ struct Chunk {
 struct Device {
     engine: Engine,
     exports: Arc<Exports>,
+    block_uses: Option<Arc<BlockUses>>,
     stats: Arc<Stats>,
     telemetry: Telemetry,
     prompts: HashMap<u64, Prompt>,
@@ -194,6 +198,12 @@ impl Device {
         while !self.engine.can_begin(&step.plan) {
             self.finish();
         }
+        if let Err(error) = self.take_blocks(&step.plan) {
+            while !self.begun.is_empty() {
+                self.finish();
+            }
+            return self.answer(step, Err(error));
+        }
         step.began = SystemTime::now();
         self.stats
             .step_began_nanos
@@ -203,12 +213,37 @@ impl Device {
         match self.engine.begin(&step.plan, &mut watch) {
             Ok(()) => self.begun.push_back(step),
             Err(error) => {
+                if let Some(uses) = &self.block_uses {
+                    uses.undo_step();
+                }
                 while !self.begun.is_empty() {
                     self.finish();
                 }
                 self.answer(step, Err(error));
             }
         }
+    }
+
+    /// Waits until no swap has blocks that the step must not meet there; steps before it end meanwhile.
+    fn take_blocks(&mut self, plan: &StepPlan) -> Result<(), StepError> {
+        let Some(uses) = self.block_uses.clone() else {
+            return Ok(());
+        };
+        let mut used = self.engine.blocks_used(plan);
+        while let Err((again, awaited)) = uses.begin_step(used) {
+            while awaited.fate.get() == SwapState::Running {
+                if !self.begun.is_empty() && self.engine.is_ready() {
+                    self.finish();
+                } else {
+                    std::thread::sleep(LOOK_INTERVAL);
+                }
+            }
+            if awaited.fills && awaited.fate.get() == SwapState::EndedEarly {
+                return Err(StepError::NotSwappedIn { block: awaited.block });
+            }
+            used = again;
+        }
+        Ok(())
     }
 
     /// Ends the oldest step and answers it.
@@ -219,6 +254,10 @@ impl Device {
         let (exports, layer_count) = (Arc::clone(&self.exports), self.engine.layout().layer_count as u32);
         let mut watch = |ends: &[(u64, u32)], layers: usize| exports.stored(ends, layers as u32, layer_count);
         let outcome = self.engine.finish(&mut watch);
+        // Before the answer: who has it may swap these blocks.
+        if let Some(uses) = &self.block_uses {
+            uses.end_step();
+        }
         let outcome = outcome.inspect(|output| self.tell(&step, output));
         self.answer(step, outcome);
     }

@@ -3,7 +3,7 @@
 //! A lease is open until it is released, expires, or its process ends. Reading happens under a guard; closing waits for running
 //! guards, so that after `close` nothing reads the blocks and they may be reused.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
@@ -202,6 +202,14 @@ impl Exports {
     /// Leases open.
     pub fn open_count(&self) -> usize {
         lock(&self.state).by_lease.len()
+    }
+
+    /// One of these blocks that an open lease names.
+    pub fn exported(&self, blocks: &[u32]) -> Option<u32> {
+        let blocks: HashSet<u32> = blocks.iter().copied().collect();
+        let state = lock(&self.state);
+        let mut named = state.by_lease.values().flat_map(|export| &export.terms.block_ids);
+        named.find(|block| blocks.contains(block)).copied()
     }
 
     /// Closes a lease and waits until nobody reads, also when somebody else is closing it already. An unknown lease is closed.

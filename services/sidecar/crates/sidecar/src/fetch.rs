@@ -6,6 +6,7 @@ use opentelemetry::{Context, KeyValue};
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use crate::block_uses::FetchGuard;
 use crate::coders::LevelRequest;
 use crate::connections::Connections;
 use crate::errors::CallError;
@@ -36,13 +37,15 @@ pub struct Fetch {
     /// How they travel.
     pub(crate) levels: Levels,
     context: Context,
+    /// No swap gets what is written here.
+    _blocks: FetchGuard,
 }
 
 /// Checks a request against the pool.
 ///
 /// # Errors
 /// [`CallError::InvalidRequest`], [`CallError::LayoutMismatch`] when the source's KV is of another model, [`CallError::CodecMismatch`] for a level
-/// that is not to be had here, or [`CallError::LeaseExpired`] when the lease was fenced already.
+/// that is not to be had here, [`CallError::Busy`] for a block that is being swapped, or [`CallError::LeaseExpired`] when the lease was fenced already.
 pub fn prepare(sidecar: &Sidecar, request: FetchRequest, context: Context) -> Result<Fetch, CallError> {
     let invalid = |field: &'static str, message: String| CallError::InvalidRequest {
         field: field.into(),
@@ -89,6 +92,8 @@ pub fn prepare(sidecar: &Sidecar, request: FetchRequest, context: Context) -> Re
         piece_size: block_size.min(source.block_size as u32),
         is_whole: source.dtype == sidecar.layout.dtype && routes.iter().all(|route| route.part.heads == all_heads),
     })?;
+    let written = (begin / block_size) as usize..end.div_ceil(block_size) as usize;
+    let blocks = sidecar.block_uses.begin_fetch(&request.block_ids[written])?;
     let gate = sidecar.fetches.open(lease_id).ok_or_else(fenced)?;
     Ok(Fetch {
         pieces: Pieces::new(begin..end, source.block_size as u32, block_size),
@@ -100,6 +105,7 @@ pub fn prepare(sidecar: &Sidecar, request: FetchRequest, context: Context) -> Re
         addresses,
         routes,
         context,
+        _blocks: blocks,
     })
 }
 

@@ -20,6 +20,7 @@ use crate::plan_from_wire::{constraint_from_wire, plan_from_wire, response_to_wi
 use crate::proto::kernel;
 use crate::proto::kernel::kernel_service_server::KernelService;
 use crate::state::Sidecar;
+use crate::swaps::Swaps;
 use crate::telemetry::context_from_metadata;
 use crate::ticket;
 
@@ -53,6 +54,8 @@ pub struct WorkerFacing {
     pub grammars: Arc<Grammars>,
     /// Constant facts.
     pub description: Description,
+    /// Swaps, and host slots.
+    pub swaps: Arc<Swaps>,
     /// To other sidecars.
     pub kv_plane: Arc<KvPlane>,
     /// Whether an Execute stream is open.
@@ -84,6 +87,7 @@ impl KernelService for WorkerFacing {
             device: self.description.device.clone(),
             step_token_max: self.description.step_token_max as u32,
             codec_profiles: self.sidecar.coders.describe(),
+            slot_count: self.swaps.slot_count(),
         }))
     }
 
@@ -96,12 +100,15 @@ impl KernelService for WorkerFacing {
         }
         let (sender, receiver) = mpsc::channel(ANSWERS_BUFFERED);
         let (device, executing) = (self.device.clone(), Arc::clone(&self.executing));
+        let swaps = Arc::clone(&self.swaps);
+        swaps.begin_owner();
         let mut steps = request.into_inner();
         tokio::spawn(async move {
             if let Err(error) = forward_steps(&mut steps, &device, &sender).await {
                 // A worker that went away reads no error.
                 let _ = sender.send(Err(error.into())).await;
             }
+            swaps.end_owner().await;
             // In order behind the last step, so the next stream finds an empty engine.
             let _ = device.send(DeviceCommand::Reset).await;
             executing.store(false, Ordering::Release);
@@ -178,10 +185,12 @@ impl KernelService for WorkerFacing {
         &self,
         request: Request<kernel::ReleaseRequest>,
     ) -> Result<Response<kernel::ReleaseResponse>, Status> {
-        self.sidecar
-            .exports
-            .release(&ticket::id("lease_id", &request.into_inner().lease_id)?)
-            .await;
+        let request = request.into_inner();
+        let lease_id = ticket::id("lease_id", &request.lease_id)?;
+        if request.slot_ids.is_empty() {
+            self.sidecar.exports.release(&lease_id).await;
+        }
+        self.swaps.release(&lease_id, &request.slot_ids).await;
         Ok(Response::new(kernel::ReleaseResponse {}))
     }
 
@@ -194,14 +203,21 @@ impl KernelService for WorkerFacing {
     }
 
     async fn fence(&self, request: Request<kernel::FenceRequest>) -> Result<Response<kernel::FenceResponse>, Status> {
-        self.sidecar
-            .fetches
-            .fence(ticket::id("lease_id", &request.into_inner().lease_id)?);
+        let lease_id = ticket::id("lease_id", &request.into_inner().lease_id)?;
+        self.sidecar.fetches.fence(lease_id);
+        self.swaps.fence(&lease_id).await;
         Ok(Response::new(kernel::FenceResponse {}))
+    }
+
+    async fn swap(&self, request: Request<kernel::SwapRequest>) -> Result<Response<kernel::SwapResponse>, Status> {
+        let context = context_from_metadata(request.metadata());
+        let swapped = self.swaps.swap(&self.sidecar, request.into_inner(), &context).await?;
+        Ok(Response::new(swapped))
     }
 
     async fn stats(&self, _request: Request<kernel::StatsRequest>) -> Result<Response<kernel::StatsResponse>, Status> {
         let stats = &self.sidecar.stats;
+        let (slots_used, swaps_running) = self.swaps.counts();
         Ok(Response::new(kernel::StatsResponse {
             prompt_tokens_computed: stats.prompt_tokens.load(Ordering::Relaxed),
             decode_tokens_computed: stats.decode_tokens.load(Ordering::Relaxed),
@@ -214,6 +230,10 @@ impl KernelService for WorkerFacing {
             fetches_running: stats.fetches_running.load(Ordering::Relaxed),
             sequences: stats.sequences.load(Ordering::Relaxed),
             pulls_running: stats.pulls_running.load(Ordering::Relaxed),
+            slots_used,
+            swaps_running,
+            kv_bytes_swapped_out: stats.kv_bytes_swapped_out.load(Ordering::Relaxed),
+            kv_bytes_swapped_in: stats.kv_bytes_swapped_in.load(Ordering::Relaxed),
         }))
     }
 

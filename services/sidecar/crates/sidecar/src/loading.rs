@@ -17,6 +17,9 @@ use crate::serve::Fatal;
 
 /// KV on a CPU when nothing is said: pages that are never written cost nothing.
 const KV_BYTES_ON_CPU: u64 = 512 << 20;
+/// Swap space of a GPU when nothing is said, as vLLM's `--swap-space`. A CPU's KV lies in the host's memory already: more of it is better had as
+/// --kv-bytes.
+const SWAP_BYTES_OF_A_GPU: u64 = 4 << 30;
 /// Threads that prepare what a GPU's sampling needs, and read logits where somebody wants them.
 const THREADS_BESIDE_A_GPU: usize = 1;
 
@@ -26,6 +29,8 @@ pub struct Loaded {
     pub engine: Engine,
     /// One line.
     pub why_cpu: Option<String>,
+    /// Host memory for swaps; 0: none.
+    pub swap_bytes: u64,
 }
 
 /// Loads the engine; `progress` gets bytes done and bytes in all.
@@ -57,9 +62,16 @@ pub fn load_engine_on(
         },
     };
     let options = engine_options(flags);
-    check_memory(&flags.model, &Footprint::of(&source, &options)?)?;
+    let swap_bytes = flags.swap_bytes.unwrap_or(0);
+    let mut footprint = Footprint::of(&source, &options)?;
+    footprint.kv = footprint.kv.saturating_add(swap_bytes);
+    check_memory(&flags.model, &footprint)?;
     let engine = Engine::load(&source, options, progress)?;
-    Ok(Loaded { engine, why_cpu })
+    Ok(Loaded {
+        engine,
+        why_cpu,
+        swap_bytes,
+    })
 }
 
 /// What the flags say about how to run a model.
@@ -132,5 +144,9 @@ fn on_gpu(
     let cpu = Arc::new(Cpu::new(THREADS_BESIDE_A_GPU)?);
     let revision = source.revision().to_owned();
     let engine = Engine::with_backend(cpu, Box::new(backend), config, revision, options)?;
-    Ok(Loaded { engine, why_cpu: None })
+    Ok(Loaded {
+        engine,
+        why_cpu: None,
+        swap_bytes: flags.swap_bytes.unwrap_or(SWAP_BYTES_OF_A_GPU),
+    })
 }

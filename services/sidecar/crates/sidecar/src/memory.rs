@@ -29,7 +29,7 @@ fn check(model: &Path, need: &Footprint, free: u64) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{}: needs {} (weights {}, KV {}, working memory {}), {} free; lower --kv-bytes, keep weights as --weights q8_0, or take a smaller model",
+        "{}: needs {} (weights {}, KV {}, working memory {}), {} free; lower --kv-bytes or --swap-bytes, keep weights as --weights q8_0, or take a smaller model",
         model.display(),
         gib(need.peak()),
         gib(need.weights),
@@ -100,7 +100,7 @@ mod tests {
             check(Path::new("models/big"), &need, 9 * GIB + GIB / 10),
             Err(
                 "models/big: needs 14.9 GiB (weights 13.0 GiB, KV 1.5 GiB, working memory 0.4 GiB), 9.1 GiB free; \
-                 lower --kv-bytes, keep weights as --weights q8_0, or take a smaller model"
+                 lower --kv-bytes or --swap-bytes, keep weights as --weights q8_0, or take a smaller model"
                     .into()
             )
         );

@@ -6,7 +6,9 @@ use clap::Parser;
 
 use crate::cli::{Cli, Command};
 use crate::gpus::Gpus;
-use crate::{bench_codec, bench_engine, bench_pull, certificates, generate, inspect, quality, serve, store_role};
+use crate::{
+    bench_codec, bench_engine, bench_pull, bench_swap, certificates, generate, inspect, quality, serve, store_role,
+};
 
 /// Runs what the process was asked for, on GPUs from there; flags in, exit code out.
 pub fn run(gpus: &dyn Gpus) -> ExitCode {
@@ -31,6 +33,7 @@ pub fn run(gpus: &dyn Gpus) -> ExitCode {
         Command::Certificates(flags) => certificates::certificates(&flags),
         Command::Store(flags) => store_role::serve_store(flags),
         Command::BenchPull(what) => bench_pull::run(what),
+        Command::BenchSwap(flags) => bench_swap::run(&flags),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use kvasir_engine::{Engine, Grammars, Isa};
+use kvasir_engine::{Engine, Grammars, Isa, SwapSpace};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use crate::block_uses::BlockUses;
 use crate::cli::ServeFlags;
 use crate::coders::Coders;
 use crate::device::start_device;
@@ -28,6 +29,7 @@ use crate::loading::{Loaded, load_engine_on};
 use crate::proto::kernel::kernel_service_server::KernelServiceServer;
 use crate::state::Sidecar;
 use crate::stats::Stats;
+use crate::swaps::Swaps;
 use crate::telemetry::{Telemetry, unix_ms};
 use crate::text_kv::shape_of;
 use crate::ticket::TicketKey;
@@ -58,17 +60,25 @@ pub fn serve(flags: ServeFlags, gpus: &dyn Gpus) -> Result<(), Fatal> {
             say(&serde_json::json!({"event": "loading", "done_bytes": done_bytes, "total_bytes": total_bytes}));
         }
     })?;
-    let Loaded { mut engine, why_cpu } = loaded;
+    let Loaded {
+        mut engine,
+        why_cpu,
+        swap_bytes,
+    } = loaded;
     say(&serde_json::json!({"event": "device", "device": engine.description(), "reason": why_cpu}));
     let config = engine.config();
     let grammars = Grammars::of_model(&flags.engine.model, config.vocab_size, &config.eos_token_ids);
     let grammars = Arc::new(grammars);
     engine.set_grammars(Arc::clone(&grammars));
+    let swap_space = (swap_bytes > 0).then(|| SwapSpace::new(engine.pool(), swap_bytes));
+    let swap_space = swap_space
+        .transpose()
+        .map_err(|error| format!("--swap-bytes: {error}"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(run(flags, key, tls, engine, grammars, stdin_ended))
+    runtime.block_on(run(flags, key, tls, (engine, swap_space), grammars, stdin_ended))
 }
 
 /// The certificates of the worker whose sidecar this is.
@@ -87,7 +97,7 @@ async fn run(
     flags: ServeFlags,
     key: TicketKey,
     tls: Option<Arc<Tls>>,
-    engine: Engine,
+    (engine, swap_space): (Engine, Option<SwapSpace>),
     grammars: Arc<Grammars>,
     stdin_ended: Arc<Notify>,
 ) -> Result<(), Fatal> {
@@ -97,6 +107,9 @@ async fn run(
         flags.codec_profile.read(Some(&flags.engine.model), engine.layout())?,
     )?;
     let (exports, stats) = (Arc::new(Exports::default()), Arc::new(Stats::default()));
+    let block_uses = Arc::new(BlockUses::default());
+    let meets_swaps = swap_space.is_some().then(|| Arc::clone(&block_uses));
+    let swaps = Arc::new(Swaps::start(swap_space, Arc::clone(&block_uses), &stats)?);
     let sidecar = Arc::new(Sidecar {
         worker_id: flags.worker_id.clone(),
         epoch: flags.epoch,
@@ -107,6 +120,7 @@ async fn run(
         coders,
         exports: Arc::clone(&exports),
         fetches: Fetches::default(),
+        block_uses,
         stats: Arc::clone(&stats),
         telemetry: telemetry.clone(),
     });
@@ -123,7 +137,7 @@ async fn run(
         step_token_max: flags.engine.step_token_max,
         transfer_addresses,
     };
-    let device = start_device(engine, Arc::clone(&exports), stats, telemetry.clone())?;
+    let device = start_device(engine, Arc::clone(&exports), meets_swaps, stats, telemetry.clone())?;
     let device_thread = device.clone();
     let kv_plane = Arc::new(KvPlane::start(flags.transfer_threads, tls)?);
     let worker_facing = WorkerFacing {
@@ -131,6 +145,7 @@ async fn run(
         device,
         grammars,
         description,
+        swaps,
         kv_plane: Arc::clone(&kv_plane),
         executing: Arc::new(AtomicBool::new(false)),
         born: Instant::now(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kvasir_engine::{Isa, KvLayout, KvShards};
 
+use crate::block_uses::BlockUses;
 use crate::coders::Coders;
 use crate::exports::Exports;
 use crate::fetches::Fetches;
@@ -34,6 +35,8 @@ pub struct Sidecar {
     pub exports: Arc<Exports>,
     /// Pulls from others.
     pub fetches: Fetches,
+    /// Which blocks are under way.
+    pub block_uses: Arc<BlockUses>,
     /// Counters.
     pub stats: Arc<Stats>,
     /// Traces.

@@ -13,6 +13,10 @@ pub struct Stats {
     pub kv_bytes_received: AtomicU64,
     /// KV data sent.
     pub kv_bytes_sent: AtomicU64,
+    /// KV copied to the host.
+    pub kv_bytes_swapped_out: AtomicU64,
+    /// KV copied from the host.
+    pub kv_bytes_swapped_in: AtomicU64,
     /// Frames refused on arrival.
     pub frames_refused: AtomicU64,
     /// Steps run.

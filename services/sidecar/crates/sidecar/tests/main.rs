@@ -13,6 +13,7 @@ mod placements;
 mod process;
 mod steps;
 mod store;
+mod swaps;
 mod tls;
 mod unlike;
 mod unreliable_source;

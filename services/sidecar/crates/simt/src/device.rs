@@ -1,7 +1,11 @@
 //! The calls into the SIMT layer.
 
+use crate::swaps::{Copy, SimtSwap, copies};
 use kvasir_cuda::ops::{self, Gemm, GemmShape};
-use kvasir_cuda::{Buffer, Device, DeviceError, DeviceMemory, Fetch, Launch, Memory, Recording};
+use kvasir_cuda::{
+    Buffer, Device, DeviceError, DeviceMemory, Fetch, HostBuffer, Launch, Memory, Pending, Recording, SwapPart,
+};
+use kvasir_kernels::SwapDirection;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +19,8 @@ unsafe extern "C" {
     fn kvasir_simt_write(device: *mut c_void, address: u64, from: *const c_void, bytes: usize) -> c_int;
     fn kvasir_simt_read(device: *mut c_void, address: u64, to: *mut c_void, bytes: usize) -> u64;
     fn kvasir_simt_peek(device: *mut c_void, address: u64, to: *mut c_void, bytes: usize) -> c_int;
+    fn kvasir_simt_copy(device: *mut c_void, from: u64, to: u64, bytes: usize) -> c_int;
+    fn kvasir_simt_forget(device: *mut c_void, address: u64, bytes: usize) -> c_int;
     fn kvasir_simt_launch(
         device: *mut c_void,
         name: *const c_char,
@@ -35,7 +41,7 @@ struct Raw(*mut c_void);
 // SAFETY: the layer keeps nothing that belongs to a thread of the host between calls.
 unsafe impl Send for Raw {}
 
-struct Shared(Mutex<Raw>);
+pub(crate) struct Shared(Mutex<Raw>);
 
 impl Shared {
     fn with<T>(&self, call: impl FnOnce(*mut c_void) -> T) -> T {
@@ -68,6 +74,22 @@ impl Shared {
         // SAFETY: the layer ended the message with a zero.
         let text = unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy();
         Err(DeviceError::Failed(format!("{text} (seed {seed})")))
+    }
+}
+
+impl Shared {
+    /// Copies bytes, and whether they were written.
+    pub(crate) fn copy(&self, copy: Copy) -> Result<(), DeviceError> {
+        // SAFETY: the device lives and is locked; the layer looks whether it has such buffers.
+        let status = self.with(|device| unsafe { kvasir_simt_copy(device, copy.from, copy.to, copy.bytes) });
+        failed_unless(status == 0, "a copy outside of its buffers, or of half an element")
+    }
+
+    /// What a copy will write is not there until it has.
+    pub(crate) fn forget(&self, copy: Copy) -> Result<(), DeviceError> {
+        // SAFETY: as for `copy`.
+        let status = self.with(|device| unsafe { kvasir_simt_forget(device, copy.to, copy.bytes) });
+        failed_unless(status == 0, "a copy outside of its buffers, or of half an element")
     }
 }
 
@@ -231,6 +253,39 @@ impl Device for SimtDevice {
         let mut copy = vec![0; bytes];
         self.read(from, offset, &mut copy)?;
         Ok(Box::new(SimtFetch(copy)))
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<HostBuffer, DeviceError> {
+        self.check_not_recording("an allocation")?;
+        let bytes = bytes.max(2).next_multiple_of(2);
+        // SAFETY: the device lives and is locked.
+        match self
+            .shared
+            .with(|device| unsafe { kvasir_simt_allocate(device, bytes) })
+        {
+            0 => Err(DeviceError::HostMemory { bytes }),
+            address => Ok(HostBuffer::new(
+                Arc::clone(&self.shared) as Arc<dyn Memory>,
+                address,
+                bytes,
+            )),
+        }
+    }
+
+    fn swap(
+        &self,
+        direction: SwapDirection,
+        device: &Buffer,
+        host: &HostBuffer,
+        parts: &[SwapPart],
+    ) -> Result<Box<dyn Pending>, DeviceError> {
+        self.check_not_recording("a swap")?;
+        let copies = copies(direction, device, host, parts)?;
+        Ok(Box::new(SimtSwap::start(Arc::clone(&self.shared), copies)?))
+    }
+
+    fn another_stream(&self) -> Result<Arc<dyn Device>, DeviceError> {
+        Ok(Arc::new(self.beside()))
     }
 
     fn record(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Box<dyn Recording>, DeviceError> {

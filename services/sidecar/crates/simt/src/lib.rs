@@ -5,6 +5,7 @@ mod device;
 pub mod gpu;
 mod simulated_gpus;
 pub mod suite;
+mod swaps;
 
 pub use device::SimtDevice;
 pub use simulated_gpus::Simulated;

@@ -2,14 +2,18 @@
 
 mod blas;
 mod clock;
+mod host_memory;
 mod staging;
 
-use crate::device::{Buffer, Device, DeviceError, DeviceMemory, Fetch, Launch, Memory, Recording};
+use crate::device::{
+    Buffer, Device, DeviceError, DeviceMemory, Fetch, HostBuffer, Launch, Memory, Pending, Recording, SwapPart,
+};
 use crate::ops::{self, Gemm, GemmShape};
 use blas::Blas;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUfunction_attribute_enum as FunctionAttribute};
 use cudarc::driver::{CudaContext, CudaStream};
+use kvasir_kernels::SwapDirection;
 use staging::{PIECE_BYTES, PinnedFetch, Spare, Staging};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, c_void};
@@ -286,6 +290,24 @@ impl Device for CudaDevice {
         self.bind()?;
         let fetch = PinnedFetch::start(&self.stream, &self.spare, from.address() + offset as u64, bytes)?;
         Ok(Box::new(fetch))
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<HostBuffer, DeviceError> {
+        self.lock_host_memory(bytes)
+    }
+
+    fn swap(
+        &self,
+        direction: SwapDirection,
+        device: &Buffer,
+        host: &HostBuffer,
+        parts: &[SwapPart],
+    ) -> Result<Box<dyn Pending>, DeviceError> {
+        Ok(Box::new(self.start_swap(direction, device, host, parts)?))
+    }
+
+    fn another_stream(&self) -> Result<Arc<dyn Device>, DeviceError> {
+        Ok(Arc::new(self.beside()?))
     }
 
     fn record(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Box<dyn Recording>, DeviceError> {

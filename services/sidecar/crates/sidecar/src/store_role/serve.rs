@@ -130,6 +130,7 @@ async fn run(flags: StoreFlags, key: TicketKey, stdin_ended: Arc<Notify>) -> Res
         coders,
         exports: Arc::new(Exports::default()),
         fetches: Fetches::default(),
+        block_uses: Arc::default(),
         stats: Arc::new(Stats::default()),
         telemetry: telemetry.clone(),
     });

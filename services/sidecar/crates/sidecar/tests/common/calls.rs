@@ -2,7 +2,8 @@
 
 use kvasir_sidecar::proto::common::{ErrorDetail, ErrorReason, KvSource, SamplingParams};
 use kvasir_sidecar::proto::kernel::{
-    ExecuteRequest, ExecuteResponse, FetchRequest, FetchResponse, SequenceSlice, SequenceStart,
+    ExecuteRequest, ExecuteResponse, FetchRequest, FetchResponse, SequenceSlice, SequenceStart, SwapDirection,
+    SwapRequest,
 };
 use kvasir_sidecar::proto::transfer::Ticket;
 use prost::Message;
@@ -22,6 +23,26 @@ pub fn fetch_request(source: KvSource, ticket: Ticket, lease: u8, token_end: u32
         token_end,
         tenant_scope: SCOPE.to_vec(),
         ..FetchRequest::default()
+    }
+}
+
+/// A swap of blocks to the host, under one lease for all.
+pub fn swap_out(swap: u8, blocks: &[u32]) -> SwapRequest {
+    SwapRequest {
+        lease_id: vec![77; 16],
+        swap_id: vec![swap; 16],
+        direction: SwapDirection::Out.into(),
+        block_ids: blocks.to_vec(),
+        slot_ids: vec![],
+    }
+}
+
+/// A swap of slots to blocks.
+pub fn swap_in(swap: u8, slots: &[u32], blocks: &[u32]) -> SwapRequest {
+    SwapRequest {
+        direction: SwapDirection::In.into(),
+        slot_ids: slots.to_vec(),
+        ..swap_out(swap, blocks)
     }
 }
 

@@ -11,7 +11,7 @@ use kvasir_sidecar::proto::common::KvSource;
 use kvasir_sidecar::proto::kernel::kernel_service_client::KernelServiceClient;
 use kvasir_sidecar::proto::kernel::{
     DescribeRequest, DescribeResponse, FenceRequest, FetchRequest, FetchResponse, PublishRequest, ReleaseRequest,
-    StatsRequest, StatsResponse,
+    StatsRequest, StatsResponse, SwapRequest, SwapResponse,
 };
 use kvasir_sidecar::proto::transfer::{Ticket, TicketClaims};
 use kvasir_sidecar::ticket::TicketKey;
@@ -250,6 +250,7 @@ impl Sidecar {
     pub async fn release(&self, lease: u8) {
         let request = ReleaseRequest {
             lease_id: vec![lease; 16],
+            slot_ids: vec![],
         };
         soon(self.kernel.clone().release(request)).await.expect("released");
     }
@@ -266,6 +267,12 @@ impl Sidecar {
         request: impl tonic::IntoRequest<FetchRequest>,
     ) -> Result<Streaming<FetchResponse>, Status> {
         soon(self.kernel.clone().fetch(request))
+            .await
+            .map(tonic::Response::into_inner)
+    }
+
+    pub async fn swap(&self, request: SwapRequest) -> Result<SwapResponse, Status> {
+        soon(self.kernel.clone().swap(request))
             .await
             .map(tonic::Response::into_inner)
     }

@@ -147,6 +147,7 @@ pub fn sidecar() -> Arc<Sidecar> {
         isa: Isa::detect(),
         coders: Coders::new(coded_shape(), None).expect("the built-in profile"),
         exports: Arc::new(Exports::default()),
+        block_uses: Arc::default(),
         fetches: Fetches::default(),
         stats: Arc::new(Stats::default()),
         telemetry: Telemetry::start("sink"),

@@ -106,6 +106,7 @@ pub fn sidecar_of(shape: KvShape, shard_count: usize, bytes: u64) -> Arc<Sidecar
         layout: layout.with_fingerprint(),
         coders: Coders::none(),
         exports: Arc::new(Exports::default()),
+        block_uses: Arc::default(),
         fetches: Fetches::default(),
         stats: Arc::new(Stats::default()),
         telemetry: Telemetry::start("w"),

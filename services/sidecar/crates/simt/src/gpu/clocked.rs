@@ -3,7 +3,6 @@
 use crate::SimtDevice;
 use kvasir_cuda::driver::CudaDevice;
 use kvasir_cuda::{Buffer, Device, DeviceError};
-use std::sync::Arc;
 use std::time::Instant;
 
 /// A device with a clock.
@@ -19,12 +18,6 @@ pub trait Clocked: Device {
     /// # Errors
     /// [`DeviceError::Range`], [`DeviceError::Failed`].
     fn duplicate(&self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<(), DeviceError>;
-
-    /// Another stream of the same device.
-    ///
-    /// # Errors
-    /// [`DeviceError::Failed`].
-    fn another_stream(&self) -> Result<Arc<dyn Device>, DeviceError>;
 }
 
 impl Clocked for CudaDevice {
@@ -34,10 +27,6 @@ impl Clocked for CudaDevice {
 
     fn duplicate(&self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<(), DeviceError> {
         self.copy(from, to, bytes)
-    }
-
-    fn another_stream(&self) -> Result<Arc<dyn Device>, DeviceError> {
-        Ok(Arc::new(self.beside()?))
     }
 }
 
@@ -52,9 +41,5 @@ impl Clocked for SimtDevice {
         let mut copy = vec![0; bytes];
         self.read(from, 0, &mut copy)?;
         self.write(to, 0, &copy)
-    }
-
-    fn another_stream(&self) -> Result<Arc<dyn Device>, DeviceError> {
-        Ok(Arc::new(self.beside()))
     }
 }

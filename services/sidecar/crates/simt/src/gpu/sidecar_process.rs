@@ -145,6 +145,7 @@ impl SidecarProcess {
     /// The sidecar's.
     pub async fn release(&self, lease: u8) -> Result<(), String> {
         let request = ReleaseRequest {
+            slot_ids: vec![],
             lease_id: vec![lease; 16],
         };
         self.kernel.clone().release(request).await.map(drop).map_err(text)

@@ -3,5 +3,6 @@
 mod readings;
 mod scores;
 mod sidecars;
+mod swaps;
 mod tiny;
 mod transfers;

@@ -135,3 +135,41 @@ async fn kv_goes_from_gpu_to_gpu_and_from_gpu_to_cpu() {
     let (third_gpu, third_cpu) = tokio::join!(start_on("cuda:1", model.path()), start_on("cpu", model.path()));
     near(&hand_over(&third_gpu, &third_cpu).await, &expected);
 }
+
+#[tokio::test]
+async fn a_sequence_on_a_gpu_goes_to_the_host_and_comes_back_while_another_one_runs() {
+    let model = model();
+    let flags = ["--device", "cuda:0", "--kv-dtype", "bf16", "--weights", "bf16"];
+    let flags = [&flags[..], &["--step-token-max", "128", "--swap-bytes", "256KiB"]].concat();
+    let sidecar = Sidecar::start_with(model.path(), &flags).await;
+    let mut stream = sidecar.execute().await;
+    let first = sample_prompt(&mut stream, &SOURCE_BLOCKS).await;
+    let expected = decode(&mut stream, first.clone(), true).await;
+    stream.step(vec![], vec![], vec![1]).await.expect("forgotten");
+    assert_eq!(sample_prompt(&mut stream, &SOURCE_BLOCKS).await, first);
+    let gone = sidecar
+        .swap(swap_out(1, &SOURCE_BLOCKS[..3]))
+        .await
+        .expect("swapped out");
+    // Somebody else gets the blocks, and says something while the first one comes back.
+    stream.step(vec![], vec![], vec![1]).await.expect("forgotten");
+    let other = slice(2, 0, prompt(2, LENGTH));
+    sample(&mut stream, vec![start(2, LENGTH, &SOURCE_BLOCKS)], other).await;
+    let back = sidecar.swap(swap_in(2, &gone.slot_ids, &SINK_BLOCKS[..3]));
+    let one = SequenceSlice {
+        token_count: 1,
+        ..slice(2, LENGTH, vec![])
+    };
+    let (back, _) = tokio::join!(back, sample(&mut stream, vec![], one));
+    assert_eq!(back.expect("swapped in").data_bytes, gone.data_bytes);
+    stream
+        .step(vec![start_telling(&SINK_BLOCKS)], vec![], vec![])
+        .await
+        .expect("it starts");
+    assert_eq!(decode(&mut stream, first, false).await, expected);
+}
+
+/// A prompt as a whole, and its first token.
+async fn sample_prompt(stream: &mut Execution, blocks: &[u32]) -> Chosen {
+    sample(stream, vec![start_telling(blocks)], slice(1, 0, prompt(1, LENGTH))).await
+}

@@ -37,7 +37,7 @@ fn config(options: LayerOptions) -> ModelConfig {
     }
 }
 
-fn weights(config: &ModelConfig) -> Weights {
+pub fn weights(config: &ModelConfig) -> Weights {
     let seed = std::cell::Cell::new(0);
     let numbers = |count: usize, size: f64| -> Vec<f32> {
         seed.set(seed.get() + 1);

@@ -137,6 +137,13 @@ export declare type DescribeResponse = Message<"kvasir.kernel.v1.DescribeRespons
    * @generated from field: repeated kvasir.kernel.v1.CodecProfile codec_profiles = 10;
    */
   codecProfiles: CodecProfile[];
+
+  /**
+   * Host memory for swaps, in slots of one block each; 0: there is none, and Swap is refused.
+   *
+   * @generated from field: uint32 slot_count = 11;
+   */
+  slotCount: number;
 };
 
 /**
@@ -513,7 +520,7 @@ export declare type PublishResponse = Message<"kvasir.kernel.v1.PublishResponse"
 export declare const PublishResponseSchema: GenMessage<PublishResponse>;
 
 /**
- * Closes an export.
+ * Ends a lease.
  *
  * @generated from message kvasir.kernel.v1.ReleaseRequest
  */
@@ -524,6 +531,13 @@ export declare type ReleaseRequest = Message<"kvasir.kernel.v1.ReleaseRequest"> 
    * @generated from field: bytes lease_id = 1;
    */
   leaseId: Uint8Array;
+
+  /**
+   * Of a lease of host slots: only these, when no swap of the lease runs any more, and the lease goes on. None: all of it.
+   *
+   * @generated from field: repeated uint32 slot_ids = 2;
+   */
+  slotIds: number[];
 };
 
 /**
@@ -533,7 +547,7 @@ export declare type ReleaseRequest = Message<"kvasir.kernel.v1.ReleaseRequest"> 
 export declare const ReleaseRequestSchema: GenMessage<ReleaseRequest>;
 
 /**
- * Closed: nobody reads.
+ * Ended: nobody reads.
  *
  * @generated from message kvasir.kernel.v1.ReleaseResponse
  */
@@ -821,7 +835,7 @@ export declare const CodecLevelSchema: GenMessage<CodecLevel>;
  */
 export declare type FenceRequest = Message<"kvasir.kernel.v1.FenceRequest"> & {
   /**
-   * FetchRequest.lease_id.
+   * FetchRequest.lease_id, or SwapRequest.swap_id.
    *
    * @generated from field: bytes lease_id = 1;
    */
@@ -847,6 +861,103 @@ export declare type FenceResponse = Message<"kvasir.kernel.v1.FenceResponse"> & 
  * Use `create(FenceResponseSchema)` to create a new message.
  */
 export declare const FenceResponseSchema: GenMessage<FenceResponse>;
+
+/**
+ * Moves blocks out of the pool, or into it. A run of blocks whose slots are a run too is one copy.
+ *
+ * @generated from message kvasir.kernel.v1.SwapRequest
+ */
+export declare type SwapRequest = Message<"kvasir.kernel.v1.SwapRequest"> & {
+  /**
+   * 16 random bytes: who has the slots. The first swap out under it opens it; one swap of it runs at a time.
+   *
+   * @generated from field: bytes lease_id = 1;
+   */
+  leaseId: Uint8Array;
+
+  /**
+   * 16 random bytes: this swap, for Fence.
+   *
+   * @generated from field: bytes swap_id = 2;
+   */
+  swapId: Uint8Array;
+
+  /**
+   * Which way.
+   *
+   * @generated from field: kvasir.kernel.v1.SwapDirection direction = 3;
+   */
+  direction: SwapDirection;
+
+  /**
+   * Blocks to copy from or to. Going out, everything in them that counts was computed by steps that were answered.
+   *
+   * @generated from field: repeated uint32 block_ids = 4;
+   */
+  blockIds: number[];
+
+  /**
+   * Slots of the lease, one for each block in order. Going out there may be fewer: these are overwritten, and the blocks after them get free
+   * slots.
+   *
+   * @generated from field: repeated uint32 slot_ids = 5;
+   */
+  slotIds: number[];
+};
+
+/**
+ * Describes the message kvasir.kernel.v1.SwapRequest.
+ * Use `create(SwapRequestSchema)` to create a new message.
+ */
+export declare const SwapRequestSchema: GenMessage<SwapRequest>;
+
+/**
+ * The bytes are in place.
+ *
+ * @generated from message kvasir.kernel.v1.SwapResponse
+ */
+export declare type SwapResponse = Message<"kvasir.kernel.v1.SwapResponse"> & {
+  /**
+   * The slot of each block, in order.
+   *
+   * @generated from field: repeated uint32 slot_ids = 1;
+   */
+  slotIds: number[];
+
+  /**
+   * Bytes copied.
+   *
+   * @generated from field: uint64 data_bytes = 2;
+   */
+  dataBytes: bigint;
+
+  /**
+   * Copies they took.
+   *
+   * @generated from field: uint32 group_count = 3;
+   */
+  groupCount: number;
+
+  /**
+   * Time that the copies took.
+   *
+   * @generated from field: uint64 transfer_nanos = 4;
+   */
+  transferNanos: bigint;
+
+  /**
+   * Time before the first copy, behind other swaps of the same direction.
+   *
+   * @generated from field: uint64 wait_nanos = 5;
+   */
+  waitNanos: bigint;
+};
+
+/**
+ * Describes the message kvasir.kernel.v1.SwapResponse.
+ * Use `create(SwapResponseSchema)` to create a new message.
+ */
+export declare const SwapResponseSchema: GenMessage<SwapResponse>;
 
 /**
  * Nothing to say.
@@ -944,6 +1055,34 @@ export declare type StatsResponse = Message<"kvasir.kernel.v1.StatsResponse"> & 
    * @generated from field: uint32 pulls_running = 11;
    */
   pullsRunning: number;
+
+  /**
+   * Host slots under leases.
+   *
+   * @generated from field: uint32 slots_used = 12;
+   */
+  slotsUsed: number;
+
+  /**
+   * Running swaps.
+   *
+   * @generated from field: uint32 swaps_running = 13;
+   */
+  swapsRunning: number;
+
+  /**
+   * KV bytes copied to the host.
+   *
+   * @generated from field: uint64 kv_bytes_swapped_out = 14;
+   */
+  kvBytesSwappedOut: bigint;
+
+  /**
+   * KV bytes copied from the host.
+   *
+   * @generated from field: uint64 kv_bytes_swapped_in = 15;
+   */
+  kvBytesSwappedIn: bigint;
 };
 
 /**
@@ -1150,6 +1289,39 @@ export enum SliceOutcome {
 export declare const SliceOutcomeSchema: GenEnum<SliceOutcome>;
 
 /**
+ * Which way a swap copies.
+ *
+ * @generated from enum kvasir.kernel.v1.SwapDirection
+ */
+export enum SwapDirection {
+  /**
+   * Refused.
+   *
+   * @generated from enum value: SWAP_DIRECTION_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * From the pool to the host.
+   *
+   * @generated from enum value: SWAP_DIRECTION_OUT = 1;
+   */
+  OUT = 1,
+
+  /**
+   * From the host to the pool.
+   *
+   * @generated from enum value: SWAP_DIRECTION_IN = 2;
+   */
+  IN = 2,
+}
+
+/**
+ * Describes the enum kvasir.kernel.v1.SwapDirection.
+ */
+export declare const SwapDirectionSchema: GenEnum<SwapDirection>;
+
+/**
  * Runs steps on one device. Holds device memory; makes no scheduling choice.
  *
  * @generated from service kvasir.kernel.v1.KernelService
@@ -1200,7 +1372,8 @@ export declare const KernelService: GenService<{
     output: typeof PublishResponseSchema;
   },
   /**
-   * Closes a lease to pulls. Answers when no pull reads its blocks any more, so that they may be reused. Unknown leases are fine.
+   * Ends a lease. Of an export: closes it to pulls, and answers when no pull reads its blocks any more, so that they may be reused. Of host slots:
+   * stops its swap, and answers when the slots are free. Unknown leases are fine.
    *
    * @generated from rpc kvasir.kernel.v1.KernelService.Release
    */
@@ -1223,7 +1396,8 @@ export declare const KernelService: GenService<{
     output: typeof FetchResponseSchema;
   },
   /**
-   * Answers when no fetch of this lease writes any more; later frames of it are refused. Blocks may be reused after it.
+   * Answers when no fetch of this lease writes any more; later frames of it are refused. Blocks may be reused after it. Likewise for a swap, by
+   * its swap_id.
    *
    * @generated from rpc kvasir.kernel.v1.KernelService.Fence
    */
@@ -1231,6 +1405,24 @@ export declare const KernelService: GenService<{
     methodKind: "unary";
     input: typeof FenceRequestSchema;
     output: typeof FenceResponseSchema;
+  },
+  /**
+   * Copies blocks to slots of host memory, or back, and answers when the bytes are in place. Steps go on meanwhile; one that reads a block which
+   * is being filled, or writes one which is being copied, waits, and so do those behind it. Slots belong to their lease until Release, also after they
+   * were swapped in: swapping out again then copies only what changed. They live as long as the Execute stream: at its end all swaps stop and
+   * all slots are free.
+   * Cancelling the call stops the copies, and Fence tells when they have stopped. What a swap that ended early should have filled holds nothing:
+   * blocks are to be swapped in again, slots to be swapped out again; slots that it took are free.
+   * Errors: INVALID_REQUEST for a block or slot that is not there, is named twice or holds nothing; OVERLOADED when too few slots are free, or the
+   * host has no memory for them; UNAVAILABLE, with the status FAILED_PRECONDITION, without an Execute stream, and while a step, a fetch, a pull or
+   * another swap has one of the blocks; LEASE_EXPIRED when it was fenced, or its lease released.
+   *
+   * @generated from rpc kvasir.kernel.v1.KernelService.Swap
+   */
+  swap: {
+    methodKind: "unary";
+    input: typeof SwapRequestSchema;
+    output: typeof SwapResponseSchema;
   },
   /**
    * Counters since the process started, and gauges.

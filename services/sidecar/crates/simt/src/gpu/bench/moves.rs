@@ -2,9 +2,11 @@
 
 use super::super::size::BLOCK;
 use super::{Bench, Work, bytes_of};
-use kvasir_cuda::ops::{self, Copy, Deviation, KvPiece, Relocate};
-use kvasir_cuda::{DeviceError, DeviceKv};
-use kvasir_kernels::{PoolError, RemoteKv};
+use kvasir_cuda::ops::{self, Copy, Deviation, KvPiece, PoolShape, Relocate};
+use kvasir_cuda::{DeviceError, DeviceKv, SwapPart};
+use kvasir_kernels::{KvDtype, KvPool, KvShape, KvShards, PoolError, RemoteKv, SwapDirection, SwapSpace};
+use kvasir_sidecar::swapping::{Copied, copy_blocks};
+use std::sync::Arc;
 use std::time::Instant;
 
 impl Bench<'_> {
@@ -63,8 +65,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Blocks of a whole model's pool to this machine's memory and back, which is what a swap and both ends of a transfer do, beside plain copies
-    /// of as many bytes.
+    /// Blocks of a whole model's pool to this machine's memory and back: packed one by one, as both ends of a transfer do, and swapped, beside plain
+    /// copies of as many bytes.
     pub(super) fn to_and_from_the_host(&self) -> Result<(), DeviceError> {
         let (config, blocks) = (&self.size.config, self.size.moved);
         let shape = self.size.pool(config.layer_count);
@@ -85,7 +87,6 @@ impl Bench<'_> {
         let kv = DeviceKv::new(self.device.another_stream()?, pool.clone(), shape)?;
         let (layers, heads) = (config.layer_count as u32, config.kv_head_count as u32);
         let ranges = || [0..BLOCK as u32, 0..layers, 0..heads];
-        let failed = |error: PoolError| DeviceError::Failed(error.to_string());
         let mut one = Vec::new();
         let gathered = timed(&mut || {
             (0..blocks as u32).try_for_each(|block| {
@@ -99,12 +100,59 @@ impl Bench<'_> {
             "\n| {blocks} blocks of {} KiB | copied, GB/s | block by block, GB/s | of the copy |\n|---|---|---|---|",
             block_bytes >> 10
         );
-        for (name, copied, swapped) in [("device to host", down, gathered), ("host to device", up, scattered)] {
-            println!(
-                "| {name} | {copied:.1} | {swapped:.1} | {:.0} % |",
-                swapped / copied * 100.0
-            );
+        for (name, copied, moved) in [("device to host", down, gathered), ("host to device", up, scattered)] {
+            line_of([name], &[copied, moved]);
+        }
+        let stream = self.device.another_stream()?;
+        let host = stream.allocate_host(blocks * block_bytes)?;
+        let whole = [SwapPart {
+            device_offset: 0,
+            host_offset: 0,
+            bytes: blocks * block_bytes,
+        }];
+        let space = space_of(kv, shape, blocks as u32).map_err(failed)?;
+        println!(
+            "\n| {blocks} blocks, page-locked | blocks lie | copied, GB/s | swapped, GB/s | of the copy |\n|---|---|---|---|---|"
+        );
+        for (name, direction) in [("swap out", SwapDirection::Out), ("swap in", SwapDirection::In)] {
+            let copied = timed(&mut || stream.swap(direction, &pool, &host, &whole)?.wait())?;
+            for (how, step) in [("in one run", 1), ("apart", 2)] {
+                let order = (0..step).flat_map(|first| (first..blocks as u32).step_by(step as usize));
+                let pairs: Vec<(u32, u32)> = order.zip(0..).collect();
+                let swapped = timed(&mut || {
+                    let pairs = pairs.iter().copied();
+                    copy_blocks(&space, direction, pairs, &mut Copied::default(), || Ok(())).map_err(failed)
+                })?;
+                line_of([name, how], &[copied, swapped]);
+            }
         }
         Ok(())
     }
+}
+
+/// A line of a table: words, two rates, and the second over the first.
+fn line_of<'a>(words: impl IntoIterator<Item = &'a str>, [base, rate]: &[f64; 2]) {
+    let words: Vec<&str> = words.into_iter().collect();
+    println!(
+        "| {} | {base:.1} | {rate:.1} | {:.0} % |",
+        words.join(" | "),
+        rate / base * 100.0
+    );
+}
+
+fn failed(error: impl std::fmt::Display) -> DeviceError {
+    DeviceError::Failed(error.to_string())
+}
+
+/// Host memory for all blocks of a pool.
+fn space_of(kv: DeviceKv, shape: PoolShape, blocks: u32) -> Result<SwapSpace, PoolError> {
+    let kv_shape = KvShape {
+        layer_count: shape.layer_count,
+        kv_head_count: shape.kv_head_count,
+        head_size: shape.head_size,
+        block_size: shape.block_size,
+        dtype: KvDtype::Bf16,
+    };
+    let pool = KvShards::whole(KvPool::remote(kv_shape, blocks, Box::new(kv))?);
+    SwapSpace::new(Arc::new(pool), u64::from(blocks) * shape.block_bytes() as u64)
 }
