@@ -1,6 +1,7 @@
 //! The conformance suite on a GPU, the products of cuBLASLt, and models beside the CPU engine.
 
 use super::models;
+use super::swaps::swaps;
 use crate::suite::{CASES, Harness, Random};
 use kvasir_cuda::Device;
 use kvasir_cuda::driver::Products;
@@ -67,6 +68,7 @@ pub fn check(gpus: &dyn Gpus, kernels: &Path, size: &CheckSize) -> Result<(), St
     let mut report = Report(0);
     cases(&*own, size, &mut report);
     report.add("products, fastest beside own", products(&[&*own, &*fastest]));
+    report.add("swaps to the host and back", swaps(&*own));
     for model in &size.models {
         models::check(gpus, kernels, model, size.tokens, &mut report)?;
     }

@@ -10,6 +10,7 @@ mod model_files;
 mod models;
 mod sidecar_process;
 mod size;
+mod swaps;
 
 pub use bench::{Ceilings, bench};
 pub use check::{CheckSize, check, suite};

@@ -1,12 +1,12 @@
 //! KV at other places: on the device, and in this machine's memory.
 
 use super::super::size::BLOCK;
+use super::super::swaps::space_of;
 use super::{Bench, Work, bytes_of};
-use kvasir_cuda::ops::{self, Copy, Deviation, KvPiece, PoolShape, Relocate};
+use kvasir_cuda::ops::{self, Copy, Deviation, KvPiece, Relocate};
 use kvasir_cuda::{DeviceError, DeviceKv, SwapPart};
-use kvasir_kernels::{KvDtype, KvPool, KvShape, KvShards, PoolError, RemoteKv, SwapDirection, SwapSpace};
+use kvasir_kernels::{RemoteKv, SwapDirection};
 use kvasir_sidecar::swapping::{Copied, copy_blocks};
-use std::sync::Arc;
 use std::time::Instant;
 
 impl Bench<'_> {
@@ -142,17 +142,4 @@ fn line_of<'a>(words: impl IntoIterator<Item = &'a str>, [base, rate]: &[f64; 2]
 
 fn failed(error: impl std::fmt::Display) -> DeviceError {
     DeviceError::Failed(error.to_string())
-}
-
-/// Host memory for all blocks of a pool.
-fn space_of(kv: DeviceKv, shape: PoolShape, blocks: u32) -> Result<SwapSpace, PoolError> {
-    let kv_shape = KvShape {
-        layer_count: shape.layer_count,
-        kv_head_count: shape.kv_head_count,
-        head_size: shape.head_size,
-        block_size: shape.block_size,
-        dtype: KvDtype::Bf16,
-    };
-    let pool = KvShards::whole(KvPool::remote(kv_shape, blocks, Box::new(kv))?);
-    SwapSpace::new(Arc::new(pool), u64::from(blocks) * shape.block_bytes() as u64)
 }
