@@ -1412,7 +1412,8 @@ export declare const KernelService: GenService<{
    * were swapped in: swapping out again then copies only what changed. They live as long as the Execute stream: at its end all swaps stop and
    * all slots are free.
    * Cancelling the call stops the copies, and Fence tells when they have stopped. What a swap that ended early should have filled holds nothing:
-   * blocks are to be swapped in again, slots to be swapped out again; slots that it took are free.
+   * blocks are to be swapped in again, slots to be swapped out again; slots that it took are free. Where its answer was on its way already they are
+   * the lease's, until Release.
    * Errors: INVALID_REQUEST for a block or slot that is not there, is named twice or holds nothing; OVERLOADED when too few slots are free, or the
    * host has no memory for them; UNAVAILABLE, with the status FAILED_PRECONDITION, without an Execute stream, and while a step, a fetch, a pull or
    * another swap has one of the blocks; LEASE_EXPIRED when it was fenced, or its lease released.
