@@ -5,7 +5,7 @@ use crate::rotation::upload;
 use crate::section::{Section, bytes_of, dtype_code};
 use crate::tables::{Kind, LevelTables};
 use kvasir_codec::{ChunkRange, Codec, CodecError, KvShapeOfModel, LEVEL_LOSSLESS, LEVEL_RAW, Prepared};
-use kvasir_cuda::{Buffer, Device, DeviceError};
+use kvasir_cuda::{Buffer, Device, DeviceError, Rooms};
 use kvasir_kernels::{KeyTurns, PackedShape, RANS_LANES, column_stride};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub struct PackedChunk {
     pub offset: u64,
 }
 
-/// Memory that grows to what calls need; named for what lies in it.
+/// What lies in the memory that is kept between calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Use {
     Sections,
@@ -64,7 +64,7 @@ pub struct DeviceCodec {
     pub(crate) shape: KvShapeOfModel,
     prepared: Arc<Prepared>,
     levels: BTreeMap<u8, Arc<LevelTables>>,
-    memory: BTreeMap<Use, Buffer>,
+    memory: Rooms<Use>,
     turns: Option<Arc<Turns>>,
 }
 
@@ -80,9 +80,17 @@ impl DeviceCodec {
             shape,
             prepared,
             levels: BTreeMap::new(),
-            memory: BTreeMap::new(),
+            memory: Rooms::default(),
             turns: None,
         })
+    }
+
+    /// Bytes of the elements of a range that a level can code.
+    ///
+    /// # Errors
+    /// As those of [`kvasir_codec::Codec::encode`] that the range alone can cause.
+    pub fn byte_len(&self, level: u8, range: &ChunkRange) -> Result<usize, CodecError> {
+        Ok(self.codec.sections(level, range)?.0.byte_len())
     }
 
     /// A level's tables, uploaded when they are first asked for.
@@ -100,22 +108,12 @@ impl DeviceCodec {
 
     /// Memory of at least `bytes`, with whatever it held.
     pub(crate) fn room(&mut self, device: &dyn Device, which: Use, bytes: usize) -> Result<Buffer, DeviceError> {
-        let bytes = bytes.max(16);
-        if let Some(buffer) = self.memory.get(&which).filter(|buffer| buffer.byte_len() >= bytes) {
-            return Ok(buffer.clone());
-        }
-        // The old memory goes first: the new one may need its place.
-        self.memory.remove(&which);
-        let buffer = device.allocate(bytes.next_multiple_of(256))?;
-        self.memory.insert(which, buffer.clone());
-        Ok(buffer)
+        self.memory.room(device, which, bytes)
     }
 
     /// The same, holding `content`.
     pub(crate) fn filled(&mut self, device: &dyn Device, which: Use, content: &[u8]) -> Result<Buffer, DeviceError> {
-        let buffer = self.room(device, which, content.len())?;
-        device.write(&buffer, 0, content)?;
-        Ok(buffer)
+        self.memory.filled(device, which, content)
     }
 
     /// Cosines and sines of the sections' positions, from the host's own sine: a device's differs in the last place.

@@ -11,6 +11,7 @@
 
 mod coder;
 mod decode;
+mod digest;
 mod encode;
 mod launch;
 mod rotation;
@@ -18,3 +19,4 @@ mod section;
 mod tables;
 
 pub use coder::{CodingError, DeviceCodec, PackedChunk};
+pub use digest::DeviceDigests;

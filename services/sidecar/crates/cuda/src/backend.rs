@@ -7,7 +7,7 @@ use crate::device_weights::DeviceWeights;
 use crate::graphs::Graphs;
 use crate::kv_memory::KvMemory;
 use crate::ops::{self, PoolShape, Relocate};
-use crate::remote_kv::DeviceKv;
+use crate::remote_kv::{DeviceKv, DevicePool};
 use crate::scratch::{Scratch, ScratchSizes};
 use crate::step_plan::{Division, StepRows, padded_rows};
 use crate::transformer::Transformer;
@@ -165,6 +165,14 @@ impl CudaBackend {
             logit_rows: 0,
             config,
         })
+    }
+
+    /// Where the pool's blocks lie.
+    pub fn device_pool(&self) -> DevicePool {
+        DevicePool {
+            memory: self.pool_memory.clone(),
+            shape: self.shape,
+        }
     }
 
     /// Whether the kernels can run a model of these sizes.

@@ -292,6 +292,9 @@ pub trait Device: Send + Sync {
     /// [`DeviceError::Failed`].
     fn memory(&self) -> Result<DeviceMemory, DeviceError>;
 
+    /// How many thread blocks run at least at the same time.
+    fn multiprocessors(&self) -> usize;
+
     /// For people: `NVIDIA H200, compute capability 9.0`.
     fn description(&self) -> String;
 }

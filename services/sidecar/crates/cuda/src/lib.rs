@@ -15,6 +15,7 @@ mod kv_memory;
 pub mod ops;
 mod read_plan;
 mod remote_kv;
+mod rooms;
 mod scratch;
 mod seen;
 mod slots;
@@ -29,5 +30,6 @@ pub use device::{
 };
 pub use device_weights::{DeviceLayer, DeviceWeights};
 pub use kv_memory::KvMemory;
-pub use remote_kv::DeviceKv;
+pub use remote_kv::{DeviceKv, DevicePool};
+pub use rooms::Rooms;
 pub use step_plan::{Division, StepRows};

@@ -12,6 +12,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 /// each.
 const LANES: usize = 4;
 
+/// A pool's blocks in a device's memory: bf16 `[block][layer][K, V][kv_head][token][head_size]`.
+#[derive(Clone)]
+pub struct DevicePool {
+    /// All of them.
+    pub memory: Buffer,
+    /// Sizes of one.
+    pub shape: PoolShape,
+}
+
 /// Memory of the pool on a device, with the stream that transfers use.
 pub struct DeviceKv {
     device: Arc<dyn Device>,
@@ -37,7 +46,7 @@ impl DeviceKv {
         let lane = |_| {
             Ok(Mutex::new(Lane {
                 packed: device.allocate(shape.block_bytes())?,
-                piece: device.allocate(32)?,
+                piece: device.allocate(KvPiece::BYTES)?,
             }))
         };
         let lanes = (0..LANES).map(lane).collect::<Result<_, DeviceError>>()?;
@@ -72,6 +81,7 @@ impl DeviceKv {
     ) -> Result<(), DeviceError> {
         let piece = KvPiece {
             packed: 0,
+            packed_tokens: tokens.end - tokens.start,
             block,
             token_begin: tokens.start,
             token_count: tokens.end - tokens.start,

@@ -224,8 +224,11 @@ impl KvPool {
         (end <= self.local_count).then(|| unsafe { self.base.add(offset) })
     }
 
-    /// Checks the ranges and returns the packed length in bytes.
-    fn check(
+    /// Bytes of some tokens of a block in some layers and heads, packed.
+    ///
+    /// # Errors
+    /// [`PoolError::UnknownBlock`], [`PoolError::Range`].
+    pub fn check(
         &self,
         block: u32,
         tokens: &Range<u32>,

@@ -3,19 +3,19 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use kvasir_codec::{ChunkRange, LEVEL_RAW};
+use kvasir_codec::LEVEL_RAW;
 use kvasir_engine::KvDtype;
 use kvasir_kernels::{PoolError, convert};
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::coders::Expected;
+use crate::chunk_coder::{ChunkPlace, chunk_range};
+use crate::coding::{Decoded, Expected};
 use crate::errors::CallError;
 use crate::fetch::{Fetch, fenced};
 use crate::frames::{Coverage, FrameRange, within_block};
 use crate::intervals::Route;
 use crate::layouts::{dtype_from_wire, frame_dtype, layout_to_wire};
 use crate::levels::Levels;
-use crate::packing;
 use crate::proto::kernel::LevelTraffic;
 use crate::proto::transfer::{Frame, PullEnd, PullHeader};
 use crate::state::Sidecar;
@@ -31,6 +31,13 @@ pub(crate) struct Arriving<'a> {
     frames: u32,
     pub(crate) has_begun: bool,
     pub(crate) is_ended: bool,
+}
+
+/// A frame in its turn, whose digest holds.
+struct Verified {
+    range: FrameRange,
+    level: u8,
+    raw_bytes: usize,
 }
 
 impl<'a> Arriving<'a> {
@@ -78,8 +85,61 @@ impl<'a> Arriving<'a> {
         Ok(())
     }
 
-    /// Verifies a frame, whole, decodes it, and only then places it. Tells what came. Dropping the future places nothing.
-    pub(crate) async fn admit(&mut self, frame: &Frame) -> Result<LevelTraffic, CallError> {
+    /// Verifies frames of one level, whole, decodes them, and only then places them. Tells what came, up to the first that is wrong, and what is
+    /// wrong with it. Dropping the future places nothing.
+    pub(crate) async fn admit(&mut self, frames: &[Frame]) -> (Vec<LevelTraffic>, Result<(), CallError>) {
+        let (mut verified, mut wrong) = (Vec::with_capacity(frames.len()), Ok(()));
+        for frame in frames {
+            match self.verify(frame) {
+                Ok(one) => verified.push((frame, one)),
+                Err(error) => {
+                    wrong = Err(error);
+                    break;
+                }
+            }
+        }
+        let mut placed = Vec::with_capacity(verified.len());
+        let outcome = self.place_all(&verified, &mut placed).await;
+        (placed, outcome.and(wrong))
+    }
+
+    async fn place_all(
+        &mut self,
+        verified: &[(&Frame, Verified)],
+        placed: &mut Vec<LevelTraffic>,
+    ) -> Result<(), CallError> {
+        let is_raw = verified.iter().all(|(_, one)| one.level == LEVEL_RAW);
+        let mut decoded = if is_raw {
+            None
+        } else {
+            Some(self.decode(verified).await?)
+        };
+        for (index, (frame, one)) in verified.iter().enumerate() {
+            let decode_nanos = match &mut decoded {
+                None => {
+                    self.place(&one.range, &frame.data)?;
+                    0
+                }
+                Some(decoded) => {
+                    self.place_decoded(index, &one.range, decoded)?;
+                    decoded.nanos_each
+                }
+            };
+            self.bytes += frame.data.len() as u64;
+            self.frames += 1;
+            placed.push(LevelTraffic {
+                level: one.level.into(),
+                wire_bytes: frame.data.len() as u64,
+                raw_bytes: one.raw_bytes as u64,
+                encode_nanos: frame.encode_nanos,
+                decode_nanos,
+            });
+        }
+        Ok(())
+    }
+
+    /// Checks all of a frame but what its data decode to, and counts it as having come.
+    fn verify(&mut self, frame: &Frame) -> Result<Verified, CallError> {
         if !self.has_begun {
             return Err(CallError::Internal("the source began without a header".into()));
         }
@@ -127,42 +187,32 @@ impl<'a> Arriving<'a> {
         self.arrived
             .take(&range)
             .map_err(|layer| displaced(&format!("layer {layer} was next")))?;
-        let decoded = match level {
-            LEVEL_RAW => None,
-            _ => Some(self.decode(frame, level, &range).await?),
-        };
-        let (elements, decode_nanos) = match &decoded {
-            None => (frame.data.as_ref(), 0),
-            Some((elements, nanos)) => (elements.as_slice(), *nanos),
-        };
-        self.place(&range, elements)?;
-        self.bytes += frame.data.len() as u64;
-        self.frames += 1;
-        Ok(LevelTraffic {
-            level: level.into(),
-            wire_bytes: frame.data.len() as u64,
-            raw_bytes: raw_bytes as u64,
-            encode_nanos: frame.encode_nanos,
-            decode_nanos,
+        Ok(Verified {
+            range,
+            level,
+            raw_bytes,
         })
     }
 
-    /// The elements of a coded frame, by pieces, and how long it took.
-    async fn decode(&self, frame: &Frame, level: u8, range: &FrameRange) -> Result<(Vec<u8>, u64), CallError> {
-        let expected = Expected {
-            range: ChunkRange {
-                token_begin: frame.token_begin,
-                token_count: frame.token_count,
-                layers: range.layers.start as u16..range.layers.end as u16,
-            },
-            level,
-            profile: self.fetch.levels.profile(),
-            elements_digest: &frame.elements_digest,
+    /// The elements of coded frames.
+    async fn decode(&self, frames: &[(&Frame, Verified)]) -> Result<Decoded, CallError> {
+        let expected = |(frame, one): &(&Frame, Verified)| {
+            let expected = Expected {
+                range: chunk_range(&one.range, self.arrived.pieces()),
+                level: one.level,
+                elements_digest: frame.elements_digest.clone(),
+            };
+            (expected, frame.data.clone())
         };
-        let decoded = self.sidecar.coders.decode(expected, frame.data.clone()).await?;
-        let counts = self.arrived.pieces().counts(range.pieces.clone());
-        let run = self.sidecar.layout.head_size * self.dtype.byte_size();
-        Ok((packing::split(&decoded.packed, &counts, run), decoded.nanos))
+        let coding = self.sidecar.coders.take(self.fetch.levels.profile()).await?;
+        coding.decode(frames.iter().map(expected).collect()).await
+    }
+
+    fn place_decoded(&self, index: usize, range: &FrameRange, decoded: &mut Decoded) -> Result<(), CallError> {
+        let (pieces, blocks) = (self.arrived.pieces(), &self.fetch.request.block_ids);
+        let place = ChunkPlace::of_frame(range, pieces, self.sidecar.block_size(), blocks)?;
+        let written = self.fetch.gate.write(|| decoded.write(index, &place));
+        written.unwrap_or_else(|| Err(fenced()))
     }
 
     fn place(&self, range: &FrameRange, data: &[u8]) -> Result<(), CallError> {

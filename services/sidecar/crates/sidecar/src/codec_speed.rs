@@ -3,16 +3,18 @@
 use std::time::Instant;
 
 use kvasir_codec::{
-    Chunk, ChunkRange, Codec, CodecError, KvShapeOfModel, LEVEL_LOSSLESS, LEVEL_LOSSY_FROM, LEVEL_RAW, Profile,
+    Chunk, ChunkRange, CodecError, KvShapeOfModel, LEVEL_LOSSLESS, LEVEL_LOSSY_FROM, LEVEL_RAW, Profile,
 };
 use kvasir_kernels::{Isa, KeyTurns, PackedShape, packed_from_columns};
 
-/// Tokens of the chunk that is coded: few enough to take milliseconds.
+use crate::chunk_coder::{ChunkCoder, CoderError};
+
+/// Tokens of a chunk that is coded: few enough to take milliseconds.
 const TOKENS: usize = 128;
 /// Of so many runs the best counts: what others on the machine take is not the codec's.
 const RUNS: usize = 3;
 
-/// Of one level, in bytes of raw KV a second on one thread; 0 where nothing is done.
+/// Of one level, in bytes of raw KV a second of one coder; 0 where nothing is done.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Speed {
     /// Encoding.
@@ -23,41 +25,51 @@ pub struct Speed {
     pub ratio: f64,
 }
 
-/// Codes the first layers of a made-up text at each level.
+/// Codes the first layers of made-up texts at each level, so many in a call. `layers_each`: layers that each level codes together.
 ///
 /// # Errors
-/// [`CodecError`] when a level cannot be coded: the profile is of another model.
-pub fn measure(codec: &mut Codec, shape: &KvShapeOfModel, profile: &Profile) -> Result<Vec<Speed>, CodecError> {
-    let count = codec.level_count();
-    let measured = |level: u8| {
+/// [`CoderError`] when a level cannot be coded: the profile is of another model.
+pub fn measure(
+    coder: &mut dyn ChunkCoder,
+    chunks_at_once: usize,
+    shape: &KvShapeOfModel,
+    profile: &Profile,
+    layers_each: &[u32],
+) -> Result<Vec<Speed>, CoderError> {
+    let measured = |(level, each): (u8, &u32)| {
         if level == LEVEL_RAW {
             let [encode, decode] = [0.0; 2];
             let ratio = 1.0;
             return Ok(Speed { encode, decode, ratio });
         }
-        let layers = codec.layers_each(level)?.min(shape.layer_count);
+        let layers = (*each as usize).min(shape.layer_count);
         let packed = made_up(shape, profile, level, layers)?;
         let range = ChunkRange {
             token_begin: TOKENS as u32,
             token_count: TOKENS as u32,
             layers: 0..layers as u16,
         };
-        let (mut bytes, mut back) = (Vec::new(), Vec::new());
-        let mut best = [f64::INFINITY; 2];
+        let texts = vec![(range, &packed[..]); chunks_at_once];
+        let (mut best, mut bytes) = ([f64::INFINITY; 2], 0);
         for _ in 0..RUNS {
-            bytes.clear();
+            coder.hold(&texts)?;
             let began = Instant::now();
-            codec.encode(level, &range, &packed, &mut bytes)?;
+            let encoded = coder.encode(level)?;
             best[0] = best[0].min(began.elapsed().as_secs_f64());
+            bytes = encoded.iter().map(|chunk| chunk.data.len()).sum();
             let began = Instant::now();
-            codec.decode(&Chunk::read(&bytes)?.0, &mut back)?;
+            let chunks = encoded.iter().map(|chunk| Ok(Chunk::read(&chunk.data)?.0));
+            for outcome in coder.decode(&chunks.collect::<Result<Vec<_>, CodecError>>()?)? {
+                outcome?;
+            }
             best[1] = best[1].min(began.elapsed().as_secs_f64());
         }
-        let [encode, decode] = best.map(|seconds| packed.len() as f64 / seconds);
-        let ratio = packed.len() as f64 / bytes.len() as f64;
+        let raw = (packed.len() * chunks_at_once) as f64;
+        let [encode, decode] = best.map(|seconds| raw / seconds);
+        let ratio = raw / bytes as f64;
         Ok(Speed { encode, decode, ratio })
     };
-    (0..count).map(measured).collect()
+    (0..).zip(layers_each).map(measured).collect()
 }
 
 /// Each channel at its mean with a little noise, as a level knows it: nothing is out of its tables.

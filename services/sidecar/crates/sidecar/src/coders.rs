@@ -1,36 +1,32 @@
-//! Encoding and decoding of frames: which profiles there are, and threads beside those of the device and of the connections.
+//! Which codec profiles there are, at which levels KV may travel, and coders for whoever has frames.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
-use bytes::Bytes;
-use kvasir_codec::{
-    Chunk, ChunkRange, Codec, CodecError, KvShapeOfModel, LEVEL_LOSSLESS, LEVEL_LOSSY_FROM, LEVEL_RAW, Prepared,
-    Profile, ProfileId,
-};
+use kvasir_codec::{Codec, KvShapeOfModel, LEVEL_LOSSLESS, LEVEL_LOSSY_FROM, LEVEL_RAW, Prepared, Profile, ProfileId};
 use tokio::sync::Semaphore;
-use xxhash_rust::xxh3::xxh3_128;
 
 use crate::builtin_profile::builtin_profile;
+use crate::chunk_coder::{ChunkCoder, CoderError, CodingSite};
 use crate::codec_speed::{Speed, measure};
+use crate::coding::Coding;
 use crate::errors::CallError;
 use crate::exports::lock;
 use crate::levels::{Levels, spans_from_wire};
 use crate::proto::kernel::{CodecLevel, CodecProfile};
 use crate::proto::transfer::TokenLevel;
 
-/// Frames that are encoded or decoded at a time. Larger: several pulls go on at once; smaller: more of the machine is left for the device.
-const THREADS: usize = 2;
+/// Coders that are used at a time. Larger: several pulls go on at once; smaller: more of the machine is left for the device.
+pub const THREADS: usize = 2;
 /// Said of the built-in tables before anything was sent.
 const BUILTIN_RATIO: f64 = 1.3;
 
 /// Codecs of one model, for whoever has a frame.
 pub struct Coders {
     known: Vec<Known>,
-    shape: Option<KvShapeOfModel>,
-    /// Codecs that nobody uses now.
-    idle: Mutex<Vec<(ProfileId, Codec)>>,
+    made: Option<(KvShapeOfModel, Arc<dyn CodingSite>)>,
+    /// Coders that nobody uses now.
+    idle: Mutex<Vec<(ProfileId, Box<dyn ChunkCoder>)>>,
     threads: Arc<Semaphore>,
 }
 
@@ -55,73 +51,59 @@ pub struct LevelRequest<'a> {
     pub is_whole: bool,
 }
 
-/// A frame's bytes.
-pub struct Encoded {
-    /// The chunk.
-    pub data: Bytes,
-    /// Its level: that which was asked, or lossless.
-    pub level: u8,
-    /// Of the elements, for the lossless level.
-    pub elements_digest: Vec<u8>,
-    /// Time on the thread.
-    pub nanos: u64,
-}
-
-/// A frame's elements.
-pub struct Decoded {
-    /// `[layer][K, V][kv_head][token][head_size]`.
-    pub packed: Vec<u8>,
-    /// Time on the thread.
-    pub nanos: u64,
-}
-
-/// A chunk that should be in a frame.
-pub struct Expected<'a> {
-    /// Tokens and layers.
-    pub range: ChunkRange,
-    /// Level.
-    pub level: u8,
-    /// Profile.
-    pub profile: ProfileId,
-    /// Of the elements, for the lossless level.
-    pub elements_digest: &'a [u8],
-}
-
 impl Coders {
     /// Nothing but raw.
     pub fn none() -> Arc<Self> {
         Arc::new(Self {
             known: Vec::new(),
-            shape: None,
+            made: None,
             idle: Mutex::default(),
             threads: Arc::new(Semaphore::new(THREADS)),
         })
     }
 
-    /// The built-in profile and, where there is one, the model's own.
+    /// The built-in profile and, where there is one, the model's own, for KV at `site`, whose speed is measured.
     ///
     /// # Errors
-    /// [`CodecError`] when the profile is of another shape.
-    pub fn new(shape: KvShapeOfModel, own: Option<(Profile, ProfileId)>) -> Result<Arc<Self>, CodecError> {
-        let profiles = [Some(builtin_profile(&shape)?), own];
-        let known = profiles.into_iter().flatten().map(|(profile, id)| {
+    /// [`CoderError::Codec`] when the profile is of another shape, [`CoderError::Device`].
+    pub fn new(
+        shape: KvShapeOfModel,
+        own: Option<(Profile, ProfileId)>,
+        site: Arc<dyn CodingSite>,
+    ) -> Result<Arc<Self>, CoderError> {
+        let (mut known, mut idle) = (Vec::new(), Vec::new());
+        for (profile, id) in [Some(builtin_profile(&shape)?), own].into_iter().flatten() {
             let prepared = Arc::new(Prepared::new(profile, id)?);
-            let mut codec = Codec::new(shape.clone(), Some(Arc::clone(&prepared)))?;
-            let each = |level| codec.layers_each(level).map(|each| each as u32);
-            let layers_each = (0..codec.level_count()).map(each).collect::<Result<Vec<_>, _>>()?;
-            let speeds = measure(&mut codec, &shape, prepared.profile())?;
-            Ok::<_, CodecError>(Known {
+            let codec = Codec::new(shape.clone(), Some(Arc::clone(&prepared)))?;
+            let levels = 0..codec.level_count();
+            let layers_each = levels.map(|level| Ok(codec.layers_each(level)? as u32));
+            let layers_each = layers_each.collect::<Result<Vec<u32>, CoderError>>()?;
+            let mut coder = site.coder(&shape, &prepared)?;
+            let speeds = measure(
+                &mut *coder,
+                site.chunks_at_once(),
+                &shape,
+                prepared.profile(),
+                &layers_each,
+            )?;
+            known.push(Known {
                 prepared,
                 layers_each,
                 speeds,
-            })
-        });
+            });
+            idle.push((id, coder));
+        }
         Ok(Arc::new(Self {
-            known: known.collect::<Result<Vec<_>, _>>()?,
-            shape: Some(shape),
-            idle: Mutex::default(),
+            known,
+            made: Some((shape, site)),
+            idle: Mutex::new(idle),
             threads: Arc::new(Semaphore::new(THREADS)),
         }))
+    }
+
+    /// Frames that are best coded together.
+    pub fn chunks_at_once(&self) -> usize {
+        self.made.as_ref().map_or(1, |(_, site)| site.chunks_at_once())
     }
 
     /// What the worker and its peers are told.
@@ -194,108 +176,33 @@ impl Coders {
         ))
     }
 
-    /// Encodes elements; what no lossy level can encode becomes lossless. Dropping the future loses the result and nothing else.
+    /// A coder that nobody else uses, when there is one.
     ///
     /// # Errors
-    /// [`CallError::Internal`].
-    pub async fn encode(
-        self: &Arc<Self>,
-        profile: ProfileId,
-        level: u8,
-        range: ChunkRange,
-        packed: Vec<u8>,
-    ) -> Result<Encoded, CallError> {
-        let work = move |codec: &mut Codec| {
-            let began = Instant::now();
-            let mut data = Vec::with_capacity(packed.len());
-            let mut used = level;
-            if let Err(error) = codec.encode(used, &range, &packed, &mut data) {
-                if error != CodecError::NotFinite {
-                    return Err(CallError::Internal(format!("a frame could not be encoded: {error}")));
-                }
-                used = LEVEL_LOSSLESS;
-                codec
-                    .encode(used, &range, &packed, &mut data)
-                    .map_err(|error| CallError::Internal(error.to_string()))?;
+    /// [`CallError::Internal`] for a profile that is not among ours.
+    pub async fn take(self: &Arc<Self>, profile: ProfileId) -> Result<Coding, CallError> {
+        let internal = |error: &dyn std::fmt::Display| CallError::Internal(format!("coding frames: {error}"));
+        let threads = Arc::clone(&self.threads).acquire_owned();
+        let permit = threads.await.map_err(|error| internal(&error))?;
+        let coder = match self.idle_one(profile) {
+            Some(coder) => coder,
+            None => {
+                let missing = || CallError::Internal(format!("codec profile {profile} is not known here"));
+                let (known, (shape, site)) = self.find(&profile.0).zip(self.made.as_ref()).ok_or_else(missing)?;
+                site.coder(shape, &known.prepared).map_err(|error| internal(&error))?
             }
-            let elements_digest = match used {
-                LEVEL_LOSSLESS => xxh3_128(&packed).to_be_bytes().to_vec(),
-                _ => Vec::new(),
-            };
-            Ok(Encoded {
-                data: Bytes::from(data),
-                level: used,
-                elements_digest,
-                nanos: nanos_since(began),
-            })
         };
-        self.run(profile, work).await
+        Ok(Coding::new(coder, profile, Arc::clone(self), permit))
     }
 
-    /// Decodes a frame that should hold a chunk. Dropping the future loses the result and nothing else.
-    ///
-    /// # Errors
-    /// [`CallError::DigestMismatch`] when it holds another chunk, or bytes that decode to nothing or to other elements.
-    pub async fn decode(self: &Arc<Self>, expected: Expected<'_>, data: Bytes) -> Result<Decoded, CallError> {
-        let Expected {
-            range, level, profile, ..
-        } = expected;
-        let elements_digest = expected.elements_digest.to_vec();
-        let work = move |codec: &mut Codec| {
-            let began = Instant::now();
-            let refused = |error: CodecError| CallError::DigestMismatch(format!("a frame cannot be decoded: {error}"));
-            let (chunk, rest) = Chunk::read(&data).map_err(refused)?;
-            if !rest.is_empty() || chunk.range != range || chunk.level != level || chunk.profile != profile {
-                let (found, at) = (&chunk.range, chunk.level);
-                let message =
-                    format!("a frame holds a chunk of {found:?} at level {at} where {range:?} at {level} is due");
-                return Err(CallError::DigestMismatch(message));
-            }
-            let mut packed = Vec::new();
-            codec.decode(&chunk, &mut packed).map_err(refused)?;
-            if level == LEVEL_LOSSLESS && elements_digest != xxh3_128(&packed).to_be_bytes() {
-                let message = format!("{range:?} decodes to other elements than were encoded");
-                return Err(CallError::DigestMismatch(message));
-            }
-            Ok(Decoded {
-                packed,
-                nanos: nanos_since(began),
-            })
-        };
-        self.run(profile, work).await
-    }
-
-    /// Runs on a thread of its own, with a codec that nobody else uses.
-    async fn run<T: Send + 'static>(
-        self: &Arc<Self>,
-        profile: ProfileId,
-        work: impl FnOnce(&mut Codec) -> Result<T, CallError> + Send + 'static,
-    ) -> Result<T, CallError> {
-        let internal = |error: &dyn std::fmt::Display| CallError::Internal(format!("coding a frame: {error}"));
-        let permit = Arc::clone(&self.threads)
-            .acquire_owned()
-            .await
-            .map_err(|error| internal(&error))?;
-        let own = Arc::clone(self);
-        let running = tokio::task::spawn_blocking(move || {
-            let mut codec = own.take(profile)?;
-            let outcome = work(&mut codec);
-            lock(&own.idle).push((profile, codec));
-            drop(permit);
-            outcome
-        });
-        running.await.map_err(|error| internal(&error))?
-    }
-
-    fn take(&self, profile: ProfileId) -> Result<Codec, CallError> {
+    fn idle_one(&self, profile: ProfileId) -> Option<Box<dyn ChunkCoder>> {
         let mut idle = lock(&self.idle);
-        if let Some(index) = idle.iter().position(|(id, _)| *id == profile) {
-            return Ok(idle.swap_remove(index).1);
-        }
-        drop(idle);
-        let missing = || CallError::Internal(format!("codec profile {profile} is not known here"));
-        let (known, shape) = self.find(&profile.0).zip(self.shape.clone()).ok_or_else(missing)?;
-        Codec::new(shape, Some(Arc::clone(&known.prepared))).map_err(|error| CallError::Internal(error.to_string()))
+        let index = idle.iter().position(|(id, _)| *id == profile)?;
+        Some(idle.swap_remove(index).1)
+    }
+
+    pub(crate) fn put_back(&self, profile: ProfileId, coder: Box<dyn ChunkCoder>) {
+        lock(&self.idle).push((profile, coder));
     }
 }
 
@@ -323,10 +230,6 @@ impl Known {
             decode_bytes_per_second: speed.decode,
         }
     }
-}
-
-fn nanos_since(began: Instant) -> u64 {
-    u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -86,7 +86,7 @@ pub struct FrameRange {
 
 /// What has travelled: of each piece the layers before some layer. The source chooses by it what to send next, the sink checks with it that
 /// everything comes once.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Coverage {
     pieces: Pieces,
     layers: Range<u32>,

@@ -5,13 +5,16 @@ use std::sync::Arc;
 
 use kvasir_cuda::driver::Products;
 use kvasir_cuda::{CudaBackend, CudaOptions, Division, KvMemory};
-use kvasir_engine::{Engine, EngineOptions, Footprint, KvDtype, WeightFormat};
+use kvasir_engine::{Backend, Engine, EngineOptions, Footprint, KvDtype, WeightFormat};
 use kvasir_kernels::Cpu;
 use kvasir_model::ModelSource;
 
+use crate::chunk_coder::CodingSite;
 use crate::cli::EngineFlags;
+use crate::device_coder::DeviceSite;
 use crate::device_flag::DeviceFlag;
 use crate::gpus::{Gpu, Gpus, OfTheDriver};
+use crate::host_coder::HostSite;
 use crate::memory::check_memory;
 use crate::serve::Fatal;
 
@@ -31,6 +34,8 @@ pub struct Loaded {
     pub why_cpu: Option<String>,
     /// Host memory for swaps; 0: none.
     pub swap_bytes: u64,
+    /// What codes its KV.
+    pub site: Arc<dyn CodingSite>,
 }
 
 /// Loads the engine; `progress` gets bytes done and bytes in all.
@@ -67,8 +72,10 @@ pub fn load_engine_on(
     footprint.kv = footprint.kv.saturating_add(swap_bytes);
     check_memory(&flags.model, &footprint)?;
     let engine = Engine::load(&source, options, progress)?;
+    let site = Arc::new(HostSite(engine.pool()));
     Ok(Loaded {
         engine,
+        site,
         why_cpu,
         swap_bytes,
     })
@@ -139,13 +146,17 @@ fn on_gpu(
         rows_max: options.step_token_max,
         graphs: true,
     };
-    let backend = CudaBackend::load(gpu.engine, gpu.transfers, source, on_device, progress)?;
+    let transfers = gpu.transfers;
+    let backend = CudaBackend::load(gpu.engine, Arc::clone(&transfers), source, on_device, progress)?;
+    let site = DeviceSite::new(Arc::clone(backend.pool()), backend.device_pool(), &*transfers);
+    let site = Arc::new(site?);
     let config = source.config().clone();
     let cpu = Arc::new(Cpu::new(THREADS_BESIDE_A_GPU)?);
     let revision = source.revision().to_owned();
     let engine = Engine::with_backend(cpu, Box::new(backend), config, revision, options)?;
     Ok(Loaded {
         engine,
+        site,
         why_cpu: None,
         swap_bytes: flags.swap_bytes.unwrap_or(SWAP_BYTES_OF_A_GPU),
     })

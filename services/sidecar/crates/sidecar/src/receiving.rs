@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use futures_util::future::try_join_all;
+use kvasir_codec::LEVEL_RAW;
 use opentelemetry::Context;
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, StreamMap};
@@ -19,7 +21,7 @@ use crate::layouts::{conversion, dtype_to_wire};
 use crate::proto::common::KvConversion;
 use crate::proto::kernel::{FetchResponse, LevelTraffic};
 use crate::proto::transfer::kv_transfer_service_client::KvTransferServiceClient;
-use crate::proto::transfer::{PullRequest, PullResponse, pull_response::Kind};
+use crate::proto::transfer::{Frame, PullRequest, PullResponse, pull_response::Kind};
 use crate::state::Sidecar;
 use crate::stats::add;
 use crate::telemetry::inject;
@@ -92,21 +94,28 @@ impl<'a> Receiving<'a> {
             .map_err(|_| self.stalled(stall))??;
         self.last = Instant::now();
         let mut reported = self.fetch.request.token_begin;
+        let mut came = None;
         while !self.streams.iter().all(|stream| stream.is_ended) {
             // Headers come at once. Before the first frame the prompt may queue; HTTP/2 pings tell whether the source lives. After it,
             // silence is a stall.
             let is_silence_odd = self.frames > 0 || self.streams.iter().any(|stream| !stream.has_begun);
-            let (index, kind) = self.next(&mut streams, is_silence_odd.then_some(stall)).await?;
+            let (index, kind) = match came.take() {
+                Some(came) => came?,
+                None => self.next(&mut streams, is_silence_odd.then_some(stall)).await?,
+            };
             match kind {
                 Kind::Header(header) => self.streams[index].begin(&header)?,
                 Kind::Frame(frame) => {
-                    let arrived = self.arrived();
-                    match self.streams[index].admit(&frame).await {
-                        Ok(traffic) => self.count(&traffic, frame.source_wait_nanos, arrived),
-                        Err(error) => {
-                            add(&self.sidecar.stats.frames_refused, 1);
-                            return Err(error);
-                        }
+                    let mut frames = vec![frame];
+                    let mut times = vec![self.arrived()];
+                    came = self.come_with(index, &mut streams, &mut frames, &mut times);
+                    let (placed, outcome) = self.streams[index].admit(&frames).await;
+                    for ((traffic, frame), elapsed) in placed.iter().zip(&frames).zip(times) {
+                        self.count(traffic, frame.source_wait_nanos, elapsed);
+                    }
+                    if let Err(error) = outcome {
+                        add(&self.sidecar.stats.frames_refused, 1);
+                        return Err(error);
                     }
                     let verified = self.verified_token_end();
                     if verified > reported && verified < self.fetch.request.token_end {
@@ -118,6 +127,27 @@ impl<'a> Receiving<'a> {
             }
         }
         self.report(reports, true).await
+    }
+
+    /// Adds frames that are there already and can be decoded together with the first one. Returns what came instead of another of them.
+    fn come_with(
+        &mut self,
+        index: usize,
+        streams: &mut StreamMap<usize, impl Stream<Item = Message> + Unpin>,
+        frames: &mut Vec<Frame>,
+        times: &mut Vec<u64>,
+    ) -> Option<Result<(usize, Kind), CallError>> {
+        let level = frames.first().map_or(0, |frame| frame.level);
+        while level != u32::from(LEVEL_RAW) && frames.len() < self.sidecar.coders.chunks_at_once() {
+            match self.next(streams, None).now_or_never()? {
+                Ok((from, Kind::Frame(frame))) if from == index && frame.level == level => {
+                    times.push(self.arrived());
+                    frames.push(frame);
+                }
+                other => return Some(other),
+            }
+        }
+        None
     }
 
     /// Opens all streams at once.

@@ -64,6 +64,7 @@ pub fn serve(flags: ServeFlags, gpus: &dyn Gpus) -> Result<(), Fatal> {
         mut engine,
         why_cpu,
         swap_bytes,
+        site,
     } = loaded;
     say(&serde_json::json!({"event": "device", "device": engine.description(), "reason": why_cpu}));
     let config = engine.config();
@@ -78,7 +79,16 @@ pub fn serve(flags: ServeFlags, gpus: &dyn Gpus) -> Result<(), Fatal> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(run(flags, key, tls, (engine, swap_space), grammars, stdin_ended))
+    let own = flags.codec_profile.read(Some(&flags.engine.model), engine.layout())?;
+    let coders = Coders::new(shape_of(&engine), own, site)?;
+    runtime.block_on(run(
+        flags,
+        key,
+        tls,
+        (engine, swap_space, coders),
+        grammars,
+        stdin_ended,
+    ))
 }
 
 /// The certificates of the worker whose sidecar this is.
@@ -97,15 +107,11 @@ async fn run(
     flags: ServeFlags,
     key: TicketKey,
     tls: Option<Arc<Tls>>,
-    (engine, swap_space): (Engine, Option<SwapSpace>),
+    (engine, swap_space, coders): (Engine, Option<SwapSpace>, Arc<Coders>),
     grammars: Arc<Grammars>,
     stdin_ended: Arc<Notify>,
 ) -> Result<(), Fatal> {
     let telemetry = Telemetry::start(&flags.worker_id);
-    let coders = Coders::new(
-        shape_of(&engine),
-        flags.codec_profile.read(Some(&flags.engine.model), engine.layout())?,
-    )?;
     let (exports, stats) = (Arc::new(Exports::default()), Arc::new(Stats::default()));
     let block_uses = Arc::new(BlockUses::default());
     let meets_swaps = swap_space.is_some().then(|| Arc::clone(&block_uses));

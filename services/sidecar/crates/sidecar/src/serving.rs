@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use kvasir_codec::{ChunkRange, LEVEL_RAW};
+use kvasir_codec::LEVEL_RAW;
 use kvasir_engine::KvDtype;
 use kvasir_kernels::convert;
 use tokio::sync::mpsc;
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::chunk_coder::ChunkPlace;
+use crate::coding::Encoded;
 use crate::errors::CallError;
 use crate::exports::{Export, Progress};
-use crate::frames::{Coverage, FrameRange, Pieces, within_block};
+use crate::frames::{Coverage, FrameRange, Pieces};
 use crate::layouts::dtype_to_wire;
 use crate::levels::Levels;
-use crate::packing;
 use crate::proto::transfer::{Frame, PullEnd, PullHeader, PullResponse, pull_response::Kind};
 use crate::state::Sidecar;
 use crate::stats::add;
@@ -84,52 +85,35 @@ impl<'a> Serving<'a> {
             head_count: heads.len() as u32,
         };
         self.send(Kind::Header(header), None).await?;
-        let token_layer_bytes = 2 * heads.len() * self.sidecar.layout.head_size * self.admitted.dtype.byte_size();
         let mut progress = self.admitted.export.follow();
         let mut wait_nanos = 0;
         while !self.sent.is_complete() {
-            let next = |progress: &Progress| {
-                let ready = |tokens: &Range<u32>| progress.layers_of(tokens.end);
-                self.sent.next_frame(ready, token_layer_bytes, &self.admitted.levels)
-            };
             let now = *progress.borrow_and_update();
             if now.closed {
                 return Err(closed());
             }
-            if let Some(range) = next(&now) {
-                // Encoded before its turn: nobody waits for it meanwhile.
-                let coded = match self.level(&range) {
-                    LEVEL_RAW => None,
-                    level => {
-                        let frame = self.coded_frame(&range, level, std::mem::take(&mut wait_nanos)).await?;
-                        Some((range, frame))
-                    }
-                };
-                let turn = tokio::select! {
-                    turn = self.line.turn() => turn,
-                    () = self.sender.closed() => return Err(gone()),
-                    _ = progress.wait_for(|progress| progress.closed) => return Err(closed()),
-                };
-                let (range, frame) = match coded {
-                    Some(coded) => coded,
-                    None => {
-                        // There may be more by now.
-                        let range = next(&progress.borrow()).filter(|range| self.level(range) == LEVEL_RAW);
-                        let Some(range) = range else {
-                            continue;
-                        };
+            match self.next(&self.sent, &now) {
+                Some(range) if self.level(&range) == LEVEL_RAW => {
+                    let turn = self.turn().await?;
+                    // There may be more by now.
+                    let range = self.next(&self.sent, &progress.borrow());
+                    if let Some(range) = range.filter(|range| self.level(range) == LEVEL_RAW) {
                         let frame = self.raw_frame(&range, std::mem::take(&mut wait_nanos))?;
-                        (range, frame)
+                        self.send_frame(&range, frame, turn).await?;
                     }
-                };
-                let bytes = frame.data.len() as u64;
-                self.send(Kind::Frame(frame), Some(turn)).await?;
-                // Of our own choosing, so it is next.
-                let _ = self.sent.take(&range);
-                self.bytes += bytes;
-                self.frames += 1;
-                add(&self.sidecar.stats.kv_bytes_sent, bytes);
-                continue;
+                    continue;
+                }
+                Some(_) => {
+                    // Encoded before its turn: nobody waits for it meanwhile.
+                    let ranges = self.coded_ranges(&now);
+                    let frames = self.coded_frames(&ranges, std::mem::take(&mut wait_nanos)).await?;
+                    for (range, frame) in ranges.iter().zip(frames) {
+                        let turn = self.turn().await?;
+                        self.send_frame(range, frame, turn).await?;
+                    }
+                    continue;
+                }
+                None => {}
             }
             let waited = Instant::now();
             tokio::select! {
@@ -145,29 +129,83 @@ impl<'a> Serving<'a> {
         self.send(Kind::End(end), None).await
     }
 
+    /// The frame after those that are `sent`.
+    fn next(&self, sent: &Coverage, progress: &Progress) -> Option<FrameRange> {
+        let Admitted {
+            heads, dtype, levels, ..
+        } = self.admitted;
+        let token_layer_bytes = 2 * heads.len() * self.sidecar.layout.head_size * dtype.byte_size();
+        let ready = |tokens: &Range<u32>| progress.layers_of(tokens.end);
+        sent.next_frame(ready, token_layer_bytes, levels)
+    }
+
     fn level(&self, range: &FrameRange) -> u8 {
         let tokens = self.admitted.pieces.tokens(range.pieces.clone());
         self.admitted.levels.of(&tokens).unwrap_or(LEVEL_RAW)
     }
 
-    /// Reads one frame's elements, piece by piece. The lease is checked before, and held open by the guard until the bytes are copied; epoch
-    /// cannot change within a process.
-    fn read(&self, range: &FrameRange) -> Result<Vec<u8>, CallError> {
-        let Admitted { export, pieces, .. } = self.admitted;
-        let guard = export.read(unix_ms()).ok_or_else(closed)?;
-        let mut data = Vec::new();
-        for piece in range.pieces.clone() {
-            self.gather(&pieces.tokens(piece..piece + 1), &range.layers, &mut data)?;
+    /// Frames that are ready at the level of the first of them: as many as are coded at once.
+    fn coded_ranges(&self, progress: &Progress) -> Vec<FrameRange> {
+        let mut ahead = self.sent.clone();
+        let mut ranges: Vec<FrameRange> = Vec::new();
+        while ranges.len() < self.sidecar.coders.chunks_at_once()
+            && let Some(range) = self.next(&ahead, progress)
+            && ranges
+                .first()
+                .is_none_or(|first| self.level(first) == self.level(&range))
+            && ahead.take(&range).is_ok()
+        {
+            ranges.push(range);
         }
+        ranges
+    }
+
+    /// Waits for the connection.
+    async fn turn(&mut self) -> Result<Turn, CallError> {
+        let mut progress = self.admitted.export.follow();
+        tokio::select! {
+            turn = self.line.turn() => Ok(turn),
+            () = self.sender.closed() => Err(gone()),
+            _ = progress.wait_for(|progress| progress.closed) => Err(closed()),
+        }
+    }
+
+    async fn send_frame(&mut self, range: &FrameRange, frame: Frame, turn: Turn) -> Result<(), CallError> {
+        let bytes = frame.data.len() as u64;
+        self.send(Kind::Frame(frame), Some(turn)).await?;
+        // Of our own choosing, so it is next.
+        let _ = self.sent.take(range);
+        self.bytes += bytes;
+        self.frames += 1;
+        add(&self.sidecar.stats.kv_bytes_sent, bytes);
+        Ok(())
+    }
+
+    /// Reads blocks. The lease is checked before, and held open by the guard until the elements are copied; epoch cannot change within a process.
+    fn leased(&self, read: impl FnOnce(&[u32]) -> Result<(), CallError>) -> Result<(), CallError> {
+        let export = &self.admitted.export;
+        let guard = export.read(unix_ms()).ok_or_else(closed)?;
+        read(&export.terms.block_ids)?;
         drop(guard);
         if unix_ms() >= export.terms.expires_at_unix_ms {
             return Err(closed());
         }
-        Ok(data)
+        Ok(())
     }
 
     fn raw_frame(&self, range: &FrameRange, source_wait_nanos: u64) -> Result<Frame, CallError> {
-        let mut data = self.read(range)?;
+        let Admitted {
+            pieces, heads, shard, ..
+        } = self.admitted;
+        let (mut data, pool) = (Vec::new(), &self.sidecar.pool.shards()[*shard]);
+        self.leased(|blocks| {
+            let place = ChunkPlace::of_frame(range, pieces, self.sidecar.block_size(), blocks)?;
+            for (block, within) in place.pieces {
+                pool.gather(block, within, range.layers.clone(), heads.clone(), &mut data)
+                    .map_err(|error| CallError::Internal(error.to_string()))?;
+            }
+            Ok(())
+        })?;
         let own = self.sidecar.layout.dtype;
         if self.admitted.dtype != own {
             let mut converted = Vec::new();
@@ -177,24 +215,24 @@ impl<'a> Serving<'a> {
         Ok(self.frame(range, Bytes::from(data), source_wait_nanos))
     }
 
-    async fn coded_frame(&self, range: &FrameRange, level: u8, source_wait_nanos: u64) -> Result<Frame, CallError> {
+    /// Frames of one level; the first one says how long the pull waited for them.
+    async fn coded_frames(&self, ranges: &[FrameRange], source_wait_nanos: u64) -> Result<Vec<Frame>, CallError> {
         let Admitted { pieces, levels, .. } = self.admitted;
-        let run = self.sidecar.layout.head_size * self.admitted.dtype.byte_size();
-        let packed = packing::joined(&self.read(range)?, &pieces.counts(range.pieces.clone()), run);
-        let tokens = pieces.tokens(range.pieces.clone());
-        let of_chunk = ChunkRange {
-            token_begin: tokens.start,
-            token_count: tokens.len() as u32,
-            layers: range.layers.start as u16..range.layers.end as u16,
-        };
-        let coders = &self.sidecar.coders;
-        let encoded = coders.encode(levels.profile(), level, of_chunk, packed).await?;
-        Ok(Frame {
+        let level = ranges.first().map_or(LEVEL_RAW, |first| self.level(first));
+        let mut coding = self.sidecar.coders.take(levels.profile()).await?;
+        self.leased(|blocks| {
+            let place = |range| ChunkPlace::of_frame(range, pieces, self.sidecar.block_size(), blocks);
+            coding.read(&ranges.iter().map(place).collect::<Result<Vec<_>, _>>()?)
+        })?;
+        let waits = std::iter::once(source_wait_nanos).chain(std::iter::repeat(0));
+        let frames = coding.encode(level).await?.into_iter().zip(ranges).zip(waits);
+        let frame = |((encoded, range), wait_nanos): ((Encoded, &FrameRange), u64)| Frame {
             level: encoded.level.into(),
             elements_digest: encoded.elements_digest,
             encode_nanos: encoded.nanos,
-            ..self.frame(range, encoded.data, source_wait_nanos)
-        })
+            ..self.frame(range, encoded.data, wait_nanos)
+        };
+        Ok(frames.map(frame).collect())
     }
 
     /// A frame around raw elements, or around whatever the caller says that they are.
@@ -214,17 +252,6 @@ impl<'a> Serving<'a> {
             elements_digest: Vec::new(),
             encode_nanos: 0,
         }
-    }
-
-    fn gather(&self, tokens: &Range<u32>, layers: &Range<u32>, data: &mut Vec<u8>) -> Result<(), CallError> {
-        let (index, within) = within_block(tokens, self.sidecar.block_size());
-        let blocks = &self.admitted.export.terms.block_ids;
-        let block = blocks
-            .get(index)
-            .ok_or_else(|| CallError::Internal(format!("the export has no block {index} for its tokens")))?;
-        self.sidecar.pool.shards()[self.admitted.shard]
-            .gather(*block, within, layers.clone(), self.admitted.heads.clone(), data)
-            .map_err(|error| CallError::Internal(error.to_string()))
     }
 
     /// Waits while the puller is slower, but not longer than the lease lives.

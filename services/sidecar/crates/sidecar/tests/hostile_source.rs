@@ -5,10 +5,12 @@ use std::sync::atomic::Ordering;
 use crate::hostile::*;
 use bytes::Bytes;
 use kvasir_codec::{ChunkRange, LEVEL_LOSSLESS, ProfileId};
+use kvasir_sidecar::chunk_coder::ChunkPlace;
 use kvasir_sidecar::proto::common::ErrorReason;
 use kvasir_sidecar::proto::kernel::FetchRequest;
 use kvasir_sidecar::proto::transfer::{Frame, PullEnd, TokenLevel, pull_response::Kind};
 use kvasir_sidecar::state::Sidecar;
+use kvasir_sidecar::text_kv::scatter_text;
 
 #[tokio::test]
 async fn honest_messages_are_placed() {
@@ -275,12 +277,13 @@ async fn lossless(sidecar: &Sidecar) -> (Frame, impl Fn(String) -> FetchRequest 
         token_count: TOKENS,
         layers: 0..3,
     };
-    let packed = frame(0, TOKENS).data.to_vec();
-    let encoded = sidecar
-        .coders
-        .encode(profile, LEVEL_LOSSLESS, range, packed)
-        .await
-        .expect("encoded");
+    // By way of blocks that no fetch writes to.
+    let packed = frame(0, TOKENS).data;
+    scatter_text(&sidecar.pool, &[3, 4], TOKENS as usize, 0..3, &packed).expect("it fits");
+    let mut coding = sidecar.coders.take(profile).await.expect("a coder");
+    let pieces = vec![(3, 0..16), (4, 0..TOKENS - 16)];
+    coding.read(&[ChunkPlace { range, pieces }]).expect("blocks");
+    let encoded = coding.encode(LEVEL_LOSSLESS).await.expect("encoded").remove(0);
     let coded = sealed(Frame {
         level: LEVEL_LOSSLESS.into(),
         data: encoded.data,

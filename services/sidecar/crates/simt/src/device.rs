@@ -35,6 +35,9 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
+/// Small, since all of them are one thread here.
+const MULTIPROCESSORS: usize = 8;
+
 /// The layer's device. It belongs to one caller at a time.
 struct Raw(*mut c_void);
 
@@ -322,6 +325,10 @@ impl Device for SimtDevice {
             total,
             taken,
         })
+    }
+
+    fn multiprocessors(&self) -> usize {
+        MULTIPROCESSORS
     }
 
     fn description(&self) -> String {

@@ -71,6 +71,7 @@ pub struct CudaDevice {
     blas: Option<Mutex<Blas>>,
     staging: Mutex<Staging>,
     spare: Spare,
+    multiprocessors: usize,
     description: String,
 }
 
@@ -109,6 +110,9 @@ impl CudaDevice {
                 kernels.display()
             )));
         }
+        let multiprocessors = context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(|error| failed("asking for the multiprocessors", error))?;
         let stream = context.new_stream().map_err(|error| failed("making a stream", error))?;
         let owner = Arc::new(Owner {
             context: Arc::clone(&context),
@@ -124,6 +128,7 @@ impl CudaDevice {
             blas: None,
             staging: Mutex::default(),
             spare: Spare::default(),
+            multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
             description: format!("{name}, compute capability {major}.{minor}"),
         };
         if products == Products::Fastest && Blas::is_present() {
@@ -162,6 +167,7 @@ impl CudaDevice {
             blas: None,
             staging: Mutex::default(),
             spare: Spare::default(),
+            multiprocessors: self.multiprocessors,
             description: self.description.clone(),
         })
     }
@@ -364,6 +370,10 @@ impl Device for CudaDevice {
             total: total as u64,
             taken: taken.values().map(|bytes| *bytes as u64).sum(),
         })
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
     }
 
     fn description(&self) -> String {

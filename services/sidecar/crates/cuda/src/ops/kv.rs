@@ -53,8 +53,10 @@ pub fn relocate(device: &dyn Device, op: Relocate<'_>) -> Result<(), DeviceError
 /// Tokens of one block in some layers and heads, and where they lie packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvPiece {
-    /// Offset of the packed form, in elements.
+    /// Where its first token lies in the packed form, in elements.
     pub packed: u64,
+    /// Tokens of a head in the packed form: as many as the piece has, or more where several make one stretch.
+    pub packed_tokens: u32,
     /// Block.
     pub block: u32,
     /// First token.
@@ -72,6 +74,9 @@ pub struct KvPiece {
 }
 
 impl KvPiece {
+    /// Bytes of one.
+    pub const BYTES: usize = 40;
+
     /// As the kernel reads it.
     pub fn to_bytes(&self, shape: &PoolShape) -> Vec<u8> {
         Args::new()
@@ -82,6 +87,8 @@ impl KvPiece {
             .u32(self.layer_count)
             .u32(self.head_begin)
             .u32(self.head_count)
+            .u32(self.packed_tokens)
+            .u32(0)
             .finish()
     }
 }

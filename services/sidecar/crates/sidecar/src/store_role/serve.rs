@@ -18,6 +18,7 @@ use crate::cli::StoreFlags;
 use crate::coders::Coders;
 use crate::exports::Exports;
 use crate::fetches::Fetches;
+use crate::host_coder::HostSite;
 use crate::http2;
 use crate::identity::{Identity, PeerRole};
 use crate::kv_plane::KvPlane;
@@ -69,7 +70,7 @@ fn layout_from_hex(text: &str) -> Result<KvLayout, Fatal> {
 }
 
 /// Levels at which blocks of a layout are lent: lossless needs nothing, lossy ones the model's profile and its rotation of keys.
-fn coders_of(layout: &KvLayout, flags: &StoreFlags) -> Result<Arc<Coders>, Fatal> {
+fn coders_of(layout: &KvLayout, flags: &StoreFlags, pool: &Arc<KvShards>) -> Result<Arc<Coders>, Fatal> {
     let own = flags.codec_profile.read(flags.model.as_deref(), layout)?;
     let rope = RopeConfig::parse(&layout.rope, layout.head_size);
     if own.is_some() && rope.is_none() {
@@ -87,7 +88,7 @@ fn coders_of(layout: &KvLayout, flags: &StoreFlags) -> Result<Arc<Coders>, Fatal
         inverse_frequencies: rope.map(|rope| rope.inverse_frequencies()).unwrap_or_default(),
         fingerprint: layout.fingerprint,
     };
-    Ok(Coders::new(shape, own)?)
+    Ok(Coders::new(shape, own, Arc::new(HostSite(Arc::clone(pool))))?)
 }
 
 async fn run(flags: StoreFlags, key: TicketKey, stdin_ended: Arc<Notify>) -> Result<(), Fatal> {
@@ -115,7 +116,7 @@ async fn run(flags: StoreFlags, key: TicketKey, stdin_ended: Arc<Notify>) -> Res
         segment_bytes: flags.segment_bytes,
         ..StoreOptions::default()
     };
-    let coders = coders_of(&layout, &flags)?;
+    let coders = coders_of(&layout, &flags, &pool)?;
     let codec_profile_ids = coders.describe().into_iter().map(|profile| profile.id).collect();
     let mut recovered = Vec::new();
     let store = Arc::new(Store::open(&options, &mut |block| recovered.push(block))?);

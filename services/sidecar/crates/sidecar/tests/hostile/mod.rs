@@ -13,6 +13,7 @@ use kvasir_sidecar::connections::Connections;
 use kvasir_sidecar::exports::Exports;
 use kvasir_sidecar::fetch;
 use kvasir_sidecar::fetches::Fetches;
+use kvasir_sidecar::host_coder::HostSite;
 use kvasir_sidecar::http2;
 use kvasir_sidecar::layouts::{dtype_to_wire, layout_to_wire};
 use kvasir_sidecar::proto::common::{ErrorDetail, ErrorReason, KvSource};
@@ -138,14 +139,16 @@ pub fn coded_shape() -> KvShapeOfModel {
 }
 
 pub fn sidecar() -> Arc<Sidecar> {
+    let pool = Arc::new(KvShards::new(SHAPE, 1, 1 << 14).expect("a pool"));
+    let site = Arc::new(HostSite(Arc::clone(&pool)));
     Arc::new(Sidecar {
         worker_id: "sink".into(),
         epoch: 1,
         ticket_key: TicketKey::new([4; 32]),
-        pool: Arc::new(KvShards::new(SHAPE, 1, 1 << 14).expect("a pool")),
+        pool,
         layout: layout(),
         isa: Isa::detect(),
-        coders: Coders::new(coded_shape(), None).expect("the built-in profile"),
+        coders: Coders::new(coded_shape(), None, site).expect("the built-in profile"),
         exports: Arc::new(Exports::default()),
         block_uses: Arc::default(),
         fetches: Fetches::default(),

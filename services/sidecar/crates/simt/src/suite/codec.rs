@@ -2,16 +2,17 @@
 
 use super::harness::{Harness, Random, same, text};
 use kvasir_codec::train::{LevelOptions, Sample, TrainOptions, train};
-use kvasir_codec::{Chunk, ChunkRange, Codec, KvShapeOfModel, LEVEL_LOSSLESS, Prepared, Profile};
-use kvasir_cuda_codec::{DeviceCodec, PackedChunk};
+use kvasir_codec::{Chunk, ChunkRange, Codec, KvShapeOfModel, LEVEL_LOSSLESS, Prepared, Profile, ProfileId};
+use kvasir_cuda_codec::{DeviceCodec, DeviceDigests, PackedChunk};
 use kvasir_kernels::{Isa, KeyTurns, KvDtype, PackedShape, packed_from_columns};
 use std::sync::Arc;
+use xxhash_rust::xxh3::xxh3_128;
 
 const FAST: u8 = LEVEL_LOSSLESS + 1;
 const DENSE: u8 = LEVEL_LOSSLESS + 2;
 
-/// KV of few causes, as a profile expects it: a channel mixes the same few numbers of its token. Texts share their first token.
-fn sample(shape: &KvShapeOfModel, random: &mut Random, tokens: usize) -> Sample {
+/// Made-up KV of few causes, as a profile expects it: a channel mixes the same few numbers of its token. Texts share their first token.
+pub fn kv_sample(shape: &KvShapeOfModel, random: &mut Random, tokens: usize) -> Sample {
     let sizes = PackedShape {
         dtype: shape.dtype,
         layers: shape.layer_count,
@@ -36,8 +37,12 @@ fn sample(shape: &KvShapeOfModel, random: &mut Random, tokens: usize) -> Sample 
     Sample { tokens, packed }
 }
 
-fn prepared(shape: &KvShapeOfModel, random: &mut Random) -> Result<Arc<Prepared>, String> {
-    let samples: Vec<Sample> = (0..3).map(|_| sample(shape, random, 96)).collect();
+/// A profile of such KV, with a fast and a dense level.
+///
+/// # Errors
+/// Those of training, in one line.
+pub fn kv_profile(shape: &KvShapeOfModel, random: &mut Random) -> Result<(Profile, ProfileId), String> {
+    let samples: Vec<Sample> = (0..3).map(|_| kv_sample(shape, random, 96)).collect();
     let level = |name: &str, rotated, step| LevelOptions {
         name: name.into(),
         rotated,
@@ -52,7 +57,11 @@ fn prepared(shape: &KvShapeOfModel, random: &mut Random) -> Result<Arc<Prepared>
         threads: 1,
     };
     let profile = train(shape, "model".into(), "rope".into(), &samples, &options).map_err(text)?;
-    let (profile, id) = Profile::from_bytes(&profile.to_bytes()).map_err(text)?;
+    Profile::from_bytes(&profile.to_bytes()).map_err(text)
+}
+
+fn prepared(shape: &KvShapeOfModel, random: &mut Random) -> Result<Arc<Prepared>, String> {
+    let (profile, id) = kv_profile(shape, random)?;
     Ok(Arc::new(Prepared::new(profile, id).map_err(text)?))
 }
 
@@ -94,7 +103,7 @@ fn agrees(h: &mut Harness<'_>, trial: &Trial) -> Result<(), String> {
     let prepared = prepared(&shape, &mut h.random)?;
     let mut cpu = Codec::new(shape.clone(), Some(Arc::clone(&prepared))).map_err(text)?;
     let mut gpu = DeviceCodec::new(shape.clone(), prepared).map_err(text)?;
-    let source = sample(&shape, &mut h.random, 150);
+    let source = kv_sample(&shape, &mut h.random, 150);
     let other_layers = if trial.level == DENSE { 2..3 } else { 1..2 };
     let short = h.random.range(1, 20) as u32;
     let size = shape.dtype.byte_size();
@@ -253,7 +262,7 @@ pub fn refused(h: &mut Harness<'_>) -> Result<(), String> {
     let prepared = prepared(&shape, &mut h.random)?;
     let mut cpu = Codec::new(shape.clone(), Some(Arc::clone(&prepared))).map_err(text)?;
     let mut gpu = DeviceCodec::new(shape.clone(), prepared).map_err(text)?;
-    let source = sample(&shape, &mut h.random, 64);
+    let source = kv_sample(&shape, &mut h.random, 64);
     let range = ChunkRange {
         token_begin: 0,
         token_count: 64,
@@ -294,4 +303,32 @@ pub fn refused(h: &mut Harness<'_>) -> Result<(), String> {
         return Err("a level that there is not was encoded".into());
     }
     Ok(())
+}
+
+/// Digests of stretches of all kinds of length beside those of the host.
+pub fn digests(h: &mut Harness<'_>) -> Result<(), String> {
+    // Around the ends of stripes and blocks, and the shortest that are hashed on the device.
+    let mut lengths = vec![248, 256, 264, 1016, 1024, 1032, 1088, 2048, 2056, 9 * 1024];
+    lengths.extend((0..6).map(|_| 8 * h.random.range(31, 1500)));
+    let (mut memory, mut stretches) = (Vec::new(), Vec::new());
+    for length in lengths {
+        stretches.push(memory.len() as u64..(memory.len() + length) as u64);
+        memory.extend((0..length + 8 * h.random.range(0, 3)).map(|_| h.random.bits() as u8));
+    }
+    let buffer = h.bytes(&memory)?;
+    let mut digests = DeviceDigests::default();
+    let found = digests.xxh3_128(h.device, &buffer, &stretches).map_err(text)?;
+    let expected = stretches
+        .iter()
+        .map(|own| &memory[own.start as usize..own.end as usize]);
+    same("digests", &found, &expected.clone().map(xxh3_128).collect::<Vec<_>>())?;
+    // Shorter ones, which follow another formula, are hashed by the host.
+    let short: Vec<_> = [8, 16, 128, 240].map(|length| 0..length).into();
+    let found = digests.xxh3_128(h.device, &buffer, &short).map_err(text)?;
+    let expected = short.iter().map(|own| xxh3_128(&memory[..own.end as usize]));
+    same("short digests", &found, &expected.collect::<Vec<_>>())?;
+    match digests.xxh3_128(h.device, &buffer, &[8..400, 4..400]) {
+        Err(_) => Ok(()),
+        Ok(_) => Err("a stretch that begins within a word was taken".into()),
+    }
 }

@@ -5,6 +5,7 @@ use super::rope::offset;
 use half::bf16;
 use kvasir_cuda::ops::{self, Copy, Deviation, KvPiece, PoolShape, Relocate};
 use kvasir_kernels::{Cpu, KvDtype, KvShape, KvShards, Relocation, place};
+use kvasir_sidecar::packing::joined;
 
 fn shape(h: &mut Harness<'_>) -> PoolShape {
     PoolShape {
@@ -141,6 +142,7 @@ pub fn copy(h: &mut Harness<'_>) -> Result<(), String> {
             layer_count: layer_count as u32,
             head_begin: head_begin as u32,
             head_count: head_count as u32,
+            packed_tokens: token_count as u32,
         });
         let (tokens, layers) = (
             token_begin..token_begin + token_count,
@@ -156,16 +158,57 @@ pub fn copy(h: &mut Harness<'_>) -> Result<(), String> {
             )
             .map_err(text)?;
     }
-    let list: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_bytes(&shape)).collect();
-    let (from, out, list) = (h.bf16s(&content)?, h.output(packed.len())?, h.bytes(&list)?);
-    let (count, layers) = (pieces.len(), shape.layer_count);
-    ops::kv_copy(h.device, Copy::Gather, [&from, &out, &list], &shape, count, layers).map_err(text)?;
-    same("gathered", &h.read(&out, packed.len())?, &packed)?;
+    copies(h, &shape, (&pool, &content), &pieces, &packed)
+}
 
-    let (target, before) = cpu_pool(h, &shape, 7)?;
+/// Pieces of several blocks that make one stretch, as the codec takes it.
+pub fn copy_joined(h: &mut Harness<'_>) -> Result<(), String> {
+    let shape = shape(h);
+    let (pool, content) = cpu_pool(h, &shape, 7)?;
+    let counts: Vec<usize> = (0..5).map(|_| h.random.range(1, shape.block_size + 1)).collect();
+    let layer_begin = h.random.range(0, shape.layer_count) as u32;
+    let (mut pieces, mut packed, mut before) = (Vec::new(), Vec::new(), 0);
+    for (block, count) in h.random.permutation(7).iter().zip(&counts) {
+        let piece = KvPiece {
+            packed: (before * shape.head_size) as u64,
+            packed_tokens: counts.iter().sum::<usize>() as u32,
+            block: *block,
+            token_begin: 0,
+            token_count: *count as u32,
+            layer_begin,
+            layer_count: shape.layer_count as u32 - layer_begin,
+            head_begin: 0,
+            head_count: shape.kv_head_count as u32,
+        };
+        let layers = layer_begin..shape.layer_count as u32;
+        pool.shards()[0]
+            .gather(*block, 0..*count as u32, layers, 0..piece.head_count, &mut packed)
+            .map_err(text)?;
+        pieces.push(piece);
+        before += count;
+    }
+    let packed = joined(&packed, &counts, shape.head_size * 2);
+    copies(h, &shape, (&pool, &content), &pieces, &packed)
+}
+
+/// Gathers pieces, which should give `packed`, and scatters them over other content.
+fn copies(
+    h: &mut Harness<'_>,
+    shape: &PoolShape,
+    (pool, content): (&KvShards, &[bf16]),
+    pieces: &[KvPiece],
+    packed: &[u8],
+) -> Result<(), String> {
+    let list: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_bytes(shape)).collect();
+    let (from, out, list) = (h.bf16s(content)?, h.output(packed.len())?, h.bytes(&list)?);
+    let (count, layers) = (pieces.len(), shape.layer_count);
+    ops::kv_copy(h.device, Copy::Gather, [&from, &out, &list], shape, count, layers).map_err(text)?;
+    same("gathered", &h.read(&out, packed.len())?, packed)?;
+
+    let (target, before) = cpu_pool(h, shape, 7)?;
     let to = h.bf16s(&before)?;
-    ops::kv_copy(h.device, Copy::Scatter, [&to, &out, &list], &shape, count, layers).map_err(text)?;
-    for piece in &pieces {
+    ops::kv_copy(h.device, Copy::Scatter, [&to, &out, &list], shape, count, layers).map_err(text)?;
+    for piece in pieces {
         let tokens = piece.token_begin..piece.token_begin + piece.token_count;
         let layers = piece.layer_begin..piece.layer_begin + piece.layer_count;
         let mut bytes = Vec::new();
@@ -175,11 +218,7 @@ pub fn copy(h: &mut Harness<'_>) -> Result<(), String> {
             .map_err(text)?;
         to.scatter(piece.block, tokens, layers, heads, &bytes).map_err(text)?;
     }
-    same(
-        "scattered",
-        &h.read_bf16s(&to, before.len())?,
-        &all_of(&target, &shape)?,
-    )
+    same("scattered", &h.read_bf16s(&to, before.len())?, &all_of(&target, shape)?)
 }
 
 pub fn deviation(h: &mut Harness<'_>) -> Result<(), String> {

@@ -12,6 +12,7 @@ mod kv;
 mod rope;
 mod sampling;
 
+pub use codec::{kv_profile, kv_sample};
 pub use harness::{Harness, Random};
 
 /// A case: the seed decides its numbers and sizes. `Err` says what differs.
@@ -27,6 +28,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("rotate_and_store", rope::rotate_and_store),
     ("relocate", kv::relocate),
     ("kv_copy", kv::copy),
+    ("kv_copy, blocks side by side", kv::copy_joined),
     ("kv_deviation", kv::deviation),
     ("gemm", gemm::agrees_with_f64),
     ("gemm, any number of rows", gemm::rows_do_not_matter),
@@ -45,5 +47,6 @@ pub const CASES: &[(&str, Case)] = &[
     ("kv codec, fast levels", codec::fast),
     ("kv codec, dense levels", codec::dense),
     ("kv codec, what the host codes", codec::refused),
+    ("xxh3", codec::digests),
     ("chosen_tokens", sampling::chosen_tokens),
 ];

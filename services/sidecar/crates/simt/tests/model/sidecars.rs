@@ -6,7 +6,8 @@ mod common;
 
 use common::*;
 use kvasir_sidecar::proto::common::SamplingParams;
-use kvasir_sidecar::proto::kernel::{SequenceSlice, SequenceStart};
+use kvasir_sidecar::proto::kernel::{FetchRequest, SequenceSlice, SequenceStart};
+use kvasir_sidecar::proto::transfer::TokenLevel;
 use std::path::Path;
 
 const LENGTH: u32 = 40;
@@ -66,7 +67,15 @@ fn start_telling(blocks: &[u32]) -> SequenceStart {
 /// A prompt computed on one device in two chunks and handed to the other, which says the rest.
 async fn hand_over(from: &Sidecar, to: &Sidecar) -> Vec<Chosen> {
     let ticket = from.publish(1, 1, LENGTH, &SOURCE_BLOCKS[..3]).await;
-    let request = fetch_request(from.source(), ticket, 2, LENGTH, &SINK_BLOCKS);
+    // By the profile that every sidecar has.
+    let request = FetchRequest {
+        levels: vec![TokenLevel {
+            token_end: LENGTH,
+            level: 1,
+        }],
+        codec_profile_id: from.about.codec_profiles[0].id.clone(),
+        ..fetch_request(from.source(), ticket, 2, LENGTH, &SINK_BLOCKS)
+    };
     let mut reports = to.fetch(request).await.expect("it begins");
     let mut prefill = from.execute().await;
     let tokens = prompt(1, LENGTH);
@@ -76,7 +85,11 @@ async fn hand_over(from: &Sidecar, to: &Sidecar) -> Vec<Chosen> {
         .await
         .expect("a chunk");
     let first = sample(&mut prefill, vec![], slice(1, 17, tokens[17..].to_vec())).await;
-    assert!(verified(&mut reports, LENGTH).await.complete);
+    let report = verified(&mut reports, LENGTH).await;
+    assert!(
+        report.complete && report.levels.iter().all(|level| level.level == 1),
+        "{report:?}"
+    );
     let mut stream = to.execute().await;
     stream
         .step(vec![start_telling(&SINK_BLOCKS)], vec![], vec![])

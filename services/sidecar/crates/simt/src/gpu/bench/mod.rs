@@ -1,6 +1,7 @@
 //! Each kernel's bytes and operations over its time, beside a device copy and a large product of the same run.
 
 mod attention;
+mod codec;
 mod moves;
 mod products;
 mod rows;
@@ -96,6 +97,7 @@ impl<'d> Bench<'d> {
         self.prompt(self.size.prompt)?;
         self.tokens(largest)?;
         self.moves()?;
+        self.codec()?;
         println!();
         let (layers, context) = (self.size.config.layer_count, self.size.context);
         for (batch, products, attention) in step {

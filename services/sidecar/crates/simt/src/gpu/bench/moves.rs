@@ -18,6 +18,7 @@ impl Bench<'_> {
         let (pool, packed) = (self.filled(bytes)?, self.device.allocate(bytes)?);
         let piece = |block: usize| KvPiece {
             packed: (block * shape.block_bytes() / 2) as u64,
+            packed_tokens: BLOCK as u32,
             block: ((block * 37) % blocks) as u32,
             token_begin: 0,
             token_count: BLOCK as u32,
