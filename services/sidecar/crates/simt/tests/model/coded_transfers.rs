@@ -1,16 +1,22 @@
 //! Pulls at the codec's levels between pools on simulated devices and in the host's memory: the same bytes on the wire and the same KV in place,
 //! whoever codes.
 
-use crate::sides::{Side, TOKENS, model, request, sent, serving};
+use crate::sides::{Side, TOKENS_MAX, model, request, sent, serving};
+use kvasir_codec::{CodecError, KvShapeOfModel, Prepared};
+use kvasir_sidecar::chunk_coder::{ChunkCoder, CodingSite};
+use kvasir_sidecar::host_coder::HostSite;
 use kvasir_sidecar::proto::transfer::kv_transfer_service_server::KvTransferService;
 use kvasir_sidecar::proto::transfer::pull_response::Kind;
 use kvasir_sidecar::proto::transfer::{Frame, PullRequest, PullResponse};
 use kvasir_simt::suite::{Random, kv_profile, kv_sample};
 use std::pin::Pin;
+use std::sync::Arc;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
+/// Five blocks, the last one partial.
+const TOKENS: u32 = 70;
 /// Lossless, fast, dense, and all of them.
 const CASES: [&[(u32, u32)]; 4] = [
     &[(70, 1)],
@@ -25,7 +31,7 @@ async fn devices_and_the_host_code_the_same_frames_into_the_same_blocks() {
     let profile = kv_profile(&model(), &mut random).expect("a profile");
     let text = kv_sample(&model(), &mut random, TOKENS as usize);
     let sides = [
-        Side::on_host(&profile).await,
+        Side::on_host(&profile, HostSite).await,
         Side::on_device(&profile, false).await,
         Side::on_device(&profile, true).await,
     ];
@@ -56,7 +62,7 @@ async fn devices_and_the_host_code_the_same_frames_into_the_same_blocks() {
         assert!(seen.crossed < wire + SMALL, "{seen:?} for {wire} bytes");
         assert_eq!(full.pulled(levels).await, expected, "{levels:?} on a full device");
 
-        device.clear();
+        device.clear(TOKENS);
         spy.take();
         lease += 1;
         let asked = request(host.address.clone(), levels, lease, &host.sidecar);
@@ -77,19 +83,22 @@ async fn devices_and_the_host_code_the_same_frames_into_the_same_blocks() {
         lease += 1;
         let asked = request(host.address.clone(), levels, lease, &host.sidecar);
         host.fetch(asked).await.expect("a whole text");
-        let kv = host.arrived();
+        let kv = host.arrived(TOKENS);
         assert_eq!(
             kv == text.packed,
             levels.iter().all(|(_, level)| *level < 2),
             "{levels:?}"
         );
         for (source, sink) in [(device, device), (device, host), (host, device), (full, full)] {
-            sink.clear();
+            sink.clear(TOKENS);
             lease += 1;
             let asked = request(source.address.clone(), levels, lease, &host.sidecar);
             assert!(sink.fetch(asked).await.expect("a whole text").complete);
             let (from, to) = (source.device.is_some(), sink.device.is_some());
-            assert!(sink.arrived() == kv, "{levels:?}, from a device: {from}, to one: {to}");
+            assert!(
+                sink.arrived(TOKENS) == kv,
+                "{levels:?}, from a device: {from}, to one: {to}"
+            );
         }
     }
 }
@@ -140,10 +149,13 @@ async fn frames_that_were_tampered_with_are_refused_by_a_device_and_change_nothi
     let mut random = Random::new(6);
     let profile = kv_profile(&model(), &mut random).expect("a profile");
     let text = kv_sample(&model(), &mut random, TOKENS as usize);
-    let (host, device) = (Side::on_host(&profile).await, Side::on_device(&profile, false).await);
+    let (host, device) = (
+        Side::on_host(&profile, HostSite).await,
+        Side::on_device(&profile, false).await,
+    );
     host.publish(&text.packed);
-    device.clear();
-    let nothing = device.arrived();
+    device.clear(TOKENS);
+    let nothing = device.arrived(TOKENS);
     let mut lease = 1;
     for level in [1, 2, 3] {
         let honest = host.pulled(&[(TOKENS, level)]).await;
@@ -190,15 +202,15 @@ async fn frames_that_were_tampered_with_are_refused_by_a_device_and_change_nothi
                         tonic::Code::DataLoss,
                         "level {level}, {index}: {refused}"
                     );
-                    assert!(device.arrived() == nothing, "level {level}, {index}");
+                    assert!(device.arrived(TOKENS) == nothing, "level {level}, {index}");
                     refused_count += 1;
                 }
                 Ok(_) => {
                     assert!(
-                        index >= known && device.arrived() == text.packed,
+                        index >= known && device.arrived(TOKENS) == text.packed,
                         "level {level}, {index}"
                     );
-                    device.clear();
+                    device.clear(TOKENS);
                 }
             }
             server.abort();
@@ -209,8 +221,66 @@ async fn frames_that_were_tampered_with_are_refused_by_a_device_and_change_nothi
         lease += 1;
         let asked = request(address, &[(TOKENS, level)], lease, &host.sidecar);
         assert!(device.fetch(asked).await.expect("an honest source").complete);
-        assert!(device.arrived() != nothing, "level {level}");
-        device.clear();
+        assert!(device.arrived(TOKENS) != nothing, "level {level}");
+        device.clear(TOKENS);
         server.abort();
     }
+}
+
+/// The host's coders, given as many chunks at once as a device's.
+struct Together(HostSite);
+
+impl CodingSite for Together {
+    fn coder(&self, shape: &KvShapeOfModel, prepared: &Arc<Prepared>) -> Result<Box<dyn ChunkCoder>, CodecError> {
+        self.0.coder(shape, prepared)
+    }
+
+    fn chunks_at_once(&self) -> usize {
+        3
+    }
+}
+
+#[tokio::test]
+async fn frames_that_are_coded_together_are_those_that_are_coded_one_by_one() {
+    let mut random = Random::new(7);
+    let profile = kv_profile(&model(), &mut random).expect("a profile");
+    let text = kv_sample(&model(), &mut random, TOKENS_MAX as usize);
+    let one = Side::on_host(&profile, HostSite).await;
+    let many = Side::on_host(&profile, |pool| Together(HostSite(pool))).await;
+    for side in [&one, &many] {
+        side.publish(&text.packed);
+    }
+    let cases: [&[(u32, u32)]; 3] = [
+        &[(TOKENS_MAX, 1)],
+        &[(TOKENS_MAX, 3)],
+        &[(800, 1), (832, 0), (TOKENS_MAX, 2)],
+    ];
+    let mut lease = 1;
+    for levels in cases {
+        let expected = one.pulled(levels).await;
+        assert!(expected.len() >= 5, "{} messages are too few", expected.len());
+        assert!(many.pulled(levels).await == expected, "{levels:?}");
+        let mut kv = Vec::new();
+        for side in [&one, &many] {
+            lease += 1;
+            let asked = request(side.address.clone(), levels, lease, &side.sidecar);
+            assert!(side.fetch(asked).await.expect("a whole text").complete, "{levels:?}");
+            kv.push(side.arrived(TOKENS_MAX));
+            side.clear(TOKENS_MAX);
+        }
+        assert!(kv[0] == kv[1], "{levels:?}");
+    }
+    // One that is wrong among good ones: what is in place is right, and the wrong one is not there.
+    let mut messages = one.pulled(cases[0]).await;
+    let Some(Kind::Frame(second)) = &mut messages[2].kind else {
+        panic!("no frame: {:?}", messages[2].kind);
+    };
+    *second = changed(second, |data| data[64..80].fill(0xff));
+    let (address, server) = serving(Script(messages)).await;
+    let asked = request(address, cases[0], lease + 1, &one.sidecar);
+    let refused = many.fetch(asked).await.expect_err("it was tampered with");
+    assert_eq!(refused.code(), tonic::Code::DataLoss, "{refused}");
+    let (found, right) = (many.arrived(TOKENS_MAX), &text.packed);
+    assert!(found.iter().zip(right).all(|(a, b)| *a == 0 || a == b) && found != *right);
+    server.abort();
 }

@@ -12,7 +12,6 @@ use kvasir_sidecar::connections::Connections;
 use kvasir_sidecar::device_coder::DeviceSite;
 use kvasir_sidecar::exports::{ExportTerms, Exports};
 use kvasir_sidecar::fetches::Fetches;
-use kvasir_sidecar::host_coder::HostSite;
 use kvasir_sidecar::layouts::layout_to_wire;
 use kvasir_sidecar::proto::common::KvSource;
 use kvasir_sidecar::proto::kernel::{FetchRequest, FetchResponse};
@@ -41,14 +40,27 @@ const SHAPE: KvShape = KvShape {
     block_size: 16,
     dtype: KvDtype::Bf16,
 };
-/// Five blocks, the last one partial.
-pub const TOKENS: u32 = 70;
-const BLOCK_COUNT: u32 = 12;
-const SOURCE_BLOCKS: [u32; 5] = [3, 1, 7, 5, 0];
-const SINK_BLOCKS: [u32; 5] = [8, 11, 9, 2, 10];
+const BLOCK_COUNT: u32 = 2 * TOKENS_MAX.div_ceil(SHAPE.block_size as u32);
+/// Of a text.
+pub const TOKENS_MAX: u32 = 2100;
 const SCOPE: [u8; 16] = [9; 16];
 const LEASE: [u8; 16] = [1; 16];
 const DEVICE_BYTES: usize = 64 << 20;
+
+/// A text's blocks where it comes from, in disorder and apart from those where it goes.
+fn source_blocks(tokens: u32) -> Vec<u32> {
+    (0..tokens.div_ceil(SHAPE.block_size as u32))
+        .rev()
+        .map(|block| 2 * block + 1)
+        .collect()
+}
+
+fn sink_blocks(tokens: u32) -> Vec<u32> {
+    (0..tokens.div_ceil(SHAPE.block_size as u32))
+        .rev()
+        .map(|block| 2 * block)
+        .collect()
+}
 
 fn layout() -> KvLayout {
     KvLayout {
@@ -105,10 +117,14 @@ pub async fn serving(service: impl KvTransferService) -> (String, Server) {
 }
 
 impl Side {
-    pub async fn on_host(profile: &(Profile, ProfileId)) -> Self {
+    /// `site` makes the host's coders of a pool.
+    pub async fn on_host<S: CodingSite + 'static>(
+        profile: &(Profile, ProfileId),
+        site: impl FnOnce(Arc<KvShards>) -> S,
+    ) -> Self {
         let bytes = SHAPE.bytes_per_token() * SHAPE.block_size * BLOCK_COUNT as usize;
         let pool = Arc::new(KvShards::new(SHAPE, 1, bytes as u64).expect("a pool"));
-        let site = Arc::new(HostSite(Arc::clone(&pool)));
+        let site = Arc::new(site(Arc::clone(&pool)));
         Self::over(pool, site, None, profile).await
     }
 
@@ -174,12 +190,14 @@ impl Side {
     /// Puts a text into the source's blocks and opens it to pulls.
     pub fn publish(&self, packed: &[u8]) {
         let layers = 0..SHAPE.layer_count as u32;
-        scatter_text(&self.sidecar.pool, &SOURCE_BLOCKS, TOKENS as usize, layers, packed).expect("it fits");
+        let tokens = (packed.len() / SHAPE.bytes_per_token()) as u32;
+        let block_ids = source_blocks(tokens);
+        scatter_text(&self.sidecar.pool, &block_ids, tokens as usize, layers, packed).expect("it fits");
         let terms = ExportTerms {
             lease_id: LEASE,
             sequence_id: 1,
-            token_count: TOKENS,
-            block_ids: SOURCE_BLOCKS.to_vec(),
+            token_count: tokens,
+            block_ids,
             tenant_scope: SCOPE,
             expires_at_unix_ms: unix_ms() + 3_600_000,
         };
@@ -195,7 +213,7 @@ impl Side {
         let asked = request(String::new(), levels, 0, &self.sidecar);
         let pull = PullRequest {
             ticket: asked.ticket,
-            token_end: TOKENS,
+            token_end: asked.token_end,
             levels: asked.levels,
             layout_fingerprint: layout().fingerprint.to_vec(),
             block_size: SHAPE.block_size as u32,
@@ -232,16 +250,17 @@ impl Side {
     }
 
     /// The text in the sink's blocks.
-    pub fn arrived(&self) -> Vec<u8> {
-        let text = gather_text(&self.sidecar.pool, &SINK_BLOCKS, TOKENS as usize);
+    pub fn arrived(&self, tokens: u32) -> Vec<u8> {
+        let text = gather_text(&self.sidecar.pool, &sink_blocks(tokens), tokens as usize);
         text.expect("blocks").packed
     }
 
     /// Writes zeros there.
-    pub fn clear(&self) {
-        let nothing = vec![0; TOKENS as usize * SHAPE.bytes_per_token()];
+    pub fn clear(&self, tokens: u32) {
+        let nothing = vec![0; tokens as usize * SHAPE.bytes_per_token()];
         let layers = 0..SHAPE.layer_count as u32;
-        scatter_text(&self.sidecar.pool, &SINK_BLOCKS, TOKENS as usize, layers, &nothing).expect("it fits");
+        let blocks = sink_blocks(tokens);
+        scatter_text(&self.sidecar.pool, &blocks, tokens as usize, layers, &nothing).expect("it fits");
     }
 }
 
@@ -264,35 +283,37 @@ pub fn sent(frame: Frame) -> PullResponse {
     }
 }
 
-fn ticket() -> Ticket {
+fn ticket(token_end: u32) -> Ticket {
     TicketKey::new([4; 32]).sign(&TicketClaims {
         lease_id: LEASE.to_vec(),
         source_worker_id: "w".into(),
         source_epoch: 1,
         token_begin: 0,
-        token_end: TOKENS,
+        token_end,
         expires_at_unix_ms: unix_ms() + 3_600_000,
         layout_fingerprint: layout().fingerprint.to_vec(),
         tenant_scope: SCOPE.to_vec(),
     })
 }
 
+/// For tokens up to the end of the last level's.
 pub fn request(address: String, levels: &[(u32, u32)], lease: u8, profiled: &Sidecar) -> FetchRequest {
     let level = |(token_end, level): &(u32, u32)| TokenLevel {
         token_end: *token_end,
         level: *level,
     };
+    let token_end = levels.last().map_or(0, |(token_end, _)| *token_end);
     FetchRequest {
         lease_id: vec![lease; 16],
-        ticket: Some(ticket()),
+        ticket: Some(ticket(token_end)),
         source: Some(KvSource {
             layout: Some(layout_to_wire(&layout())),
             shard_addresses: vec![address],
             ..KvSource::default()
         }),
-        block_ids: SINK_BLOCKS.to_vec(),
+        block_ids: sink_blocks(token_end),
         token_begin: 0,
-        token_end: TOKENS,
+        token_end,
         tenant_scope: SCOPE.to_vec(),
         levels: levels.iter().map(level).collect(),
         codec_profile_id: profiled.coders.describe()[1].id.clone(),
