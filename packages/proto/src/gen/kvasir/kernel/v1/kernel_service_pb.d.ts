@@ -808,14 +808,14 @@ export declare type CodecLevel = Message<"kvasir.kernel.v1.CodecLevel"> & {
   kl: number;
 
   /**
-   * Bytes of raw KV that one thread encodes in a second, measured at start; 0 for raw: it is not encoded.
+   * Bytes of raw KV that one coder, a thread or a device, encodes in a second, measured at start; 0 for raw: it is not encoded.
    *
    * @generated from field: double encode_bytes_per_second = 4;
    */
   encodeBytesPerSecond: number;
 
   /**
-   * Bytes of raw KV that one thread decodes in a second, likewise.
+   * Bytes of raw KV that one coder decodes in a second, likewise.
    *
    * @generated from field: double decode_bytes_per_second = 5;
    */
