@@ -119,11 +119,18 @@ export type SchedulerEvent =
     }
   /**
    * Prefill kind, or one that `fetches`, admitted: a fetch may write these tokens of the prompt, whole blocks, from now on, and nothing of them is
-   * planned. They are not planned yet, and not the prompt's last. Again, with a later beginning: what is before it is computed here after all.
+   * planned. They are not planned yet, and not the prompt's last. Again, with a later beginning: what is before it is computed here after all, but for
+   * `arrived`, whole blocks in their order that are there and that no fetch writes any more; `isApproximate`: see `KvFetched`.
    */
-  | { readonly kind: "KvAwaited"; readonly sequenceId: SequenceId; readonly span: TokenSpan }
+  | {
+      readonly kind: "KvAwaited";
+      readonly sequenceId: SequenceId;
+      readonly span: TokenSpan;
+      readonly arrived?: readonly TokenSpan[];
+      readonly isApproximate?: boolean;
+    }
   /**
-   * No fetch writes any more. Of what was awaited these spans, whole blocks in their order, are there, and the others are computed. `isApproximate`:
+   * No fetch writes any more. Of what is awaited these spans, whole blocks in their order, are there, and the others are computed. `isApproximate`:
    * some of it came at a lossy level, so from here on nothing of this sequence is kept for others.
    */
   | {

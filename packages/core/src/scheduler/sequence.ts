@@ -3,7 +3,7 @@ import type { BlockId } from "../block/block-pool.ts";
 import { BlockHashChain } from "../prefix/block-hash.ts";
 import type { TokenSpan } from "../prefix-fetch/token-span.ts";
 import type { Instant } from "../time.ts";
-import type { SequenceEnd, SequenceSpec, SliceOutcome } from "./events.ts";
+import type { SchedulerEvent, SequenceEnd, SequenceId, SequenceSpec, SliceOutcome } from "./events.ts";
 
 /**
  * Where a sequence is.
@@ -140,8 +140,12 @@ export function progressOf(sequence: Sequence | undefined): InputProgress | unde
   return { plannedCount: sequence.inputPlannedCount, isComputing: sequence.inFlightCount > 0 };
 }
 
-/** A fetch may write these tokens from now on; nothing, where the sequence has ended meanwhile. */
-export function awaitKv(sequence: Sequence, span: TokenSpan, blockSize: number): void {
+/** A fetch may write these tokens from now on, and what arrived before them is there; nothing, where the sequence has ended meanwhile. */
+export function awaitKv(
+  sequence: Sequence,
+  { span, arrived = [], isApproximate = false }: Extract<SchedulerEvent, { kind: "KvAwaited" }>,
+  blockSize: number,
+): void {
   const { spec, phase, inputPlannedCount, blockIds } = sequence;
   const isFetching = spec.kind === "prefill" || (spec.kind === "local" && spec.fetches === true);
   if (!isFetching || (phase !== "reserved" && phase !== "prompting")) return;
@@ -151,23 +155,29 @@ export function awaitKv(sequence: Sequence, span: TokenSpan, blockSize: number):
     `sequence ${spec.sequenceId} awaits [${span.begin}, ${span.end}) with ${inputPlannedCount} of ${spec.promptTokenIds.length} planned`,
   );
   assert(span.end <= blockIds.length * blockSize, `sequence ${spec.sequenceId} awaits KV beyond its blocks`);
+  assertInOrder(spec.sequenceId, arrived, { begin: inputPlannedCount, end: span.begin });
   sequence.awaited = span;
+  sequence.arrived = arrived;
+  sequence.isApproximate ||= isApproximate;
 }
 
-/** No fetch writes any more, and so much came, of which some may be lossy. */
+/** No fetch writes any more, and so much of what was awaited came, of which some may be lossy. */
 export function keepFetched(sequence: Sequence, spans: readonly TokenSpan[], isApproximate: boolean): void {
-  const { spec, awaited, inputPlannedCount } = sequence;
-  let end = Math.max(awaited?.begin ?? spec.promptTokenIds.length, inputPlannedCount);
+  const { spec, awaited, arrived, inputPlannedCount } = sequence;
+  const end = spec.promptTokenIds.length;
+  assertInOrder(spec.sequenceId, spans, { begin: Math.max(awaited?.begin ?? end, inputPlannedCount), end });
+  sequence.awaited = undefined;
+  sequence.arrived = [...arrived, ...spans];
+  sequence.isApproximate ||= isApproximate;
+}
+
+function assertInOrder(sequenceId: SequenceId, spans: readonly TokenSpan[], within: TokenSpan): void {
+  let end = within.begin;
   for (const span of spans) {
-    assert(
-      span.begin >= end && span.end > span.begin,
-      `sequence ${spec.sequenceId} has not awaited [${span.begin}, ${span.end})`,
-    );
+    const isBehind = span.begin >= end && span.end > span.begin && span.end <= within.end;
+    assert(isBehind, `sequence ${sequenceId} has not awaited [${span.begin}, ${span.end})`);
     end = span.end;
   }
-  sequence.awaited = undefined;
-  sequence.arrived = spans;
-  sequence.isApproximate ||= isApproximate;
 }
 
 /** How a sampled token ends its sequence, if it does. */

@@ -150,7 +150,7 @@ export class StepScheduler {
         }
         break;
       case "KvAwaited":
-        if (sequence !== undefined) awaitKv(sequence, event.span, this.options.blockSize);
+        if (sequence !== undefined) awaitKv(sequence, event, this.options.blockSize);
         break;
       case "KvFetched":
         if (sequence?.awaited === undefined) break;

@@ -166,6 +166,22 @@ test("a denser pull begins once the one before writes no more; one that is then 
   await expect.poll(() => taken.ends).toMatchObject([{ tokenCount: 0, failure: "cancelled" }]);
 });
 
+test("what has arrived in front of what is taken back is not computed", async () => {
+  const { calls, events, complete, ends, fetch } = begin({ tokenCount: 512, msPerToken: 1 });
+  const [last] = calls as [Call];
+  expect([last.request.tokenBegin, last.request.tokenEnd]).toEqual([384, 512]);
+  // All but the first call comes; each that does makes room for another.
+  for (let index = 1; index < calls.length; index++) complete(calls[index] as Call);
+  expect(calls.at(-1)?.request.tokenBegin).toBe(0);
+  for (const call of calls) call.fenced.resolve();
+  const taken = { kind: "KvAwaited", span: { begin: 448, end: 512 }, arrived: [{ begin: 0, end: 384 }] };
+  await expect.poll(() => events).toContainEqual({ ...taken, sequenceId: 1, isApproximate: false });
+  fetch.stop();
+  for (const call of calls) call.fenced.resolve();
+  await expect.poll(() => ends).toMatchObject([{ tokenCount: 384 }]);
+  expect(events.at(-1)).toMatchObject({ kind: "KvFetched", spans: [] });
+});
+
 test("the end waits for everything that may still write", async () => {
   const { calls, ends, fetch } = begin({ tokenCount: 128, msPerToken: 1 });
   await expect.poll(() => calls[1]?.isCancelled).toBe(true);

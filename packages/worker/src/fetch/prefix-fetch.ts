@@ -241,13 +241,19 @@ export class PrefixFetch {
     this.#await(end);
   }
 
-  /** The engine computes up to here at most, and what is beyond the span. */
+  /** The engine computes up to here at most, but for what has arrived before, and what is beyond the span. */
   #await(begin: number): void {
     const { incarnation, sequenceId } = this.#facts;
     const end = this.#end;
     if (this.#awaited?.begin === begin && this.#awaited.end === end) return;
+    const planned = incarnation.engine.scheduler.progressOf(sequenceId)?.plannedCount ?? begin;
+    const before = [...this.#pulls.values()].filter((pull) => pull.begin >= planned && pull.end <= begin);
     this.#awaited = { begin, end };
-    incarnation.engine.apply({ kind: "KvAwaited", sequenceId, span: this.#awaited });
+    incarnation.engine.apply({
+      ...{ kind: "KvAwaited", sequenceId, span: this.#awaited },
+      arrived: verifiedSpans(before, incarnation.layout.blockSize),
+      isApproximate: before.some(({ isApproximate }) => isApproximate),
+    });
   }
 
   #pull({ begin, end, level, profileId }: Extract<LoadAction, { kind: "pull" | "pullDenser" }>): void {
@@ -330,6 +336,14 @@ export class PrefixFetch {
     const levels = sumOf(pulls.map((pull) => pull.levels));
     const diskTokenCount = diskBlockCount(spans, span.begin, this.#lent?.fromDisk ?? [], blockSize) * blockSize;
     ended({ tokenCount, diskTokenCount, bytes, levels, approximateFrom, failure });
-    incarnation.engine.apply({ kind: "KvFetched", sequenceId, spans, isApproximate: approximateFrom !== undefined });
+    // What is before the awaited tokens was told when they began there.
+    const awaitedFrom = this.#awaited?.begin ?? span.begin;
+    const rest = verifiedSpans(
+      pulls.filter(({ begin }) => begin >= awaitedFrom),
+      blockSize,
+    );
+    incarnation.engine.apply({
+      ...{ kind: "KvFetched", sequenceId, spans: rest, isApproximate: approximateFrom !== undefined },
+    });
   }
 }

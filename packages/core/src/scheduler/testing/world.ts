@@ -298,13 +298,19 @@ export class World {
     if (running === undefined || pick % 4 === 0) return this.#beginFetch(pick);
     const [id, span] = running;
     const sequenceId = id as SequenceId;
-    if (pick % 4 === 1 && span.end - span.begin > this.blockSize) {
-      this.awaited.set(id, { begin: span.begin + this.blockSize, end: span.end });
-      this.apply({ kind: "KvAwaited", sequenceId, span: { begin: span.begin + this.blockSize, end: span.end } });
+    const blockIds = this.admittedBlocks.get(id) ?? [];
+    if (pick % 4 === 1 && span.end - span.begin > 2 * this.blockSize) {
+      const [second, third] = [span.begin + this.blockSize, span.begin + 2 * this.blockSize];
+      const hasArrived = pick % 8 === 1;
+      const rest = { begin: hasArrived ? third : second, end: span.end };
+      if (hasArrived) this.device.write(id, blockIds, second, third);
+      this.awaited.set(id, rest);
+      const arrived = hasArrived ? [{ begin: second, end: third }] : [];
+      this.fetched.set(id, [...(this.fetched.get(id) ?? []), ...arrived]);
+      this.apply({ kind: "KvAwaited", sequenceId, span: rest, arrived });
       return true;
     }
     const spans: TokenSpan[] = [];
-    const blockIds = this.admittedBlocks.get(id) ?? [];
     for (let begin = span.begin; begin < span.end; begin += this.blockSize) {
       const isVerified = (pick * 31 + begin * 7) % 5 < 3;
       const [last] = spans.slice(-1);
@@ -321,7 +327,7 @@ export class World {
       }
     }
     this.awaited.delete(id);
-    this.fetched.set(id, spans);
+    this.fetched.set(id, [...(this.fetched.get(id) ?? []), ...spans]);
     reused.fetched += spans.length;
     this.apply({ kind: "KvFetched", sequenceId, spans });
     return true;
