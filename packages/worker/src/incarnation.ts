@@ -6,6 +6,7 @@ import {
   LeaseTable,
   LoanTable,
   prefixRoot,
+  RecentTimes,
   type SequenceId,
   type StepSchedulerOptions,
   TransferBook,
@@ -35,6 +36,8 @@ export class Incarnation {
   readonly #over = Promise.withResolvers<void>();
   /** What is known of the links to other sidecars, and of the codec's levels. */
   readonly transfers: TransferBook;
+  /** From the end of a fetch to its prompt's first token, in milliseconds, without what computing the rest was thought to take. */
+  readonly fetchTails = new RecentTimes();
   readonly #waitingCountMax: number;
   readonly #cachesPrefixes: boolean;
 

@@ -66,6 +66,7 @@ export function generateLocally(facts: LocalFacts): { readonly done: Promise<voi
       prompted: () => fetch?.wake(),
       sampled(token: Token, tokenIndex: number, end: SequenceEnd | undefined) {
         if (tokenIndex === outputTokenIds.length) {
+          fetch?.firstToken();
           const { timings } = generation;
           generation.cached({ resident, ...fetched });
           timings.prefillComputeMs = msFromNanos(now() - plannedAt);

@@ -6,6 +6,7 @@ import {
   type BlockId,
   KvasirError,
   nanosFromMs,
+  RecentTimes,
   type SchedulerEvent,
   type SequenceId,
   TransferBook,
@@ -82,7 +83,8 @@ function begin({ tokenCount, msPerToken, accuracy = "exact", ttftMs }: Setting) 
     meter: { fearedPromptTokenMs: msPerToken, stepCost: () => undefined },
   };
   const transfers = new TransferBook(profilesOf(description));
-  const incarnation = { kernel, engine, layout, description, transfers } as unknown as Incarnation;
+  const fetchTails = new RecentTimes();
+  const incarnation = { kernel, engine, layout, description, transfers, fetchTails } as unknown as Incarnation;
   let listener: LoanListener | undefined;
   const ends: FetchEnd[] = [];
   const fetch = new PrefixFetch({
@@ -110,7 +112,7 @@ function begin({ tokenCount, msPerToken, accuracy = "exact", ttftMs }: Setting) 
     call.emit("data", create(FetchResponseSchema, { verifiedTokenEnd, complete: true, transferNanos: 1_000_000n }));
     call.emit("end");
   };
-  return { fetch, calls, events, ends, progress, awaited, complete };
+  return { fetch, calls, events, ends, progress, awaited, complete, fetchTails };
 }
 
 const tick = () => new Promise((resolve) => setTimeout(resolve, 40));
@@ -180,6 +182,19 @@ test("what has arrived in front of what is taken back is not computed", async ()
   for (const call of calls) call.fenced.resolve();
   await expect.poll(() => ends).toMatchObject([{ tokenCount: 384 }]);
   expect(events.at(-1)).toMatchObject({ kind: "KvFetched", spans: [] });
+});
+
+test("what passes between the last KV and the first token is measured, and not where a fetch did not end by itself", async () => {
+  const { calls, complete, ends, fetch, fetchTails } = begin({ tokenCount: 64, msPerToken: 1 });
+  fetch.firstToken();
+  expect(fetchTails.feared).toBeUndefined();
+  const [only] = calls as [Call];
+  only.fenced.resolve();
+  complete(only);
+  await expect.poll(() => ends).toMatchObject([{ tokenCount: 64, failure: undefined }]);
+  await tick();
+  fetch.firstToken();
+  expect(fetchTails.feared).toBeGreaterThan(30);
 });
 
 test("the end waits for everything that may still write", async () => {

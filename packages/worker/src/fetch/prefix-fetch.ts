@@ -25,8 +25,7 @@ import { diskBlockCount, verifiedSpans } from "./verified-spans.ts";
 
 /** Time in which a device that has computed nothing yet is believed to compute the range. */
 const UNKNOWN_COMPUTE_MS = 2_000;
-/** From the last KV to the first token beside the step itself, and all of it where steps were never measured. */
-const TAIL_MS = 10;
+/** From the last KV to the first token, where neither steps nor that were ever measured. */
 const UNKNOWN_TAIL_MS = 30;
 /** Between two looks at a fetch of which nothing is heard. Larger: silence is noticed later. */
 const TICK_MS = 10;
@@ -119,6 +118,8 @@ export class PrefixFetch {
   /** What the engine was told last. */
   #awaited: TokenSpan | undefined;
   #isEnding = false;
+  /** When all was there, with nothing of it on the device. */
+  #endedAt: Instant | undefined;
 
   constructor(facts: FetchFacts) {
     this.#facts = facts;
@@ -173,15 +174,26 @@ export class PrefixFetch {
 
   /** Until the KV is wanted. Where a request allows errors and has no target, it shall come no later than computing would have it. */
   #deadlineMs(): number | undefined {
-    const { incarnation, span, accuracy, firstTokenBy, promptTokenCount } = this.#facts;
+    const { incarnation, span, accuracy, firstTokenBy } = this.#facts;
     if (firstTokenBy === undefined) {
       return accuracy === "exact" ? undefined : (span.end - span.begin) * this.#computeMsPerToken();
     }
+    const tailMs = this.#restMs() + (incarnation.fetchTails.feared ?? UNKNOWN_TAIL_MS);
+    return Math.max(1, msFromNanos(firstTokenBy - now()) - tailMs);
+  }
+
+  /** To compute what is behind the span; 0 where nothing is known of steps. */
+  #restMs(): number {
+    const { incarnation, promptTokenCount } = this.#facts;
     const cost = incarnation.engine.meter.stepCost();
     const { tokenBudget } = incarnation.engine.scheduler.options;
-    const stepsMs = cost && prefillMs(cost, promptTokenCount, span.end, tokenBudget);
-    const tailMs = stepsMs === undefined ? UNKNOWN_TAIL_MS : TAIL_MS + stepsMs;
-    return Math.max(1, msFromNanos(firstTokenBy - now()) - tailMs);
+    return cost === undefined ? 0 : prefillMs(cost, promptTokenCount, this.#end, tokenBudget);
+  }
+
+  /** The prompt's first token is there. What passed since all KV was, beside computing the rest, tells the next fetches how early theirs has to be. */
+  firstToken(): void {
+    if (this.#endedAt === undefined) return;
+    this.#facts.incarnation.fetchTails.add(Math.max(0, msFromNanos(now() - this.#endedAt) - this.#restMs()));
   }
 
   #lend(kv: LentKv): void {
@@ -224,6 +236,7 @@ export class PrefixFetch {
         this.#compute(action.end);
         break;
       case "end":
+        if (!this.#load.isLate && this.#computeEnd === undefined) this.#endedAt = now();
         void this.#finish(this.#load.isLate ? "late" : undefined);
         break;
       default:

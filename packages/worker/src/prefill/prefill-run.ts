@@ -108,7 +108,10 @@ export class PrefillRun {
           this.#apply({ kind: "StepPlanned" });
         },
         prompted: () => this.#fetch?.wake(),
-        sampled: (token, _index, end) => this.#apply({ kind: "TokenSampled", token, stopped: end !== undefined }),
+        sampled: (token, _index, end) => {
+          this.#fetch?.firstToken();
+          this.#apply({ kind: "TokenSampled", token, stopped: end !== undefined });
+        },
         failed: (error) => this.#apply({ kind: "Failed", error }),
       },
     );
