@@ -64,22 +64,26 @@ pub(crate) struct Admitted {
     direction: SwapDirection,
     slots: Vec<u32>,
     given_count: usize,
-    blocks: SwapGuard,
+    /// None once they are free.
+    blocks: Option<SwapGuard>,
 }
 
 impl Admitted {
     /// Whether everything was copied; nothing was unless this is said.
     pub(crate) fn complete(&mut self, complete: bool) {
-        self.blocks.complete = complete;
+        if let Some(blocks) = &mut self.blocks {
+            blocks.complete = complete;
+        }
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
+        // Who is told that the swap has ended finds its blocks free.
+        let complete = self.blocks.take().is_some_and(|blocks| blocks.complete);
         let mut state = lock(&self.swaps.state);
         match self.direction {
             SwapDirection::Out => {
-                let complete = self.blocks.complete;
                 state
                     .slots
                     .end_out(&self.lease_id, &self.slots, self.given_count, complete);
@@ -226,7 +230,7 @@ impl Swaps {
             direction,
             slots,
             given_count: given_slots.len(),
-            blocks: guard,
+            blocks: Some(guard),
         };
         Ok((admitted, stop))
     }
