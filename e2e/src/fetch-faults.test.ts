@@ -205,11 +205,16 @@ test.each(Object.keys(AT_THE_BORROWER))(
 test.each(["the client goes away", "the decode worker is killed"])(
   "%s in the middle of a fetch: nothing is held",
   async (what) => {
-    const request = await inTheMiddle();
-    if (what === "the client goes away") request.cancel();
-    else await processOf(cluster, "decode").kill("SIGKILL");
-    expect((await request.ended).error?.reason).toMatch(/^(cancelled|unavailable|internal)$/);
-    await expectRecovery();
+    // An answer may have ended just before: then once more.
+    for (let attempt = 0, reason: string | undefined; reason === undefined; attempt++) {
+      expect(attempt).toBeLessThan(10);
+      const request = await inTheMiddle();
+      if (what === "the client goes away") request.cancel();
+      else await processOf(cluster, "decode").kill("SIGKILL");
+      reason = (await request.ended).error?.reason;
+      if (reason !== undefined) expect(reason).toMatch(/^(cancelled|unavailable|internal)$/);
+      await expectRecovery();
+    }
   },
   60_000,
 );
@@ -226,19 +231,18 @@ test.each(Object.keys(AT_THE_SOURCE))(
   "%s in the middle of a fetch: the rest is computed, with the same tokens",
   async (what) => {
     for (let attempt = 0; ; attempt++) {
-      expect(attempt).toBeLessThan(5);
+      expect(attempt).toBeLessThan(10);
       const { before, ...request } = await inTheMiddle();
       await AT_THE_SOURCE[what]?.();
       const { tokenIds, error } = await request.ended;
       const after = await fetches();
-      // The borrower was not back yet from what befell it before: the lender computed, and nobody fetched.
+      // The borrower may not be back yet from what befell it before, so that the lender computes, and a fetch may have ended just before.
       const isFetch = after.complete + after.others > before.complete + before.others;
-      if (isFetch) {
-        expect([error, tokenIds]).toEqual([undefined, expected]);
-        expect(after).toEqual({ complete: before.complete, others: before.others + 1 });
-      }
+      if (isFetch) expect([error, tokenIds]).toEqual([undefined, expected]);
+      const isInTheMiddle = isFetch && after.complete === before.complete;
+      if (isInTheMiddle) expect(after.others).toBe(before.others + 1);
       await expectRecovery();
-      if (isFetch) break;
+      if (isInTheMiddle) break;
     }
   },
   60_000,
