@@ -14,6 +14,8 @@ import { createServer, messages } from "@kvasir/rpc";
 /** What one generation does: sends these batches, then ends. */
 export interface Script {
   readonly batches: readonly (readonly number[])[];
+  /** Of the tokens in all batches those are left out that the request has already, as a worker that goes on leaves them out. */
+  readonly goesOn?: boolean;
   readonly gapMs?: number;
   /** Fails with this reason after so many batches. */
   readonly failAfter?: { readonly batchCount: number; readonly error: KvasirError };
@@ -57,7 +59,10 @@ export async function startFakeUpstream(scripts: readonly Script[], options: Fak
       call.write({ kind: { case: "accepted", value: { reserveMs: 0 } } });
       await script?.before?.();
       let sent = 0;
-      for (const batch of script?.batches ?? []) {
+      let known = script?.goesOn ? (request.resumed[0]?.tokenIds.length ?? 0) : 0;
+      for (const whole of script?.batches ?? []) {
+        const batch = whole.slice(known);
+        known -= whole.length - batch.length;
         if (script?.failAfter?.batchCount === sent) throw script.failAfter.error;
         if (call.cancelled) return;
         if (script?.beforeBatch?.index === sent) await Promise.race([script.beforeBatch.wait, cancelled]);

@@ -51,9 +51,10 @@ export class GatewayBench {
       policies: NO_POLICIES,
       slo: {},
       tenantSecret: "test",
-      requestTimeoutMs: 5_000,
-      stallTimeoutMs: 300,
-      resumeTimeoutMs: 2_000,
+      // Upstream and client share this process's time: what a test does not wait for is far away.
+      requestTimeoutMs: 60_000,
+      stallTimeoutMs: 20_000,
+      resumeTimeoutMs: 20_000,
       bodyLimitBytes: 100_000,
       isReady: () => ({ ready: router.cluster?.ready ?? false }),
       refresh: () => router.refresh(),
