@@ -79,7 +79,7 @@ pub fn spans_from_wire(wire: &[TokenLevel], tokens: &Range<u32>, piece_size: u32
         let count = wire.len();
         return Err(format!("has {count} spans; use at most {LEVEL_SPANS_MAX}"));
     }
-    let mut spans = Vec::with_capacity(wire.len());
+    let mut spans: Vec<(u32, u8)> = Vec::with_capacity(wire.len());
     let mut begin = tokens.start;
     for TokenLevel { token_end, level } in wire {
         let level = u8::try_from(*level).map_err(|_| format!("names level {level}; there are at most 256"))?;
@@ -90,7 +90,11 @@ pub fn spans_from_wire(wire: &[TokenLevel], tokens: &Range<u32>, piece_size: u32
             ));
         }
         begin = *token_end;
-        spans.push((*token_end, level));
+        // Neighbours of one level are one span, which frames may cross.
+        match spans.last_mut() {
+            Some((end, last)) if *last == level => *end = *token_end,
+            _ => spans.push((*token_end, level)),
+        }
     }
     if !spans.is_empty() && begin != tokens.end {
         return Err(format!(
@@ -125,6 +129,8 @@ mod tests {
         assert_eq!(levels.used(), [1, 3]);
         assert_eq!(Levels::raw().of(&(0..9)), Some(LEVEL_RAW));
         assert_eq!(spans_from_wire(&wire(&[(16, 0), (32, 0)]), &(0..32), 16), Ok(vec![]));
+        let merged = spans_from_wire(&wire(&[(48, 3), (64, 3), (100, 1)]), &(32..100), 16);
+        assert_eq!(merged, Ok(vec![(64, 3), (100, 1)]));
         assert!(Levels::allows(3, LEVEL_LOSSLESS) && !Levels::allows(3, 2) && !Levels::allows(LEVEL_LOSSLESS, 0));
     }
 
