@@ -1,5 +1,6 @@
 import {
   type Instant,
+  type MeasuredLink,
   nanosFromMs,
   PREDICTION_DEFAULTS,
   type ReportedLoad,
@@ -17,6 +18,8 @@ const REQUESTS = Number(option("requests", "20000"));
 const BLOCK_SIZE = 32;
 const FINGERPRINT = "00".repeat(16);
 const IN_FLIGHT_PER_WORKER = 8;
+/** Links that each worker has measured, to workers at random, from a fifth to five times as fast as assumed. */
+const LINKS = Number(option("links", "0"));
 
 interface Fleet {
   readonly workers: number;
@@ -68,6 +71,7 @@ function measure({ workers, blocks, promptTokens }: Fleet): string[] {
   });
   let nowMs = 0;
   const now = () => nanosFromMs(nowMs) as number as Instant;
+  const linkRandom = randomOf(5);
   const sequences: number[] = [];
   for (let index = 0; index < workers; index++) {
     state.apply({ kind: "WorkerAttached", streamId: index + 1, epoch: 1, sequence: 1, facts: factsOf(index) }, now());
@@ -146,6 +150,12 @@ function measure({ workers, blocks, promptTokens }: Fleet): string[] {
     ((Math.min(1, share) * (user + system)) / 1e3 / REQUESTS).toFixed(3),
   ];
 
+  function measuredLink(): MeasuredLink {
+    const source = transferAddressOf(Math.floor(linkRandom() * workers));
+    const exact = (PREDICTION_DEFAULTS.kvBytesPerSecond / 1e3) * 5 ** (2 * linkRandom() - 1);
+    return { source, measuredAt: now(), rates: { exact, near: 3 * exact, fast: 5 * exact } };
+  }
+
   function report(index: number): void {
     const sequence = (sequences[index] ?? 1) + 1;
     sequences[index] = sequence;
@@ -160,7 +170,9 @@ function measure({ workers, blocks, promptTokens }: Fleet): string[] {
       stepCost: { fixedMs: 6.5, promptTokenMs: 0.03, attentionMs: 4.8e-7, decodeMs: 0.03, contextTokenMs: 5.2e-5 },
       isDraining: false,
     };
-    state.apply({ kind: "WorkerReported", streamId: index + 1, epoch: 1, sequence, load }, now());
+    // All of them at first, then one at a time.
+    const links = Array.from({ length: LINKS === 0 ? 0 : sequence === 2 ? LINKS : 1 }, () => measuredLink());
+    state.apply({ kind: "WorkerReported", streamId: index + 1, epoch: 1, sequence, load, links }, now());
   }
 }
 
@@ -170,6 +182,7 @@ function factsOf(index: number): WorkerFacts {
     workerId,
     role: index % 4 === 0 ? "prefill" : "decode",
     address: `${workerId}:1`,
+    transferAddress: transferAddressOf(index),
     model: "m",
     fingerprint: FINGERPRINT,
     exactFingerprint: FINGERPRINT,
@@ -180,4 +193,8 @@ function factsOf(index: number): WorkerFacts {
     blockCount: 1 << 20,
     contextLength: 131_072,
   };
+}
+
+function transferAddressOf(index: number): string {
+  return `h${index}:9`;
 }

@@ -65,9 +65,18 @@ async function pulledAt({ trace_id }: Answer): Promise<readonly unknown[]> {
   return [...new Set((await pulls()).map(({ attributes }) => attributes["kvasir.level"]))];
 }
 
+/** At which speed the router believed that the prompt's KV would come to the decode worker; undefined: it knew of no measurement. */
+async function believedRate({ trace_id }: Answer): Promise<number | undefined> {
+  const place = async () => (await cluster.spans(trace_id)).find(({ name }) => name === "router.place")?.attributes;
+  await expect.poll(place).toBeDefined();
+  const { "kvasir.handover_rate_age_ms": ageMs, "kvasir.handover_bytes_per_second": rate } = (await place()) ?? {};
+  return ageMs === undefined ? undefined : Number(rate);
+}
+
 test("over a slow link KV travels lossless with the same tokens, lossily where a request allows it, and what is altered on its way costs no token", async () => {
   // The first transfer finds out how slow the link is.
   const raw = await ask("exact");
+  expect(await believedRate(raw)).toBeUndefined();
   expect([await pulledAt(raw), raw.share, raw.approximate_prompt_tokens]).toEqual([["raw"], 1, 0]);
 
   const lossless = await ask("exact");
@@ -90,5 +99,10 @@ test("over a slow link KV travels lossless with the same tokens, lossily where a
   await corrupted;
   expect([answer.text, answer.approximate_prompt_tokens]).toEqual([raw.text, 0]);
   await expect.poll(() => metric(processOf(cluster, "decode"), "kvasir_sidecar_frames_refused_total")).toBe(1);
+
+  // The decode worker tells the router what it measured, which is far from what is assumed of any link, and denser KV comes sooner.
+  const believed = async (kvAccuracy: "exact" | "fast") => (await believedRate(await ask(kvAccuracy))) ?? Number.NaN;
+  await expect.poll(() => believed("exact"), { timeout: 20_000 }).toBeLessThan(10 * SLOW_BYTES_PER_SECOND);
+  await expect.poll(async () => (await believed("fast")) / (await believed("exact"))).toBeGreaterThan(1.2);
   await expectNothingLeft(cluster);
 }, 60_000);

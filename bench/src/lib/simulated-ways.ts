@@ -1,4 +1,11 @@
-import { type CodecLevelFacts, type CodecProfileFacts, type KvAccuracy, RecentTimes, TransferBook } from "@kvasir/core";
+import {
+  type CodecLevelFacts,
+  type CodecProfileFacts,
+  type Instant,
+  type KvAccuracy,
+  RecentTimes,
+  TransferBook,
+} from "@kvasir/core";
 import { SimulatedLink } from "@kvasir/core/testing/prefix-fetch/simulated-link";
 import { type LoadWorld, simulateLoad } from "@kvasir/core/testing/prefix-fetch/simulated-load";
 
@@ -45,7 +52,7 @@ export class SimulatedWorker {
     this.#computeMs = new RecentTimes(computeMsPerToken);
     const traffic = { wireBytes: 1e6, rawBytes: 1e6, encodeMs: 0, decodeMs: 0 };
     this.#book.begin(SOURCE);
-    this.#book.observe(SOURCE, undefined, new Map([[0, traffic]]), 1e6 / bytesPerMs);
+    this.#book.observe(SOURCE, undefined, new Map([[0, traffic]]), 1e6 / bytesPerMs, 0 as Instant);
     this.#book.end(SOURCE);
   }
 

@@ -75,6 +75,8 @@ function explain(
   ];
   if (error !== undefined && error !== "") return [...lines, `  refused     ${error}`, ""].join("\n");
   lines.push(`  why         ${text("kvasir.reason")}`);
+  const links = (["fetch", "handover"] as const).flatMap((of) => linkText(of, attributes));
+  if (links.length > 0) lines.push(`  links       ${links.join("; ")}`);
   const told = request?.attributes ?? {};
   const rows: readonly (readonly [string, unknown, unknown, string])[] = [
     ["waited", undefined, attributes["kvasir.queue_wait_ms"], "ms"],
@@ -95,6 +97,16 @@ function explain(
   }
   lines.push(`  candidates  ${text("kvasir.candidates")}: ${text("kvasir.scores")}`);
   return [...lines, ""].join("\n");
+}
+
+/** At which speed the placement's KV was believed to travel. */
+function linkText(of: "fetch" | "handover", attributes: SpanRecord["attributes"]): readonly string[] {
+  const bytesPerSecond = numberOf(attributes[`kvasir.${of}_bytes_per_second`]);
+  if (bytesPerSecond === undefined) return [];
+  const ageMs = numberOf(attributes[`kvasir.${of}_rate_age_ms`]);
+  const origin = ageMs === undefined ? "assumed" : `measured ${(ageMs / 1_000).toFixed(1)} s before`;
+  const name = of === "fetch" ? `fetch from ${attributes["kvasir.fetch_holder"]}` : "hand-over";
+  return [`${name} at ${(bytesPerSecond / 1e6).toFixed(1)} MB/s of ${attributes["kvasir.kv_accuracy"]} KV, ${origin}`];
 }
 
 /** How it stood beside others: class, targets, tenant. */

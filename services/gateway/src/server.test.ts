@@ -243,7 +243,7 @@ test("targets in headers and body reach the router, less the time that passed he
   expect(place.kind.value.ttftTargetMs).toBeGreaterThan(30_000);
 });
 
-test("how exact moved KV has to be, and when it is wanted, reaches the worker; a word that is none is refused", async () => {
+test("how exact moved KV has to be, and when it is wanted, reaches the worker and the router; a word that is none is refused", async () => {
   const { url, upstream } = await start({ batches: [tokensOf("ok")] });
   const ask = (kvasir: object) => {
     const headers = { "content-type": "application/json" };
@@ -256,6 +256,8 @@ test("how exact moved KV has to be, and when it is wanted, reaches the worker; a
     [KvAccuracy.NEAR, 30],
     [KvAccuracy.EXACT, 0],
   ]);
+  const placed = upstream.seen.places.flatMap(({ kind }) => (kind.case === "start" ? [kind.value.kvAccuracy] : []));
+  expect(placed).toEqual([KvAccuracy.NEAR, KvAccuracy.EXACT]);
   expect((await ask({ kv_accuracy: "good" })).status).toBe(400);
 });
 

@@ -194,7 +194,8 @@ function attachState(
 ): AttachState {
   const { layout } = store.facts;
   const { memoryBytes, diskBytes } = store.limits;
-  const value = { ...facts, layout, memoryBytes: BigInt(memoryBytes), diskBytes: BigInt(diskBytes) };
+  const { transferAddress } = store.facts.description;
+  const value = { ...facts, transferAddress, layout, memoryBytes: BigInt(memoryBytes), diskBytes: BigInt(diskBytes) };
   return {
     epoch: store.epoch,
     hello: { case: "storeHello", value },

@@ -61,7 +61,7 @@ export const ROUTER_FLAGS = defineOptions("kvasir-router", "places requests on w
     env: "KVASIR_KV_BYTES_PER_SECOND",
     default: "500MB",
     min: 1,
-    help: "KV bandwidth between two workers, for predictions. Larger: split placements look cheaper.",
+    help: "KV bandwidth that is assumed between two sidecars until the one that receives tells what it measured, for predictions. Larger: split placements and fetches look cheaper where nothing was measured.",
   },
   ...MEMBER_OPTIONS,
 });

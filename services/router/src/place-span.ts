@@ -1,4 +1,4 @@
-import { candidateName, type PlacementDecision, type RequestShape } from "@kvasir/core";
+import { candidateName, type KvRate, type PlacementDecision, type RequestShape } from "@kvasir/core";
 import { FineClock, failSpan } from "@kvasir/telemetry";
 import { type Context, type HrTime, type Span, SpanKind, type Tracer, trace } from "@opentelemetry/api";
 
@@ -28,6 +28,7 @@ export class PlaceSpan {
       "gen_ai.request.max_tokens": request.maxTokens,
       "kvasir.tenant": request.tenant ?? "",
       "kvasir.service_class": request.serviceClass ?? "default",
+      "kvasir.kv_accuracy": request.kvAccuracy ?? "exact",
       ...(request.priority ? { "kvasir.priority": request.priority } : {}),
       ...(request.objectives?.ttftMs === undefined ? {} : { "kvasir.ttft_target_ms": request.objectives.ttftMs }),
       ...(request.objectives?.tbtMs === undefined ? {} : { "kvasir.tbt_target_ms": request.objectives.tbtMs }),
@@ -57,7 +58,14 @@ export class PlaceSpan {
       "kvasir.local_prefill": best.isLocalPrefill,
       ...(best.prefill === undefined ? {} : { "kvasir.prefill": best.prefill.facts.workerId }),
       "kvasir.decode": best.decode.facts.workerId,
-      ...(best.fetch === undefined ? {} : { "kvasir.fetch_holder": best.fetch.holder.facts.workerId }),
+      ...(best.fetch === undefined
+        ? {}
+        : {
+            "kvasir.fetch_holder": best.fetch.holder.facts.workerId,
+            "kvasir.predicted_fetch_ms": best.fetch.fetchMs,
+            ...believed("fetch", best.fetch.rate),
+          }),
+      ...(best.handOver === undefined ? {} : believed("handover", best.handOver)),
       "kvasir.cached_tokens": decision.promptTokenCount - best.uncachedTokenCount,
       "kvasir.queue_wait_ms": decision.waitedMs,
       "kvasir.served_class": decision.serviceClass,
@@ -101,6 +109,14 @@ export class PlaceSpan {
     failSpan(this.#span, error);
     this.#span.end(now);
   }
+}
+
+/** A link as the prediction took it; without an age, as one that was never measured. */
+function believed(of: "fetch" | "handover", { bytesPerSecond, ageMs }: KvRate): Record<string, number> {
+  return {
+    [`kvasir.${of}_bytes_per_second`]: bytesPerSecond,
+    ...(ageMs === undefined ? {} : { [`kvasir.${of}_rate_age_ms`]: ageMs }),
+  };
 }
 
 function msBetween(from: HrTime, to: HrTime): number {

@@ -1,40 +1,20 @@
-import { hashBlocks, nanosFromMs, PREDICTION_DEFAULTS, prefixRoot, type RouterOptions } from "@kvasir/core";
-import { PlacementMode, RouterService, ServiceClass } from "@kvasir/proto";
-import { createServer, type RpcServer } from "@kvasir/rpc";
-import { type SpanRecord, startTelemetry, type Telemetry } from "@kvasir/telemetry";
+import { nanosFromMs, type RouterOptions } from "@kvasir/core";
+import { PlacementMode, ServiceClass } from "@kvasir/proto";
+import type { RpcServer } from "@kvasir/rpc";
+import type { SpanRecord, Telemetry } from "@kvasir/telemetry";
 import { context, trace } from "@opentelemetry/api";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import { Router } from "./router.ts";
-import { routerService } from "./router-service.ts";
-import { eventually, FakePeers } from "./testing/fake-peers.ts";
+import type { Router } from "./router.ts";
+import { eventually, type FakePeers } from "./testing/fake-peers.ts";
+import { HASHES, promptHashes, startTestRouter } from "./testing/test-router.ts";
 
 let telemetry: Telemetry;
 let router: Router;
 let server: RpcServer;
 let peers: FakePeers;
 
-/** What a test does not wait for is far away: a router that stands still meanwhile is none that is late. */
 async function start(limits: Partial<RouterOptions> = {}): Promise<void> {
-  telemetry = startTelemetry({ service: "router", instanceId: "router-0", logLevel: "silent" });
-  router = new Router(
-    {
-      queueMax: 8,
-      queueTimeout: nanosFromMs(60_000),
-      noWorkerGrace: nanosFromMs(60_000),
-      localPrefillAfter: nanosFromMs(200),
-      positionInterval: nanosFromMs(50),
-      view: { silenceMax: nanosFromMs(60_000), returnGrace: nanosFromMs(300) },
-      prediction: PREDICTION_DEFAULTS,
-      prefixIndex: { blockCapacity: 1_024, holderCapacity: 64 },
-      ...limits,
-    },
-    telemetry.registry,
-    telemetry.logger,
-  );
-  router.setLeaderToken(7);
-  server = createServer();
-  server.add(RouterService, routerService(router, telemetry.tracer));
-  peers = new FakePeers(await server.listen("127.0.0.1:0"));
+  ({ telemetry, router, server, peers } = await startTestRouter(limits));
 }
 
 async function stop(): Promise<void> {
@@ -53,13 +33,6 @@ afterEach(async () => {
   await eventually(() => router.state.workers().length === 0);
   await stop();
 });
-
-const HASHES = hashBlocks(
-  prefixRoot({ tenantScope: new Uint8Array(16), fingerprint: new Uint8Array(16).fill(7) }, 32),
-  Array.from({ length: 100 }, (_, index) => index),
-  32,
-);
-const promptHashes = [{ exactFingerprint: new Uint8Array(16).fill(7), blockSize: 32, hashes: HASHES }];
 
 test("a request goes where its prompt is cached, or fetches it from there; what a dead worker had is forgotten with it", async () => {
   await up("p0", "p1", "d0", "d1", "d2");

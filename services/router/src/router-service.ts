@@ -18,6 +18,7 @@ import type { Router } from "./router.ts";
 import {
   cacheChangeFromWire,
   factsFromHello,
+  linksFromWire,
   loadFromWire,
   outcomeFromFinished,
   requestFromStart,
@@ -211,7 +212,10 @@ async function attach(router: Router, hellos: Hellos, call: AttachCall): Promise
           });
           break;
         case "load":
-          router.apply({ kind: "WorkerReported", streamId, epoch, sequence, load: loadFromWire(kind.value) });
+          router.apply({
+            ...{ kind: "WorkerReported", streamId, epoch, sequence },
+            ...{ load: loadFromWire(kind.value), links: linksFromWire(kind.value, router.now()) },
+          });
           break;
         case "cache": {
           const change = cacheChangeFromWire(epoch, kind.value);

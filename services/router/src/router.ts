@@ -1,6 +1,8 @@
 import {
   type Instant,
   KvasirError,
+  msFromNanos,
+  nanosBetween,
   type PlacementDecision,
   type RequestKey,
   type RequestOutcome,
@@ -107,12 +109,17 @@ export class Router {
     this.apply({ kind: "WorkerLeft", streamId });
   }
 
+  /** The clock of its state. */
+  now(): Instant {
+    return Math.round(performance.now() * 1e6) as Instant;
+  }
+
   apply(event: RouterEvent): void {
     const isDecision = event.kind === "RequestArrived" || event.kind === "RequestRetried";
     if (event.kind === "RequestRetried") this.metrics.retried();
-    const startMs = performance.now();
-    const effects = this.state.apply(event, Math.round(startMs * 1e6) as Instant);
-    if (isDecision) this.metrics.decided((performance.now() - startMs) / 1_000);
+    const start = this.now();
+    const effects = this.state.apply(event, start);
+    if (isDecision) this.metrics.decided(msFromNanos(nanosBetween(start, this.now())) / 1_000);
     for (const effect of effects) this.#carryOut(effect);
   }
 

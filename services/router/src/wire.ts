@@ -2,8 +2,12 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import {
   BLOCK_HASH_BYTES,
   type HolderEvent,
+  type Instant,
+  type KvAccuracy,
   KvasirError,
+  type MeasuredLink,
   type Medium,
+  nanosFromMs,
   type Objectives,
   type PlacementDecision,
   type PrefixFetchPlan,
@@ -27,7 +31,9 @@ import {
   type PlacementSchema,
   type PlaceStart,
   type StoreHello,
+  KvAccuracy as WireAccuracy,
   ServiceClass as WireClass,
+  type MeasuredLink as WireLink,
   type PromptHashes as WirePromptHashes,
   WorkerRole as WireRole,
   type WorkerHello,
@@ -43,6 +49,8 @@ const WEIGHT_MAX = 1_000;
 const OTHER_PREFILLS_MAX = 2;
 /** Layouts of one model whose hashes are looked up; a cluster has one, or two while it is upgraded. */
 const LAYOUTS_MAX = 8;
+/** Links taken of one load; a worker tells as many at most. */
+const LINKS_MAX = 32;
 const MEDIA_BY_WIRE = new Map<CacheMedium, Medium>([
   [CacheMedium.DEVICE, "device"],
   [CacheMedium.HOST, "host"],
@@ -59,6 +67,10 @@ const WIRE_CLASSES: Readonly<Record<ServiceClass, WireClass>> = {
   default: WireClass.DEFAULT,
   flex: WireClass.FLEX,
 };
+const ACCURACIES = new Map<WireAccuracy, KvAccuracy>([
+  [WireAccuracy.NEAR, "near"],
+  [WireAccuracy.FAST, "fast"],
+]);
 const ROLES = new Map<WireRole, WorkerRole>([
   [WireRole.PREFILL, "prefill"],
   [WireRole.DECODE, "decode"],
@@ -103,11 +115,12 @@ export function factsFromHello(hello: WorkerHello): WorkerFacts {
     kvBytesPerToken: 2 * layerCount * kvHeadCount * headSize * dtype.byteCount,
     blockCount: hello.blockCount,
     contextLength: hello.contextLength,
+    ...transferAddressFrom("hello.transfer_address", hello.transferAddress),
   };
 }
 
 /** What a store says of itself, checked. */
-export function storeFactsFromHello({ storeId, address, model, layout }: StoreHello): StoreFacts {
+export function storeFactsFromHello({ storeId, address, model, layout, transferAddress }: StoreHello): StoreFacts {
   requireText("store_hello.store_id", storeId);
   requireText("store_hello.address", address);
   requireText("store_hello.model", model);
@@ -117,7 +130,15 @@ export function storeFactsFromHello({ storeId, address, model, layout }: StoreHe
     throw wrong("store_hello.layout.block_size", `block_size is ${blockSize}; use 16, 32 or 64`);
   }
   const exactFingerprint = Buffer.from(layout.exactFingerprint).toString("hex");
-  return { workerId: storeId, address, model, exactFingerprint, blockSize };
+  const known = transferAddressFrom("store_hello.transfer_address", transferAddress);
+  return { workerId: storeId, address, model, exactFingerprint, blockSize, ...known };
+}
+
+/** Empty: nobody tells of links from there. */
+function transferAddressFrom(field: string, transferAddress: string): { readonly transferAddress?: string } {
+  if (transferAddress === "") return {};
+  requireText(field, transferAddress);
+  return { transferAddress };
 }
 
 /** Numbers that cannot be, such as a speed of NaN, count as not measured. */
@@ -133,6 +154,22 @@ export function loadFromWire(load: WorkerLoad): ReportedLoad {
     isDraining: load.draining,
     ...costFromWire(load),
   };
+}
+
+/** What a worker measured of links; one with a number that cannot be was not measured. Who allows more loss waits no longer than who allows less. */
+export function linksFromWire({ links }: WorkerLoad, now: Instant): readonly MeasuredLink[] {
+  return links.slice(0, LINKS_MAX).flatMap((link) => measuredLink(link, now) ?? []);
+}
+
+function measuredLink(
+  { source, exactBytesPerSecond, nearBytesPerSecond, fastBytesPerSecond, ageMs }: WireLink,
+  now: Instant,
+): MeasuredLink | undefined {
+  const exact = measured(exactBytesPerSecond) / 1e3;
+  if (exact === 0 || source === "" || source.length > TEXT_LENGTH_MAX) return undefined;
+  const near = Math.max(exact, measured(nearBytesPerSecond) / 1e3);
+  const fast = Math.max(near, measured(fastBytesPerSecond) / 1e3);
+  return { source, measuredAt: (now - nanosFromMs(ageMs)) as Instant, rates: { exact, near, fast } };
 }
 
 /** A cost with a number that cannot be counts as not measured. */
@@ -182,6 +219,7 @@ export function requestFromStart(start: PlaceStart): RequestShape {
     tenant: hex(start.tenant.length > 0 ? start.tenant : start.tenantScope),
     tenantWeight: weightFromWire(start.tenantWeight),
     serviceClass: CLASSES.get(start.serviceClass) ?? "default",
+    kvAccuracy: ACCURACIES.get(start.kvAccuracy) ?? "exact",
     priority: start.priority,
     ...(start.sessionKey.length > 0 ? { sessionId: hex(start.sessionKey) } : {}),
     ...(start.promptClass.length > 0 ? { promptClass: hex(start.promptClass) } : {}),

@@ -4,6 +4,7 @@ import { type Candidate, preferPrefill } from "../placement/choose-placement.ts"
 import type { ClusterView } from "../placement/cluster-view.ts";
 import { describePlacement } from "../placement/describe-placement.ts";
 import { checkFit, type FitOutcome, surelyFits } from "../placement/fit.ts";
+import type { LinkBelief } from "../placement/link-belief.ts";
 import type { PlacementPolicy, PolicyOutcome, RequestOutcome } from "../placement/placement-policy.ts";
 import type { PrefixOverlap } from "../placement/prefix-overlap.ts";
 import { type RequestKey, type ReservationTable, type Reserved, sharesOf } from "../placement/reservations.ts";
@@ -44,6 +45,7 @@ export interface ModelShares {
 export interface AdmissionWorld {
   readonly view: ClusterView;
   readonly overlap: PrefixOverlap;
+  readonly links: LinkBelief;
   /** Stores that lend. */
   readonly openStores: () => readonly AttachedStore[];
   readonly policy: PlacementPolicy;
@@ -291,7 +293,7 @@ export class AdmissionControl {
   }
 
   #choose(live: LiveRequest, now: Instant, aheadMs: number): PolicyOutcome {
-    const { view, overlap, policy, openStores } = this.#world;
+    const { view, overlap, links, policy, openStores } = this.#world;
     const { objectives } = live.request;
     // An answer that has begun goes on, however late.
     const mayBeLate = live.isBestEffort || live.wasPlaced;
@@ -308,7 +310,8 @@ export class AdmissionControl {
         ...this.#options.prediction,
         mayPrefillLocally: this.#mayPrefillLocally(live, now),
         cachedTokensOf: overlap.of(request),
-        storedPrefixOf: overlap.storedOf(request, openStores()),
+        storedPrefixesOf: overlap.storedOf(request, openStores()),
+        kvRates: links.ratesFor(request.kvAccuracy ?? "exact", now),
       },
       now,
     });

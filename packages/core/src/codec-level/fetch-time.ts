@@ -12,6 +12,11 @@ export interface CodecLevelFacts {
 export const KV_ACCURACIES = ["exact", "near", "fast"] as const;
 export type KvAccuracy = (typeof KV_ACCURACIES)[number];
 
+/** Whether KV of an accuracy will do for who allows as much as `budget`. */
+export function isWithin(accuracy: KvAccuracy, budget: KvAccuracy): boolean {
+  return KV_ACCURACIES.indexOf(accuracy) <= KV_ACCURACIES.indexOf(budget);
+}
+
 /** Some tokens' KV. Chunks are given in the order of the text. */
 export interface KvChunkFacts {
   readonly rawBytes: number;

@@ -2,11 +2,13 @@ export { accuracyOf, observedLevel } from "./estimates.ts";
 export {
   type CodecLevelFacts,
   fetchMs,
+  isWithin,
   KV_ACCURACIES,
   type KvAccuracy,
   type KvChunkFacts,
   type LinkFacts,
 } from "./fetch-time.ts";
+export { type LinkRates, linkRates, type MeasuredLink } from "./link-rates.ts";
 export { type LinkSpeed, observedLink, type TrafficFacts } from "./link-speed.ts";
 export { planTransfer, type TransferPlan, type TransferQuestion } from "./plan-transfer.ts";
 export {

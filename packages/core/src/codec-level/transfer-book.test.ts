@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
+import type { Instant } from "../time.ts";
 import {
   accuracyOf,
   type CodecLevelFacts,
@@ -27,6 +28,7 @@ const OWN = {
   ],
 };
 const MiB = 2 ** 20;
+const START = 0 as Instant;
 
 const question = (changes: Partial<LevelQuestion> = {}): LevelQuestion => ({
   ...{ peer: "p", peerProfileIds: ["b0", "a1"], isWhole: true, tokenBegin: 0, tokenEnd: 1_000, bytesPerToken: 20_000 },
@@ -37,7 +39,7 @@ const question = (changes: Partial<LevelQuestion> = {}): LevelQuestion => ({
 const seen = (bytesPerMs: number) => {
   const book = new TransferBook([BUILTIN, OWN]);
   book.begin("p");
-  book.observe("p", undefined, new Map([[0, raw(MiB)]]), MiB / bytesPerMs);
+  book.observe("p", undefined, new Map([[0, raw(MiB)]]), MiB / bytesPerMs, START);
   book.end("p");
   return book;
 };
@@ -111,7 +113,7 @@ test("a link that varies is planned for as it may become", () => {
     const book = new TransferBook([BUILTIN, OWN]);
     for (const speed of speeds) {
       book.begin("p");
-      book.observe("p", undefined, new Map([[0, raw(MiB)]]), MiB / speed);
+      book.observe("p", undefined, new Map([[0, raw(MiB)]]), MiB / speed, START);
       book.end("p");
     }
     return book;
@@ -132,7 +134,7 @@ test("what transfers took replaces what was announced", () => {
   const slow = { wireBytes: 15 * MiB, rawBytes: 20 * MiB, encodeMs: 2_000, decodeMs: 2_000 };
   for (let times = 0; times < 8; times++) {
     book.begin("p");
-    book.observe("p", "a1", new Map([[1, slow]]), 2_100);
+    book.observe("p", "a1", new Map([[1, slow]]), 2_100, START);
     book.end("p");
   }
   expect(names(book, question())).toEqual(["raw 1000"]);
@@ -165,5 +167,32 @@ test("spans are of whole chunks, few enough, end at the end, and never less exac
       },
     ),
     { numRuns: 500 },
+  );
+});
+
+test("what was measured of links is told since a count of measurements, the newest first, as raw KV by what may be lost", () => {
+  const book = seen(1_000);
+  expect([book.measurementCount, book.measuredAfter(0)]).toEqual([
+    1,
+    // Before any choice nobody knows which levels are to be had from there.
+    [{ source: "p", measuredAt: START, rates: { exact: 1_000, near: 1_000, fast: 1_000 } }],
+  ]);
+  book.choose(question());
+  book.observe("q", undefined, new Map([[0, raw(MiB)]]), MiB / 2_000, 7 as Instant);
+  const [newest, first] = book.measuredAfter(0);
+  expect(newest).toMatchObject({ source: "q", measuredAt: 7, rates: { fast: 2_000 } });
+  expect(first).toEqual({ source: "p", measuredAt: START, rates: { exact: 1_500, near: 5_000, fast: 9_000 } });
+  expect(book.measuredAfter(1)).toEqual([newest]);
+  // What tells nothing, and what is only thought, is no measurement.
+  book.observe("p", undefined, new Map([[0, raw(100)]]), 1, START);
+  book.passedOver("p");
+  expect([book.measurementCount, book.measuredAfter(2)]).toEqual([2, []]);
+});
+
+test("of many links the newest are told", () => {
+  const book = new TransferBook([]);
+  for (let peer = 0; peer < 100; peer++) book.observe(`p${peer}`, undefined, new Map([[0, raw(MiB)]]), 1, START);
+  expect(book.measuredAfter(0).map(({ source }) => source)).toEqual(
+    Array.from({ length: 32 }, (_, index) => `p${99 - index}`),
   );
 });

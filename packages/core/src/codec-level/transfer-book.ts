@@ -1,6 +1,8 @@
 import { assert } from "../assert.ts";
+import type { Instant } from "../time.ts";
 import { observedLevel } from "./estimates.ts";
 import type { CodecLevelFacts, KvAccuracy, KvChunkFacts, LinkFacts } from "./fetch-time.ts";
+import { linkRates, type MeasuredLink } from "./link-rates.ts";
 import { type LinkSpeed, observedLink, type TrafficFacts } from "./link-speed.ts";
 import { planTransfer } from "./plan-transfer.ts";
 
@@ -97,8 +99,14 @@ const PASSED_OVER_GROWTH = 1.2;
 /** Peers that are remembered. */
 const PEERS_MAX = 1_024;
 
+/** Links that are told at once, the newest. Larger: larger messages; smaller: routers know fewer links of a worker that has just come to them. */
+const TOLD_MAX = 32;
+
 interface Peer {
   speed: LinkSpeed | undefined;
+  /** The last measurement's number among all, and its time; 0 before the first. */
+  measurement: number;
+  measuredAt: Instant;
   activeStreams: number;
   /** Of each profile, by its id: what its levels cost with this peer. */
   readonly levels: Map<string, (CodecLevelFacts | undefined)[]>;
@@ -111,6 +119,7 @@ interface Peer {
 export class TransferBook {
   readonly #profiles: readonly CodecProfileFacts[];
   readonly #peers = new Map<string, Peer>();
+  #measurementCount = 0;
 
   /** `profiles`: what this side has, the best last. Level 0 of each is raw. */
   constructor(profiles: readonly CodecProfileFacts[]) {
@@ -141,6 +150,7 @@ export class TransferBook {
     profileId: string | undefined,
     traffic: ReadonlyMap<number, TrafficFacts>,
     transferMs: number,
+    now: Instant,
   ): void {
     const known = this.#peer(peer);
     const sum = { wireBytes: 0, rawBytes: 0, encodeMs: 0, decodeMs: 0 };
@@ -153,7 +163,30 @@ export class TransferBook {
       const own = levels?.[level];
       if (levels && own && level > 0) levels[level] = observedLevel(own, facts);
     }
-    known.speed = observedLink(known.speed, sum, transferMs, known.activeStreams);
+    const speed = observedLink(known.speed, sum, transferMs, known.activeStreams);
+    if (speed === known.speed) return;
+    known.speed = speed;
+    known.measurement = ++this.#measurementCount;
+    known.measuredAt = now;
+  }
+
+  /** How many measurements of links there were. */
+  get measurementCount(): number {
+    return this.#measurementCount;
+  }
+
+  /** What is known of the links that were measured after so many measurements, the newest first and not more than a message should hold. */
+  measuredAfter(count: number): readonly MeasuredLink[] {
+    if (count >= this.#measurementCount) return [];
+    return [...this.#peers]
+      .filter(([, { measurement }]) => measurement > count)
+      .sort(([, a], [, b]) => b.measurement - a.measurement)
+      .slice(0, TOLD_MAX)
+      .flatMap(([source, { speed, measuredAt, levels }]) => {
+        if (speed === undefined) return [];
+        const known = [RAW, ...[...levels.values()].flat().filter((level) => level !== undefined)];
+        return [{ source, measuredAt, rates: linkRates(known, speed.usual) }];
+      });
   }
 
   /**
@@ -224,7 +257,10 @@ export class TransferBook {
         break;
       }
     }
-    const peer: Peer = { speed: undefined, activeStreams: 0, levels: new Map() };
+    const peer: Peer = {
+      ...{ speed: undefined, measurement: 0, measuredAt: 0 as Instant },
+      ...{ activeStreams: 0, levels: new Map() },
+    };
     this.#peers.set(name, peer);
     return peer;
   }

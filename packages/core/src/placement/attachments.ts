@@ -8,6 +8,7 @@ import {
   type StreamId,
   type ViewOutcome,
 } from "./cluster-view.ts";
+import type { LinkBelief } from "./link-belief.ts";
 import type { PrefixOverlap } from "./prefix-overlap.ts";
 import { NOTHING_RESERVED, type Reserved } from "./reservations.ts";
 import type { RouterEffect, RouterEvent } from "./router-events.ts";
@@ -27,17 +28,24 @@ export type AttachEvent = Extract<
   }
 >;
 
-/** Who is attached, workers and stores, and what they have cached: both follow one protocol, and neither is taken for the other. */
+/** Who is attached, workers and stores, what they have cached, and what they measured of links: both follow one protocol, and neither is taken for the other. */
 export class Attachments {
   readonly view: ClusterView;
   readonly #stores: ClusterView<StoreFacts, StoreLoad>;
   readonly #overlap: PrefixOverlap;
+  readonly #links: LinkBelief;
   readonly #reservedOf: (incarnation: string) => Reserved;
 
-  constructor(options: ClusterViewOptions, overlap: PrefixOverlap, reservedOf: (incarnation: string) => Reserved) {
+  constructor(
+    options: ClusterViewOptions,
+    overlap: PrefixOverlap,
+    links: LinkBelief,
+    reservedOf: (incarnation: string) => Reserved,
+  ) {
     this.view = new ClusterView(options);
     this.#stores = new ClusterView(options);
     this.#overlap = overlap;
+    this.#links = links;
     this.#reservedOf = reservedOf;
   }
 
@@ -59,14 +67,12 @@ export class Attachments {
   apply(event: AttachEvent, now: Instant, effects: RouterEffect[]): void {
     const { streamId } = event;
     switch (event.kind) {
-      case "WorkerAttached":
-        this.#answer(
-          event,
-          this.view.attach(streamId, event.facts, event.epoch, event.sequence, now),
-          effects,
-          "worker",
-        );
+      case "WorkerAttached": {
+        const outcome = this.view.attach(streamId, event.facts, event.epoch, event.sequence, now);
+        this.#answer(event, outcome, effects, "worker");
+        if (outcome.kind === "accepted") this.#links.forget(event.facts.workerId);
         break;
+      }
       case "StoreAttached":
         this.#answer(
           event,
@@ -76,13 +82,11 @@ export class Attachments {
         );
         break;
       case "WorkerReported": {
-        const { epoch, sequence, load } = event;
-        this.#answer(
-          event,
-          this.view.report(streamId, epoch, sequence, load, this.#reservedOf, now),
-          effects,
-          "worker",
-        );
+        const { epoch, sequence, load, links = [] } = event;
+        const workerId = this.view.workerIdOf(streamId);
+        const outcome = this.view.report(streamId, epoch, sequence, load, this.#reservedOf, now);
+        this.#answer(event, outcome, effects, "worker");
+        if (outcome.kind === "accepted" && workerId !== undefined) this.#links.told(workerId, links);
         break;
       }
       case "StoreReported": {
@@ -146,7 +150,10 @@ export class Attachments {
     readonly workerId?: string | undefined;
     readonly storeId?: string | undefined;
   }): void {
-    if (workerId !== undefined) this.#overlap.workerLeft(workerId);
+    if (workerId !== undefined) {
+      this.#overlap.workerLeft(workerId);
+      this.#links.forget(workerId);
+    }
     if (storeId !== undefined) this.#overlap.storeLeft(storeId);
   }
 }

@@ -4,6 +4,7 @@ import { type ChoiceOutcome, choosePlacement, preferPrefill } from "./choose-pla
 import type { AttachedWorker } from "./cluster-view.ts";
 import { candidateName, describePlacement } from "./describe-placement.ts";
 import { canDecode, canPrefill } from "./fit.ts";
+import { assumedRates } from "./link-belief.ts";
 import { aggregatedTtft, PREDICTION_DEFAULTS, splitTtft } from "./predict.ts";
 import { NOTHING_RESERVED } from "./reservations.ts";
 import { attached, facts, request } from "./testing/world.ts";
@@ -21,6 +22,7 @@ function choose(
     ...PREDICTION_DEFAULTS,
     mayPrefillLocally,
     cachedTokensOf: ({ workerId }) => cached[workerId] ?? 0,
+    kvRates: assumedRates(PREDICTION_DEFAULTS.kvBytesPerSecond),
   });
 }
 
@@ -55,7 +57,7 @@ test("what a busy worker has cached is fetched by an idle one, where that is qui
   expect(names(outcome)[0]).toBe("p2 → d1");
   expect(outcome.candidates[0]).toMatchObject({ uncachedTokenCount: 36, fetch: { holder: busy, tokenEnd: 64 } });
   expect(describePlacement(outcome.candidates, request(100, 20), 0)).toContain(
-    "fetches 64 tokens that p1 has cached: 2.1 ms, computing 64 ms;",
+    "fetches 64 tokens that p1 has cached: 2.1 ms at 500 MB/s, assumed, computing 64 ms;",
   );
   // A link on which it takes longer than computing it anew.
   const slow = attached("p2", {}, { kvBytesPerToken: 1e6 });
@@ -228,6 +230,7 @@ function bestByExhaustion(workers: readonly AttachedWorker[], shape: RequestShap
         { uncached: shape.promptTokenCount, moved: shape.promptTokenCount },
         speed,
         other.kvBytesPerToken,
+        PREDICTION_DEFAULTS.kvBytesPerSecond,
         PREDICTION_DEFAULTS,
       );
       add(parts.queueMs + parts.computeMs + parts.tailMs, decode, prefill);

@@ -1,6 +1,8 @@
 import { type AttachedWorker, isOpen } from "./cluster-view.ts";
-import { isWorthFetching, LongestHoldings, type PrefixFetchPlan } from "./fetch-plan.ts";
+import { type FetchOptions, isWorthFetching, LongestHoldings, type PrefixFetchPlan } from "./fetch-plan.ts";
 import { canDecode, canPrefill } from "./fit.ts";
+import { handOverRate, isSlowerThanAssumed, OTHER_RECEIVERS_MAX } from "./hand-over.ts";
+import type { KvRate } from "./link-belief.ts";
 import { kvDifference } from "./pair.ts";
 import {
   aggregatedTtft,
@@ -11,7 +13,7 @@ import {
   splitTtft,
   type TtftParts,
 } from "./predict.ts";
-import type { CachedTokensOf, StoredPrefixOf } from "./prefix-overlap.ts";
+import type { CachedTokensOf, StoredPrefixesOf } from "./prefix-overlap.ts";
 import type { Reserved } from "./reservations.ts";
 import { decodeBlockCount, prefillBlockCount, type RequestShape, type WorkerFacts } from "./worker-facts.ts";
 
@@ -31,6 +33,8 @@ export interface Candidate {
   readonly fetch?: PrefixFetchPlan | undefined;
   /** What it could fetch, and computes because that is not slower. */
   readonly recompute?: PrefixFetchPlan | undefined;
+  /** At which the prompt's KV is believed to come to the decode worker; absent when aggregated. */
+  readonly handOver?: KvRate | undefined;
   readonly tbtMs: number;
   /** Speed the TTFT was reckoned with. */
   readonly prefillTokensPerSecond: number;
@@ -55,13 +59,13 @@ export type ChoiceOutcome =
 /** Whether a worker failed this request just now: `avoid` it if there is any other, or do not use it yet at all. */
 export type Exclusion = "none" | "avoid" | "forbid";
 
-export interface ChoiceOptions extends PredictionOptions {
+export interface ChoiceOptions extends FetchOptions {
   /** Whether a decode worker may compute the prompt itself where no prefill worker could. */
   readonly mayPrefillLocally: boolean;
   /** How much of the prompt each worker has. */
   readonly cachedTokensOf: CachedTokensOf;
-  /** What a store has of it for a worker's layout. Absent: there are no stores. */
-  readonly storedPrefixOf?: StoredPrefixOf | undefined;
+  /** What stores have of it for a worker's layout. Absent: there are no stores. */
+  readonly storedPrefixesOf?: StoredPrefixesOf | undefined;
 }
 
 interface Standing {
@@ -78,13 +82,16 @@ interface LayoutGroup {
   hasDecoder: boolean;
   /** For each number format of KV, the decode worker with room that has the most free blocks left, when it reuses what it has of the prompt. */
   bestDecoders: Map<WorkerFacts["kvDtype"], Standing>;
+  /** Decode workers with room. */
+  decoders: Standing[];
 }
 
 /**
  * Where a request runs: the placement with the lowest predicted TTFT; ties go to more free blocks on the decode worker, then on the
  * prefill worker, then to the smaller ids. Which decode worker is used does not change the TTFT, since prefill samples the first
- * token; so per layout the best decode worker is the same for all prefill workers, and the cost is linear in the workers. Pairs whose KV has
- * one number format come before those that would convert it, which is approximate.
+ * token, as long as KV comes to all of them as quickly; so per layout the best decode worker is the same for all prefill workers, and the cost is
+ * linear in the workers. Where KV is known to come slowly to it, some others are looked at too. Pairs whose KV has one number format come before
+ * those that would convert it, which is approximate.
  *
  * Where that is not possible, in this order: a decode worker computes the prompt itself; a worker that failed the request is tried again.
  *
@@ -141,7 +148,7 @@ function chooseAmong(
     }
     let group = groups.get(facts.fingerprint);
     if (group === undefined) {
-      group = { prefillers: [], hasDecoder: false, bestDecoders: new Map() };
+      group = { prefillers: [], hasDecoder: false, bestDecoders: new Map(), decoders: [] };
       groups.set(facts.fingerprint, group);
     }
     if (!isDecoder) group.prefillers.push(standing);
@@ -161,7 +168,7 @@ function chooseAmong(
     if (decodeBlockCount(request, facts.blockSize) > standing.load.freeBlockCount) continue;
     candidates.push(aggregatedCandidate(standing, holdings, request, guesses));
   }
-  for (const { prefillers, bestDecoders } of groups.values()) {
+  for (const { prefillers, bestDecoders, decoders } of groups.values()) {
     const [any, ...more] = bestDecoders.values();
     if (any === undefined) continue;
     const bestOfAll = more.reduce(freer, any);
@@ -169,7 +176,10 @@ function chooseAmong(
       const { facts } = standing.worker;
       const bestDecoder = bestDecoders.get(facts.kvDtype) ?? bestOfAll;
       if (prefillBlockCount(request, facts.blockSize) > standing.load.freeBlockCount) continue;
-      candidates.push(splitCandidate(standing, bestDecoder, holdings, request, guesses));
+      const [best] = receiversOf(standing, bestDecoder, decoders, guesses)
+        .map((decoder) => splitCandidate(standing, decoder, holdings, request, guesses))
+        .sort(byPreference);
+      if (best !== undefined) candidates.push(best);
     }
   }
   candidates.sort(byPreference);
@@ -215,6 +225,7 @@ function addDecoder(group: LayoutGroup, standing: Standing, request: RequestShap
   group.hasDecoder = true;
   const { facts } = standing.worker;
   if (decodeBlockCount(request, facts.blockSize) > standing.load.freeBlockCount) return;
+  group.decoders.push(standing);
   const best = group.bestDecoders.get(facts.kvDtype);
   group.bestDecoders.set(facts.kvDtype, best === undefined ? standing : freer(best, standing));
 }
@@ -223,6 +234,20 @@ function addDecoder(group: LayoutGroup, standing: Standing, request: RequestShap
 function freer(a: Standing, b: Standing): Standing {
   const difference = roomWithReuse(a) - roomWithReuse(b);
   return difference > 0 || (difference === 0 && a.worker.facts.workerId < b.worker.facts.workerId) ? a : b;
+}
+
+/** Decode workers that could take a prefill worker's KV: the best, and a few more where it would come slowly to that. */
+function receiversOf(
+  prefill: Standing,
+  best: Standing,
+  decoders: readonly Standing[],
+  options: ChoiceOptions,
+): readonly Standing[] {
+  if (!isSlowerThanAssumed(handOverRate(prefill.worker, best.worker, options), options)) return [best];
+  const { kvDtype } = best.worker.facts;
+  const others = decoders.filter((decoder) => decoder !== best && decoder.worker.facts.kvDtype === kvDtype);
+  others.sort((a, b) => (freer(a, b) === a ? -1 : 1));
+  return [best, ...others.slice(0, OTHER_RECEIVERS_MAX)];
 }
 
 /** Blocks that are free, or need not be taken. */
@@ -242,7 +267,7 @@ function sourceOf(
   const { worker, cachedTokenCount } = standing;
   const prefillTokensPerSecond = worker.load?.prefillTokensPerSecond || options.prefillTokensPerSecond;
   const msBeyond = (tokenCount: number) => ((request.promptTokenCount - tokenCount) / prefillTokensPerSecond) * 1_000;
-  const plan = holdings.planFor(standing, options.storedPrefixOf?.(worker.facts), msBeyond, options);
+  const plan = holdings.planFor(standing, options.storedPrefixesOf?.(worker.facts) ?? [], msBeyond, options);
   const isFetched = plan !== undefined && isWorthFetching(plan);
   return {
     fetch: isFetched ? plan : undefined,
@@ -285,21 +310,23 @@ function splitCandidate(
 ): Candidate {
   const source = sourceOf(prefill, holdings, request, options);
   const stepMs = decode.worker.load?.decodeStepMs || options.decodeStepMs;
+  const handOver = handOverRate(prefill.worker, decode.worker, options);
   const ttft = splitTtft(
     prefill.load.queuedPromptTokenCount,
     { uncached: source.uncachedTokenCount, moved: request.promptTokenCount - decode.cachedTokenCount },
     source.prefillTokensPerSecond,
     prefill.worker.facts.kvBytesPerToken,
+    handOver.bytesPerSecond,
     options,
   );
-  return candidate("split", prefill, decode, { ...source, ttft: withFetch(ttft, source), stepMs }, options);
+  return candidate("split", prefill, decode, { ...source, handOver, ttft: withFetch(ttft, source), stepMs }, options);
 }
 
 function candidate(
   mode: Candidate["mode"],
   prefill: Standing | undefined,
   decode: Standing,
-  costs: Source & { readonly ttft: TtftParts; readonly stepMs: number },
+  costs: Source & Pick<Candidate, "handOver" | "ttft"> & { readonly stepMs: number },
   options: PredictionOptions,
 ): Candidate {
   const { ttft, stepMs, ...source } = costs;

@@ -1,4 +1,5 @@
 import type { Candidate } from "./choose-placement.ts";
+import type { KvRate } from "./link-belief.ts";
 import type { RequestShape } from "./worker-facts.ts";
 
 /** Alternatives named in a reason; a person reads no more. */
@@ -26,7 +27,7 @@ export function describePlacement(
     ...(waitedMs >= 1 ? [`waited here ${ms(waitedMs)}`] : []),
     `queue ${ms(queueMs)}`,
     `compute ${ms(computeMs)} (${tokens} tokens${speed})`,
-    `${best.mode === "split" ? "hand-over" : "running step"} ${ms(tailMs)}`,
+    `${best.mode === "split" ? "hand-over" : "running step"} ${ms(tailMs)}${measured(best.handOver)}`,
   ];
   const alternatives = others.slice(0, ALTERNATIVE_MAX).map((other) => `${candidateName(other)} ${ms(other.ttftMs)}`);
   const rest = others.length > ALTERNATIVE_MAX ? `, ${others.length - ALTERNATIVE_MAX} more` : "";
@@ -49,11 +50,31 @@ function local([best, ...others]: readonly [Candidate, ...Candidate[]]): string 
 function reuse({ fetch, recompute }: Candidate): string {
   const plan = fetch ?? recompute;
   if (plan === undefined) return "";
-  const { tokenCount, holder, fetchMs, computeMs } = plan;
+  const { tokenCount, holder, fetchMs, computeMs, rate } = plan;
   const tokens = `${tokenCount} tokens that ${holder.facts.workerId} has cached`;
+  const fetching = `${ms(fetchMs)} ${rateText(rate)}`;
   return fetch === undefined
-    ? `computes ${tokens}: ${ms(computeMs)}, fetching ${ms(fetchMs)}; `
-    : `fetches ${tokens}: ${ms(fetchMs)}, computing ${ms(computeMs)}; `;
+    ? `computes ${tokens}: ${ms(computeMs)}, fetching ${fetching}; `
+    : `fetches ${tokens}: ${fetching}, computing ${ms(computeMs)}; `;
+}
+
+/** What is assumed of every link is no news. */
+function measured(rate: KvRate | undefined): string {
+  return rate?.ageMs === undefined ? "" : ` ${rateText(rate)}`;
+}
+
+const SCALES = [
+  [1e9, "GB"],
+  [1e6, "MB"],
+  [1e3, "kB"],
+] as const;
+
+/** `at 12.3 MB/s, measured 4 s ago, fast KV`. */
+function rateText({ bytesPerSecond, accuracy, ageMs }: KvRate): string {
+  const [scale, unit] = SCALES.find(([least]) => bytesPerSecond >= least) ?? [1, "B"];
+  const origin = ageMs === undefined ? "assumed" : `measured ${Math.round(ageMs / 1_000)} s ago`;
+  const kind = accuracy === "exact" ? "" : `, ${accuracy} KV`;
+  return `at ${Number((bytesPerSecond / scale).toPrecision(3))} ${unit}/s, ${origin}${kind}`;
 }
 
 function ms(value: number): string {

@@ -3,6 +3,7 @@ import type { Candidate } from "./choose-placement.ts";
 import type { AttachedWorker } from "./cluster-view.ts";
 import { candidateName } from "./describe-placement.ts";
 import { GoodputPolicy } from "./goodput-policy.ts";
+import { assumedRates } from "./link-belief.ts";
 import { PREDICTION_DEFAULTS } from "./predict.ts";
 import { NOTHING_RESERVED, type RequestKey } from "./reservations.ts";
 import { at, attached, request } from "./testing/world.ts";
@@ -39,6 +40,7 @@ class World {
         ...{ ...PREDICTION_DEFAULTS, kvBytesPerSecond: this.kvBytesPerSecond },
         mayPrefillLocally: false,
         cachedTokensOf: ({ workerId }) => cached[workerId] ?? 0,
+        kvRates: assumedRates(this.kvBytesPerSecond),
       },
       now: at(nowMs),
     });

@@ -3,7 +3,10 @@ import { type Candidate, choosePlacement } from "./choose-placement.ts";
 import { type AttachedWorker, isOpen } from "./cluster-view.ts";
 import { isWorthFetching, LongestHoldings, type PrefixFetchPlan } from "./fetch-plan.ts";
 import { canDecode, canPrefill } from "./fit.ts";
+import { handOverRate } from "./hand-over.ts";
+import type { KvRate } from "./link-belief.ts";
 import type { PlacementPolicy, PlacementQuestion, PolicyOutcome, RequestOutcome } from "./placement-policy.ts";
+import { Receivers } from "./receivers.ts";
 import type { RequestKey } from "./reservations.ts";
 import { Trials } from "./trials.ts";
 import { WorkLedger } from "./work-ledger.ts";
@@ -148,7 +151,10 @@ export class GoodputPolicy implements PlacementPolicy {
         besideMs: entry.besideMs,
         decodeOn: candidate.decode.incarnation,
         contextTokenCount: entry.contextTokenCount,
-        predicted: scored === undefined ? undefined : { ttftMs: candidate.ttftMs, tbtMs: candidate.tbtMs },
+        predicted:
+          scored === undefined
+            ? undefined
+            : { ttftMs: isLinkBound(candidate) ? undefined : candidate.ttftMs, tbtMs: candidate.tbtMs },
         answerMs: this.#answerTokens * candidate.tbtMs,
         tbtTargetMs: request.objectives?.tbtMs ?? Number.POSITIVE_INFINITY,
       },
@@ -206,12 +212,16 @@ export class GoodputPolicy implements PlacementPolicy {
         .sort(byGoodput)[0];
       if (best !== undefined) scored.push(best);
     }
-    const receivers = bestReceivers(decodes, contextTokenCount);
+    const receivers = new Receivers(decodes, contextTokenCount);
     for (const prefill of prefills) {
-      const decode = receiverFor(prefill, receivers);
-      if (decode === undefined) continue;
-      const [best] = this.#sources(prefill, holdings, question)
-        .map((source) => this.#split(prefill, decode, source, contextTokenCount, question))
+      const among = receivers.for(prefill, options);
+      if (among.length === 0) continue;
+      const sources = this.#sources(prefill, holdings, question);
+      const [best] = among
+        .flatMap((decode) => {
+          const pair = { prefill, decode, handOver: handOverRate(prefill.worker, decode.worker, options) };
+          return sources.map((source) => this.#split(pair, source, contextTokenCount, question));
+        })
         .sort(byGoodput);
       if (best !== undefined) scored.push(best);
     }
@@ -222,7 +232,7 @@ export class GoodputPolicy implements PlacementPolicy {
   #sources(worker: WorkerOutlook, holdings: LongestHoldings, { request, options }: PlacementQuestion): Source[] {
     const { cachedTokenCount } = worker;
     const msBeyond = (tokenCount: number) => worker.computeMs(request.promptTokenCount, tokenCount);
-    const plan = holdings.planFor(worker, options.storedPrefixOf?.(worker.worker.facts), msBeyond, options);
+    const plan = holdings.planFor(worker, options.storedPrefixesOf?.(worker.worker.facts) ?? [], msBeyond, options);
     const own: Source = { thereCount: cachedTokenCount, fetch: undefined, recompute: plan };
     if (plan === undefined || !isWorthFetching(plan)) return [own];
     return [own, { thereCount: plan.tokenEnd, fetch: plan, recompute: undefined }];
@@ -245,8 +255,7 @@ export class GoodputPolicy implements PlacementPolicy {
   }
 
   #split(
-    prefill: WorkerOutlook,
-    decode: WorkerOutlook,
+    { prefill, decode, handOver }: Pair,
     source: Source,
     contextTokenCount: number,
     question: PlacementQuestion,
@@ -254,7 +263,7 @@ export class GoodputPolicy implements PlacementPolicy {
     const { request, options } = question;
     const computeMs = prefill.computeMs(request.promptTokenCount, source.thereCount);
     const moved = request.promptTokenCount - decode.cachedTokenCount;
-    const transferMs = ((moved * prefill.worker.facts.kvBytesPerToken) / options.kvBytesPerSecond) * 1_000;
+    const transferMs = ((moved * prefill.worker.facts.kvBytesPerToken) / handOver.bytesPerSecond) * 1_000;
     const ttft = { queueMs: queueMs(prefill, source), computeMs, tailMs: options.handoverMs };
     // KV flows while chunks are computed; what is left of it after the first token delays the second one, spread over all of them.
     const lateMs = Math.max(
@@ -267,11 +276,11 @@ export class GoodputPolicy implements PlacementPolicy {
     const tbtNowMs = decode.tbtMs(contextTokenCount, 0, 0) + restMs;
     const besideMs = prefill.besideMs(request.promptTokenCount, source.thereCount);
     const work = { prefillMs: computeMs, besideMs, contextTokenCount };
-    return this.#scored(prefill, decode, source, ttft, { tbtMs, tbtNowMs }, work, question);
+    return this.#scored({ outlook: prefill, handOver }, decode, source, ttft, { tbtMs, tbtNowMs }, work, question);
   }
 
   #scored(
-    prefill: WorkerOutlook | undefined,
+    prefill: { readonly outlook: WorkerOutlook; readonly handOver: KvRate } | undefined,
     decode: WorkerOutlook,
     { thereCount, fetch, recompute }: Source,
     ttft: Candidate["ttft"],
@@ -288,11 +297,11 @@ export class GoodputPolicy implements PlacementPolicy {
     const ttftChance = this.#within(waitedMs + ttftMs, ttftTarget);
     const chance = ttftChance * tbtChance;
     const urgency = Math.min(1, (waitedMs + ttftMs) / ttftTarget);
-    const source = prefill ?? decode;
+    const source = prefill?.outlook ?? decode;
     const candidate: Candidate = {
       mode: prefill === undefined ? "aggregated" : "split",
       isLocalPrefill: prefill === undefined && decode.worker.facts.role !== "mixed",
-      prefill: prefill?.worker,
+      prefill: prefill?.outlook.worker,
       decode: decode.worker,
       ttftMs,
       ttft,
@@ -301,8 +310,9 @@ export class GoodputPolicy implements PlacementPolicy {
       uncachedTokenCount: request.promptTokenCount - thereCount,
       fetch,
       recompute,
+      handOver: prefill?.handOver,
       freeBlockCount: decode.load.freeBlockCount,
-      prefillFreeBlockCount: prefill?.load.freeBlockCount ?? 0,
+      prefillFreeBlockCount: prefill?.outlook.load.freeBlockCount ?? 0,
       sequenceCount: decode.load.sequenceCount,
     };
     const tbtUrgency = Math.min(1, tbtNowMs / strictest);
@@ -362,11 +372,27 @@ export class GoodputPolicy implements PlacementPolicy {
   }
 }
 
+interface Pair {
+  readonly prefill: WorkerOutlook;
+  readonly decode: WorkerOutlook;
+  readonly handOver: KvRate;
+}
+
 /** A prompt's beginning that need not be computed. */
 interface Source {
   readonly thereCount: number;
   readonly fetch: PrefixFetchPlan | undefined;
   readonly recompute: PrefixFetchPlan | undefined;
+}
+
+/**
+ * Its first token waits for KV that comes as late, and so as exact, as its target allows, or for a link whose speed was measured more than for
+ * the device: how long that takes tells nothing of the worker.
+ */
+function isLinkBound({ fetch, ttft }: Candidate): boolean {
+  if (fetch === undefined || fetch.fetchMs < ttft.queueMs) return false;
+  const { accuracy, ageMs } = fetch.rate;
+  return accuracy !== "exact" || (ageMs !== undefined && fetch.fetchMs > ttft.computeMs);
 }
 
 /** It is fetched while others are computed. */
@@ -391,40 +417,6 @@ function byGoodput(a: Scored, b: Scored): number {
 function compareIds(a: string, b: string): number {
   if (a === b) return 0;
   return a < b ? -1 : 1;
-}
-
-interface Receiver {
-  readonly outlook: WorkerOutlook;
-  readonly tbtMs: number;
-}
-
-/** For each layout and number format of KV, the decode worker with the shortest predicted gap between tokens. */
-function bestReceivers(decodes: readonly WorkerOutlook[], contextTokenCount: number): Receiver[] {
-  const best: Receiver[] = [];
-  for (const outlook of decodes) {
-    const { role, fingerprint, kvDtype } = outlook.worker.facts;
-    if (role === "mixed") continue;
-    const tbtMs = outlook.tbtMs(contextTokenCount, 0, 0);
-    const index = best.findIndex(({ outlook: { worker } }) => {
-      return worker.facts.fingerprint === fingerprint && worker.facts.kvDtype === kvDtype;
-    });
-    const known = best[index];
-    if (known === undefined) best.push({ outlook, tbtMs });
-    else if (tbtMs < known.tbtMs) best[index] = { outlook, tbtMs };
-  }
-  return best;
-}
-
-/** One that need not convert KV comes before others. */
-function receiverFor({ worker }: WorkerOutlook, receivers: readonly Receiver[]): WorkerOutlook | undefined {
-  let best: Receiver | undefined;
-  for (const receiver of receivers) {
-    const { fingerprint, kvDtype } = receiver.outlook.worker.facts;
-    if (fingerprint !== worker.facts.fingerprint) continue;
-    if (kvDtype === worker.facts.kvDtype) return receiver.outlook;
-    if (best === undefined || receiver.tbtMs < best.tbtMs) best = receiver;
-  }
-  return best?.outlook;
 }
 
 function late(

@@ -10,6 +10,7 @@ export { candidateName } from "./describe-placement.ts";
 export type { PrefixFetchPlan, PrefixHolder } from "./fetch-plan.ts";
 export { canDecode, canPrefill } from "./fit.ts";
 export { GOODPUT_DEFAULTS, type GoodputOptions, GoodputPolicy } from "./goodput-policy.ts";
+export { assumedRates, type KvRate, type KvRates, LinkBelief } from "./link-belief.ts";
 export { type KvModel, type RefusedPair, refusedPairs } from "./pair.ts";
 export type { PlacementPolicy, PlacementQuestion, PolicyOutcome, RequestOutcome } from "./placement-policy.ts";
 export { PREDICTION_DEFAULTS, type PredictionOptions, type ReckonedLoad, reckonLoad } from "./predict.ts";

@@ -7,7 +7,7 @@ export interface PredictionOptions {
   readonly prefillTokensPerSecond: number;
   /** Decode step of a cluster in which no worker has measured one. */
   readonly decodeStepMs: number;
-  /** KV bandwidth between two sidecars. Larger: split placements look cheaper than they are. */
+  /** Raw KV that comes from one sidecar to another, where its receiver told of no measurement. Larger: split placements and fetches look cheaper than they are. */
   readonly kvBytesPerSecond: number;
   /** At which a store reads from disk. Larger: what lies there looks as near as what is in its memory. */
   readonly storeDiskBytesPerSecond: number;
@@ -82,10 +82,11 @@ export function splitTtft(
   promptTokenCount: { readonly uncached: number; readonly moved: number },
   tokensPerSecond: number,
   kvBytesPerToken: number,
+  kvBytesPerSecond: number,
   options: PredictionOptions,
 ): TtftParts {
   const computeMs = (promptTokenCount.uncached / tokensPerSecond) * 1_000;
-  const transferMs = ((promptTokenCount.moved * kvBytesPerToken) / options.kvBytesPerSecond) * 1_000;
+  const transferMs = ((promptTokenCount.moved * kvBytesPerToken) / kvBytesPerSecond) * 1_000;
   return {
     queueMs: (queuedPromptTokenCount / tokensPerSecond) * 1_000,
     computeMs,

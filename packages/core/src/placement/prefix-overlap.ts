@@ -12,10 +12,13 @@ import type { PromptHashes, RequestShape, WorkerFacts } from "./worker-facts.ts"
 /** Tokens of one request's prompt that a worker need not compute: whole blocks of its cache, and never the last token. */
 export type CachedTokensOf = (facts: WorkerFacts) => number;
 
-/** What a store has of one request's prompt, for a worker's layout: whole blocks, and never the last token. */
-export type StoredPrefixOf = (
-  facts: Pick<WorkerFacts, "model" | "exactFingerprint" | "blockSize">,
-) => HeldPrefix | undefined;
+/**
+ * What stores have of one request's prompt, for a worker's layout: whole blocks, and never the last token. The one that has most comes first, among
+ * equals the one that has most in memory, then by id.
+ */
+export type StoredPrefixesOf = (facts: Pick<WorkerFacts, "exactFingerprint" | "blockSize">) => readonly HeldPrefix[];
+
+const NOTHING_STORED: readonly HeldPrefix[] = [];
 
 /** Entries of workers that left which are freed between two other events. */
 const SWEEP_BLOCKS = 4_096;
@@ -57,20 +60,24 @@ export class PrefixOverlap {
     this.#index.removeHolder(holderIdOfStore(storeId));
   }
 
-  /** Of the stores that lend, who has most of the prompt that `of` was asked about last; among equals who has most in memory, then by id. */
+  /** What the stores that lend have of the prompt that `of` was asked about last. */
   storedOf(
-    { promptHashes = [], promptTokenCount }: RequestShape,
+    { model, promptHashes = [], promptTokenCount }: RequestShape,
     stores: readonly AttachedStore[],
-  ): StoredPrefixOf | undefined {
+  ): StoredPrefixesOf | undefined {
     if (stores.length === 0) return undefined;
-    return ({ model, exactFingerprint, blockSize }) => {
+    /** By layout. */
+    const known: (readonly HeldPrefix[] | undefined)[] = [];
+    return ({ exactFingerprint, blockSize }) => {
       const layout = promptHashes.findIndex(
         (entry) => entry.fingerprint === exactFingerprint && entry.blockSize === blockSize,
       );
       const matches = this.#matches[layout];
-      if (matches === undefined || matches.size === 0) return undefined;
+      if (matches === undefined || matches.size === 0) return NOTHING_STORED;
+      const before = known[layout];
+      if (before !== undefined) return before;
       const blockMax = Math.floor((promptTokenCount - 1) / blockSize);
-      let best: HeldPrefix | undefined;
+      const found: HeldPrefix[] = [];
       for (const store of stores) {
         const { facts } = store;
         if (facts.model !== model || facts.exactFingerprint !== exactFingerprint || facts.blockSize !== blockSize)
@@ -80,9 +87,11 @@ export class PrefixOverlap {
         const tokenEnd = Math.min(matches.blockCount(holder), blockMax) * blockSize;
         const memoryTokenEnd = Math.min(matches.blockCount(holder, "store") * blockSize, tokenEnd);
         const held = { holder: store, tokenEnd, isStore: true, diskTokenCount: tokenEnd - memoryTokenEnd };
-        if (tokenEnd > 0 && (best === undefined || isBetter(held, best))) best = held;
+        if (tokenEnd > 0) found.push(held);
       }
-      return best;
+      found.sort((a, b) => (isBetter(a, b) ? -1 : 1));
+      known[layout] = found;
+      return found;
     };
   }
 

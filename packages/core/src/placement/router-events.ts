@@ -1,5 +1,6 @@
 import type { ModelShares } from "../admission/admission-control.ts";
 import type { ServiceClass } from "../admission/service-class.ts";
+import type { MeasuredLink } from "../codec-level/index.ts";
 import type { ErrorReason } from "../kvasir-error.ts";
 import type { HolderEvent } from "../prefix-index/index.ts";
 import type { Candidate } from "./choose-placement.ts";
@@ -24,6 +25,8 @@ export type RouterEvent =
       readonly epoch: number;
       readonly sequence: number;
       readonly load: ReportedLoad;
+      /** Measured since its last report. */
+      readonly links?: readonly MeasuredLink[];
     }
   /** What a worker's prefix cache, or a store, holds. */
   | {

@@ -7,6 +7,7 @@ import type { Instant, Nanos } from "../time.ts";
 import { Attachments } from "./attachments.ts";
 import type { AttachedWorker, ClusterViewOptions } from "./cluster-view.ts";
 import { GoodputPolicy } from "./goodput-policy.ts";
+import { LinkBelief } from "./link-belief.ts";
 import type { PlacementPolicy } from "./placement-policy.ts";
 import type { PredictionOptions } from "./predict.ts";
 import { PrefixOverlap } from "./prefix-overlap.ts";
@@ -61,12 +62,14 @@ export class RouterState {
 
   constructor(options: RouterOptions) {
     this.#overlap = new PrefixOverlap(options.prefixIndex);
-    this.#attached = new Attachments(options.view, this.#overlap, this.#reservedOf);
+    const links = new LinkBelief(options.prediction.kvBytesPerSecond);
+    this.#attached = new Attachments(options.view, this.#overlap, links, this.#reservedOf);
     this.#policy = options.policy ?? new GoodputPolicy();
     this.#admission = new AdmissionControl(options, {
       view: this.#attached.view,
       openStores: () => this.#attached.openStores(),
       overlap: this.#overlap,
+      links,
       policy: this.#policy,
       reservations: this.#reservations,
     });

@@ -12,6 +12,8 @@ export interface StoreFacts {
   readonly exactFingerprint: string;
   /** Tokens per block. */
   readonly blockSize: number;
+  /** Its sidecar; see `WorkerFacts`. */
+  readonly transferAddress?: string;
 }
 
 export interface StoreLoad {

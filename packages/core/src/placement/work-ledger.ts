@@ -13,8 +13,11 @@ export interface PlacedWork {
   /** Incarnation that decodes, and the context that its answer has on average. */
   readonly decodeOn: string;
   readonly contextTokenCount: number;
-  /** As predicted from what steps cost, with the correction of that time; undefined when another rule predicted it, whose error is none of the worker's. */
-  readonly predicted: { readonly ttftMs: number; readonly tbtMs: number } | undefined;
+  /**
+   * As predicted from what steps cost, with the correction of that time; undefined when another rule predicted it, whose error is none of the
+   * worker's. So is that of a TTFT without a prediction.
+   */
+  readonly predicted: { readonly ttftMs: number | undefined; readonly tbtMs: number } | undefined;
   readonly tbtTargetMs: number;
   /** Time that its answer takes to generate. */
   readonly answerMs: number;
@@ -131,7 +134,7 @@ export class WorkLedger {
     if (entry === undefined || entry.isPrefilled) return;
     const measuredMs = (now - entry.placedAt) / 1e6;
     const worker = this.#workers.get(entry.prefillOn);
-    const { ttftMs = 0 } = entry.predicted ?? {};
+    const ttftMs = entry.predicted?.ttftMs ?? 0;
     if (worker !== undefined && ttftMs > TTFT_TOLD_MIN_MS) {
       // Beside a prediction without any correction: many that were predicted before the first of them was measured tell one thing, not many.
       const uncorrected = (entry.slowness * measuredMs) / ttftMs;

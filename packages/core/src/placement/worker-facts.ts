@@ -1,4 +1,5 @@
 import type { ServiceClass } from "../admission/service-class.ts";
+import type { KvAccuracy } from "../codec-level/index.ts";
 import type { StepCost } from "../cost/step-cost.ts";
 import { sharedBlockCount, worstCaseBlockCount } from "../scheduler/capacity.ts";
 import type { KvModel } from "./pair.ts";
@@ -29,6 +30,8 @@ export interface WorkerFacts {
   readonly blockCount: number;
   /** Largest prompt plus output, in tokens. */
   readonly contextLength: number;
+  /** Its sidecar, as its receivers name it in what they measured of links. Absent: nobody does. */
+  readonly transferAddress?: string;
 }
 
 /** How busy a worker says it is. A hint, up to a second old: a wrong value costs a slower choice, never a wrong token. */
@@ -80,6 +83,8 @@ export interface RequestShape {
   /** For each layout that workers have. Default: nothing is known of the text. */
   readonly promptHashes?: readonly PromptHashes[];
   readonly objectives?: Objectives | undefined;
+  /** Least exact KV that it may be answered from. Default `exact`. */
+  readonly kvAccuracy?: KvAccuracy;
   /** Whose share of the cluster it takes, as hex; answers of one tenant are alike. */
   readonly tenant?: string;
   /** The tenant's share beside those of others. Default 1. */

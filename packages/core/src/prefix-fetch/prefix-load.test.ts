@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { type CodecLevelFacts, type LinkSpeed, TransferBook } from "../codec-level/index.ts";
+import type { Instant } from "../time.ts";
 import { PrefixLoad } from "./prefix-load.ts";
 import { type LoadWorld, type SimulatedLoadFacts, simulateLoad } from "./testing/simulated-load.ts";
 
@@ -24,7 +25,7 @@ function bookOf(tokensPerMs: number | undefined): TransferBook {
   if (tokensPerMs === undefined) return book;
   const traffic = { wireBytes: 1e6, rawBytes: 1e6, encodeMs: 0, decodeMs: 0 };
   book.begin("p");
-  book.observe("p", undefined, new Map([[0, traffic]]), 1e6 / (tokensPerMs * BYTES_PER_TOKEN));
+  book.observe("p", undefined, new Map([[0, traffic]]), 1e6 / (tokensPerMs * BYTES_PER_TOKEN), 0 as Instant);
   book.end("p");
   return book;
 }

@@ -1,7 +1,7 @@
 import { assert } from "../assert.ts";
 import {
   type CodecLevelFacts,
-  KV_ACCURACIES,
+  isWithin,
   type KvAccuracy,
   type LevelChoice,
   type LevelSource,
@@ -312,8 +312,4 @@ export class PrefixLoad {
     const leftMs = deadlineMs === undefined ? undefined : deadlineMs - nowMs;
     return overtaken(chunks, { bytesPerMs, usualBytesPerMs }, leftMs) > 0;
   }
-}
-
-function isWithin(accuracy: KvAccuracy, budget: KvAccuracy): boolean {
-  return KV_ACCURACIES.indexOf(accuracy) <= KV_ACCURACIES.indexOf(budget);
 }

@@ -1,7 +1,8 @@
-import { type BlockId, BlockPool } from "@kvasir/core";
+import { type BlockId, BlockPool, type Instant, TransferBook } from "@kvasir/core";
 import { type AttachRequest, RouterService } from "@kvasir/proto";
 import { createServer, messages, type RpcServer } from "@kvasir/rpc";
 import { expect, test } from "vitest";
+import { now } from "../clock.ts";
 import { SILENT } from "../log.ts";
 import { eventually } from "../testing/quiet.ts";
 import { AttachClient } from "./attach-client.ts";
@@ -87,6 +88,47 @@ test("what comes into the cache is told with the load, and all of it again where
   await eventually(() => expect(told()[2]).toMatchObject({ sequence: 2n, kind: snapshot }));
   await client.close();
   await close();
+});
+
+test("a link that was measured is told once on each stream, and with the first load of a new one again", async () => {
+  const first = await router();
+  const second = await router();
+  const book = new TransferBook([]);
+  const measure = (peer: string, bytesPerMs: number, at: Instant) => {
+    const traffic = { wireBytes: 1e6, rawBytes: 1e6, encodeMs: 0, decodeMs: 0 };
+    book.observe(peer, undefined, new Map([[0, traffic]]), 1e6 / bytesPerMs, at);
+  };
+  let freeBlocks = 5;
+  const current: AttachState = {
+    ...state(3n),
+    load: (links) => ({ case: "load", value: { freeBlocks, links: [...links] } }),
+    links: book,
+  };
+  const client = new AttachClient(() => current, SILENT);
+  client.setRouters([{ routerId: "r", address: first.address }]);
+  const loadsOf = ({ streams }: typeof first) =>
+    (streams[0] ?? []).flatMap(({ kind }) => (kind.case === "load" ? [kind.value] : []));
+  const linksOf = (from: typeof first) => loadsOf(from).flatMap(({ links }) => links);
+  await eventually(() => expect(loadsOf(first)).toHaveLength(1));
+  measure("p:9", 1_000, now());
+  client.loadChanged();
+  const rate = { exactBytesPerSecond: 1e6, nearBytesPerSecond: 1e6, fastBytesPerSecond: 1e6 };
+  await eventually(() => expect(linksOf(first)).toMatchObject([{ source: "p:9", ...rate }]));
+  const loadCount = loadsOf(first).length;
+  freeBlocks++;
+  client.loadChanged();
+  await eventually(() => expect(loadsOf(first).length).toBeGreaterThan(loadCount));
+  expect(linksOf(first)).toHaveLength(1);
+  measure("q:9", 2_000, (now() - 60e9) as Instant);
+  client.setRouters([
+    { routerId: "r", address: first.address },
+    { routerId: "s", address: second.address },
+  ]);
+  await eventually(() => expect(linksOf(second)).toMatchObject([{ source: "q:9" }, { source: "p:9", ...rate }]));
+  expect(linksOf(second)[0]?.ageMs).toBeGreaterThanOrEqual(60_000);
+  await eventually(() => expect(linksOf(first).map(({ source }) => source)).toEqual(["p:9", "q:9"]));
+  await client.close();
+  await Promise.all([first.close(), second.close()]);
 });
 
 test("after a break, and with each incarnation, it begins again with hello; without a sidecar it stays away", async () => {

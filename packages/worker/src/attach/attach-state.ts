@@ -26,6 +26,7 @@ export function attachState(
   return {
     epoch,
     caches: cacheOfPool(engine.scheduler.pool),
+    links: incarnation.transfers,
     hello: {
       case: "hello",
       value: {
@@ -37,9 +38,10 @@ export function attachState(
         layout,
         blockCount: description.blockCount,
         contextLength: description.contextLength,
+        transferAddress: description.transferAddresses[0] ?? "",
       },
     },
-    load: () => {
+    load: (links) => {
       const load = engine.scheduler.load();
       const stepCost = engine.meter.stepCost();
       const value = {
@@ -52,6 +54,7 @@ export function attachState(
         decodeStepMs: engine.meter.decodeStepMs,
         ...(stepCost === undefined ? {} : { stepCost }),
         draining: isDraining(),
+        links: [...links],
       };
       return { case: "load", value };
     },

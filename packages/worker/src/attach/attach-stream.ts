@@ -1,9 +1,11 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import { type AttachRequestSchema, RouterService } from "@kvasir/proto";
+import { type AttachRequestSchema, type MeasuredLinkSchema, RouterService } from "@kvasir/proto";
 import { createClient, errorFromService, type RpcClient, type Transport } from "@kvasir/rpc";
+import { now } from "../clock.ts";
 import type { Log } from "../log.ts";
 import { CacheTeller, type ToldCache } from "./cache-teller.ts";
+import { LinkTeller, type ToldLinks } from "./link-teller.ts";
 
 /** Load and cache go out at changes, but not more often than this. Larger: placement knows less; smaller: more messages. */
 const LOAD_INTERVAL_MIN_MS = 20;
@@ -19,14 +21,17 @@ type AttachKind = NonNullable<MessageInitShape<typeof AttachRequestSchema>["kind
 export interface AttachState {
   readonly epoch: bigint;
   readonly hello: AttachKind;
-  readonly load: () => AttachKind;
+  /** `links`: measured since it was told last. */
+  readonly load: (links: readonly MessageInitShape<typeof MeasuredLinkSchema>[]) => AttachKind;
+  /** What it measures of the links over which KV comes to it. Absent: none does. */
+  readonly links?: ToldLinks;
   /** What it has cached. */
   readonly caches: readonly ToldCache[];
 }
 
 /**
- * The line to one router: hello and what the prefix cache holds, then load and the cache's changes, batched, at changes and at least every
- * second. Connects again, with hello, after every break,
+ * The line to one router: hello and what the prefix cache holds, then load, the links measured meanwhile and the cache's changes, batched, at
+ * changes and at least every second. Connects again, with hello, after every break,
  * for as long as it is not closed; while `state` gives nothing (the sidecar is away) it stays apart.
  */
 export class AttachStream {
@@ -38,6 +43,7 @@ export class AttachStream {
   #stream: ReturnType<RpcClient<typeof RouterService>["attach"]> | undefined;
   #epoch = 0n;
   #cache: { readonly epoch: bigint; readonly teller: CacheTeller } | undefined;
+  #links: LinkTeller | undefined;
   #sequence = 0n;
   #sentAtMs = 0;
   #loadTimer: NodeJS.Timeout | undefined;
@@ -100,6 +106,7 @@ export class AttachStream {
     if (this.#cache?.epoch !== state.epoch) {
       this.#cache = { epoch: state.epoch, teller: new CacheTeller(state.caches) };
     }
+    this.#links = state.links && new LinkTeller(state.links);
     this.#sequence = 0n;
     const stream = this.#client.attach();
     this.#stream = stream;
@@ -141,7 +148,7 @@ export class AttachStream {
   #sendLoad(): void {
     clearTimeout(this.#loadTimer);
     this.#loadTimer = undefined;
-    const load = this.#state()?.load();
+    const load = this.#state()?.load(this.#links?.news(now()) ?? []);
     this.#sendCache(this.#cache?.teller.changes() ?? []);
     if (load) this.#send(load);
     this.#sendWithin(LOAD_INTERVAL_MAX_MS);

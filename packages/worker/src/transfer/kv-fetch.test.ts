@@ -11,6 +11,7 @@ import {
   RunTicketSchema,
 } from "@kvasir/proto";
 import { expect, test } from "vitest";
+import { now } from "../clock.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import { KvFetch, type KvFetchFacts, type KvProgress } from "./kv-fetch.ts";
 import { levelSourceOf, oneLevel, plannedLevels } from "./level-plan.ts";
@@ -43,7 +44,7 @@ function begin(accuracy: KvAccuracy, tokenEnd: number, source = ticket, change: 
   const book = new TransferBook(profilesOf(description));
   book.begin("a:1");
   const raw = { wireBytes: 1e6, rawBytes: 1e6, encodeMs: 0, decodeMs: 0 };
-  book.observe("a:1", undefined, new Map([[0, raw]]), 100);
+  book.observe("a:1", undefined, new Map([[0, raw]]), 100, now());
   book.end("a:1");
   const asked: FetchRequest[] = [];
   const calls: EventEmitter[] = [];

@@ -3,6 +3,7 @@ import type { Metadata } from "@grpc/grpc-js";
 import { type BlockId, KvasirError, type LevelChoice, type TransferBook } from "@kvasir/core";
 import type { FetchResponse, RunTicket } from "@kvasir/proto";
 import { errorFromService } from "@kvasir/rpc";
+import { now } from "../clock.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import { addTraffic, type LevelBytes, type LevelTotals, trafficOf } from "./traffic.ts";
 
@@ -114,7 +115,7 @@ export class KvFetch {
     const isFirstEnd = () => {
       if (isOver) return false;
       isOver = true;
-      if (last) book.observe(this.#peer, choice.profileId, trafficOf(last), Number(last.transferNanos) / 1e6);
+      if (last) book.observe(this.#peer, choice.profileId, trafficOf(last), Number(last.transferNanos) / 1e6, now());
       book.end(this.#peer);
       return true;
     };

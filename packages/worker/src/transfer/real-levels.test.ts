@@ -6,6 +6,7 @@ import { ensureTinyModel } from "@kvasir/models";
 import { KvAccuracy, PlacementMode } from "@kvasir/proto";
 import { makeCodecProfile } from "@kvasir/testkit/codec-profile";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { now } from "../clock.ts";
 import { DEAF_METER } from "../request-meter.ts";
 import { freshScope, generate, type RunningWorker, refOf } from "../testing/harness.ts";
 import { SIDECAR_BINARY, startRealWorker } from "../testing/real-worker.ts";
@@ -105,5 +106,5 @@ function slowLink(own: RunningWorker, peer: RunningWorker): void {
   const book = own.worker.supervisor.current?.transfers;
   const address = peer.worker.supervisor.current?.description.transferAddresses[0] ?? "";
   const facts = { wireBytes: 100_000, rawBytes: 100_000, encodeMs: 0, decodeMs: 0 };
-  for (let times = 0; times < 40; times++) book?.observe(address, undefined, new Map([[0, facts]]), 1e6);
+  for (let times = 0; times < 40; times++) book?.observe(address, undefined, new Map([[0, facts]]), 1e6, now());
 }

@@ -12,7 +12,7 @@ import type { DecodeClients } from "./decode-clients.ts";
 import { deadlineMs, type GenerationContext, type Sink, ttftLeftMs } from "./generation-context.ts";
 import type { TransferChoice } from "./transfer-keeper.ts";
 
-const WIRE_ACCURACIES: Readonly<Record<KvAccuracy, WireAccuracy>> = {
+export const WIRE_ACCURACIES: Readonly<Record<KvAccuracy, WireAccuracy>> = {
   exact: WireAccuracy.EXACT,
   near: WireAccuracy.NEAR,
   fast: WireAccuracy.FAST,

@@ -17,7 +17,7 @@ import { type Attempt, failSpan, linkToFailed, startAttempt } from "@kvasir/tele
 import type { Attributes } from "@opentelemetry/api";
 import type { PreparedRequest } from "../prepare.ts";
 import type { DecodeClients } from "./decode-clients.ts";
-import { generateAt } from "./generate-at.ts";
+import { generateAt, WIRE_ACCURACIES } from "./generate-at.ts";
 import { deadlineMs, type GenerationContext, type Sink, ttftLeftMs } from "./generation-context.ts";
 import { peerError } from "./peer-error.ts";
 import type { PlaceLine, PlaceStart, PromptHashes, RouterLink } from "./router-link.ts";
@@ -147,6 +147,7 @@ class Placing {
       ...wishes,
       tbtTargetMs: objectives.tpotMs,
       mayBeLate: objectives.mayBeLate,
+      kvAccuracy: WIRE_ACCURACIES[request.kvAccuracy],
       excludedWorkerIds: [],
       promptHashes: [],
     };

@@ -1,5 +1,11 @@
 import { KvasirError, type RequestOutcome } from "@kvasir/core";
-import { type DescribeClusterResponse, type Placement, RouterService, type ServiceClass } from "@kvasir/proto";
+import {
+  type DescribeClusterResponse,
+  type KvAccuracy,
+  type Placement,
+  RouterService,
+  type ServiceClass,
+} from "@kvasir/proto";
 import { createClient, metadataFromContext, PLAIN, type RpcClient, type Transport } from "@kvasir/rpc";
 import type { State } from "@kvasir/state";
 import type { Context } from "@opentelemetry/api";
@@ -31,6 +37,8 @@ export interface PlaceStart {
   /** Mean gap between tokens; 0: any. */
   readonly tbtTargetMs: number;
   readonly mayBeLate: boolean;
+  /** Least exact KV that will do. */
+  readonly kvAccuracy: KvAccuracy;
   /** Workers that failed the request before this line was opened. */
   readonly excludedWorkerIds: readonly string[];
   /** Of the prompt's full blocks, for each layout of the cluster. */

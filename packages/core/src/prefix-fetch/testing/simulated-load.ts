@@ -1,5 +1,6 @@
 import { assert } from "../../assert.ts";
 import type { CodecLevelFacts, KvAccuracy, LevelSource, TransferBook } from "../../codec-level/index.ts";
+import { type Instant, nanosFromMs } from "../../time.ts";
 import { type LoadAction, PrefixLoad } from "../prefix-load.ts";
 import type { TokenSpan } from "../token-span.ts";
 import { SimulatedLink, type SimulatedPull } from "./simulated-link.ts";
@@ -174,7 +175,13 @@ class Simulation {
     this.#link.pulls.delete(begin);
     if (pull.sentBytes > 0) {
       const traffic = { wireBytes: pull.sentBytes, rawBytes: pull.sentBytes, encodeMs: 0, decodeMs: 0 };
-      book.observe(source.peer, undefined, new Map([[0, traffic]]), Math.max(1, ms - (pull.firstByteMs ?? ms)));
+      book.observe(
+        source.peer,
+        undefined,
+        new Map([[0, traffic]]),
+        Math.max(1, ms - (pull.firstByteMs ?? ms)),
+        nanosFromMs(ms) as number as Instant,
+      );
     }
     book.end(source.peer);
     this.#fences.set(begin, { span: pull, atMs: ms + (this.#world.fenceMs ?? 0), perform });
@@ -184,7 +191,13 @@ class Simulation {
     const { book, source } = this.#facts;
     const { level, wireBytes, rawBytes, encodeMs, decodeMs, firstByteMs = ms } = pull;
     const traffic = new Map([[level, { wireBytes, rawBytes, encodeMs, decodeMs }]]);
-    book.observe(source.peer, book.levelsOf(source).profileId, traffic, Math.max(1, ms - firstByteMs));
+    book.observe(
+      source.peer,
+      book.levelsOf(source).profileId,
+      traffic,
+      Math.max(1, ms - firstByteMs),
+      nanosFromMs(ms) as number as Instant,
+    );
     book.end(source.peer);
     this.#set(pull, "open", "fetched");
     this.#levels.set(level, (this.#levels.get(level) ?? 0) + pull.end - pull.begin);

@@ -6,7 +6,7 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
-import type { KvLayout, Placement, ServiceClass, WorkerRole } from "../../common/v1/common_pb.js";
+import type { KvAccuracy, KvLayout, Placement, ServiceClass, WorkerRole } from "../../common/v1/common_pb.js";
 
 /**
  * Describes the file kvasir/router/v1/router_service.proto.
@@ -189,6 +189,13 @@ export declare type PlaceStart = Message<"kvasir.router.v1.PlaceStart"> & {
    * @generated from field: bytes prompt_class = 25;
    */
   promptClass: Uint8Array;
+
+  /**
+   * Least exact KV that the request may be answered from: what a fetch or a hand-over of it is predicted to take.
+   *
+   * @generated from field: kvasir.common.v1.KvAccuracy kv_accuracy = 26;
+   */
+  kvAccuracy: KvAccuracy;
 };
 
 /**
@@ -591,6 +598,13 @@ export declare type WorkerHello = Message<"kvasir.router.v1.WorkerHello"> & {
    * @generated from field: uint32 context_length = 8;
    */
   contextLength: number;
+
+  /**
+   * Where KV is pulled from: host:port of its sidecar's first shard, as in KvSource.shard_addresses. Names the sidecar in MeasuredLink.
+   *
+   * @generated from field: string transfer_address = 9;
+   */
+  transferAddress: string;
 };
 
 /**
@@ -653,6 +667,13 @@ export declare type StoreHello = Message<"kvasir.router.v1.StoreHello"> & {
    * @generated from field: uint64 disk_bytes = 7;
    */
   diskBytes: bigint;
+
+  /**
+   * Where KV is pulled from; see WorkerHello.transfer_address.
+   *
+   * @generated from field: string transfer_address = 8;
+   */
+  transferAddress: string;
 };
 
 /**
@@ -749,6 +770,14 @@ export declare type WorkerLoad = Message<"kvasir.router.v1.WorkerLoad"> & {
    * @generated from field: kvasir.router.v1.StepCost step_cost = 9;
    */
   stepCost?: StepCost | undefined;
+
+  /**
+   * Links over which KV comes to it that were measured since its last load on this stream, the newest first, 32 at most; in the first load of a
+   * stream: ever.
+   *
+   * @generated from field: repeated kvasir.router.v1.MeasuredLink links = 10;
+   */
+  links: MeasuredLink[];
 };
 
 /**
@@ -756,6 +785,55 @@ export declare type WorkerLoad = Message<"kvasir.router.v1.WorkerLoad"> & {
  * Use `create(WorkerLoadSchema)` to create a new message.
  */
 export declare const WorkerLoadSchema: GenMessage<WorkerLoad>;
+
+/**
+ * What a worker measured of the link from another worker's or a store's sidecar: raw KV that it brings in a second, at the level of those allowed at
+ * which it comes soonest. A hint: a wrong one costs a slower choice.
+ *
+ * @generated from message kvasir.router.v1.MeasuredLink
+ */
+export declare type MeasuredLink = Message<"kvasir.router.v1.MeasuredLink"> & {
+  /**
+   * transfer_address of the source.
+   *
+   * @generated from field: string source = 1;
+   */
+  source: string;
+
+  /**
+   * To who allows KvAccuracy EXACT.
+   *
+   * @generated from field: double exact_bytes_per_second = 2;
+   */
+  exactBytesPerSecond: number;
+
+  /**
+   * To who allows NEAR.
+   *
+   * @generated from field: double near_bytes_per_second = 3;
+   */
+  nearBytesPerSecond: number;
+
+  /**
+   * To who allows FAST.
+   *
+   * @generated from field: double fast_bytes_per_second = 4;
+   */
+  fastBytesPerSecond: number;
+
+  /**
+   * Since it was measured last.
+   *
+   * @generated from field: uint32 age_ms = 5;
+   */
+  ageMs: number;
+};
+
+/**
+ * Describes the message kvasir.router.v1.MeasuredLink.
+ * Use `create(MeasuredLinkSchema)` to create a new message.
+ */
+export declare const MeasuredLinkSchema: GenMessage<MeasuredLink>;
 
 /**
  * Device time of one step, in milliseconds: fixed + a term for each amount of work in it. A hint, up to a second old.
