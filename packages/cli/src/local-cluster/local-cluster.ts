@@ -73,7 +73,8 @@ class RunningCluster implements LocalCluster {
   readonly #options: LocalClusterOptions;
   readonly #stateDir: string;
   readonly #services: ServiceProcess[] = [];
-  readonly #restartDelayMs = new Map<string, number>();
+  /** By name: the wait before the last restart, and when the process was ready after it. */
+  readonly #restarts = new Map<string, { readonly waitMs: number; readonly readyAt: number }>();
   #transport: Transport = PLAIN;
   #redis: OwnRedis | undefined;
   #redisUrl = "";
@@ -238,14 +239,17 @@ class RunningCluster implements LocalCluster {
     if (this.#options.restart) void this.#restart(handle);
   }
 
-  /** Starts a lost process again, at longer and longer distances while it does not live. */
+  /** Starts a lost process again, at longer and longer distances while it does not live for as long as the last one. */
   async #restart(handle: ProcessHandle): Promise<void> {
-    const waitMs = this.#restartDelayMs.get(handle.name) ?? RESTART_FIRST_MS;
-    this.#restartDelayMs.set(handle.name, Math.min(waitMs * 2, RESTART_MAX_MS));
+    const { waitMs: lastMs = 0, readyAt = 0 } = this.#restarts.get(handle.name) ?? {};
+    const hasLived = performance.now() - readyAt > lastMs;
+    const waitMs = hasLived ? RESTART_FIRST_MS : Math.min(lastMs * 2, RESTART_MAX_MS);
+    this.#restarts.set(handle.name, { waitMs, readyAt: Number.POSITIVE_INFINITY });
     await delay(waitMs);
     if (this.#isStopping) return;
     try {
       await handle.restart();
+      this.#restarts.set(handle.name, { waitMs, readyAt: performance.now() });
       this.#options.onEvent?.({ kind: "restarted", name: handle.name });
     } catch (error) {
       this.#lost(handle, { code: 1, signal: null }, error instanceof Error ? error.message : String(error));
