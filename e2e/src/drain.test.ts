@@ -1,6 +1,7 @@
 import type { LocalCluster } from "@kvasir/cli";
-import { afterAll, beforeAll, expect, test } from "vitest";
-import { answerOf, chatBody, expectNothingLeft, openStream, post, startTiny } from "./support.ts";
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { drainStateOf, Standstill, streamInTheMiddle } from "./standstill.ts";
+import { answerOf, chatBody, expectNothingLeft, post, startTiny } from "./support.ts";
 
 let cluster: LocalCluster;
 beforeAll(async () => {
@@ -8,42 +9,33 @@ beforeAll(async () => {
 }, 60_000);
 afterAll(() => cluster?.stop());
 
-// Long enough to be still under way after what a test does meanwhile, on a busy machine too.
 const LONG = chatBody("Tell me about the sea.", { max_tokens: 1_500, ignore_eos: true, seed: 5, temperature: 0.8 });
 
-/** A stream that has begun: which decode worker runs it, and the rest of its text. */
+const standstill = new Standstill();
+afterEach(() => standstill.end());
+
+/** A stream that cannot end before `standstill` does: which decode worker runs it, and its whole text. */
 async function begin() {
-  const stream = await openStream(cluster, LONG);
-  let text = "";
-  let worker = "";
-  const take = (event: Awaited<ReturnType<typeof stream.next>>) => {
-    if (event === undefined || event === "done") return event === "done";
-    if ("error" in event) throw new Error(JSON.stringify(event.error));
+  const { events, worker, next } = await streamInTheMiddle(cluster, standstill, LONG);
+  const textOf = (event: Record<string, unknown>) => {
     const { choices } = event as { choices?: readonly { delta?: { content?: string } }[] };
-    text += choices?.[0]?.delta?.content ?? "";
-    return false;
+    return choices?.[0]?.delta?.content ?? "";
   };
-  for (let i = 0; i < 5; i++) take(await stream.next());
-  for (const name of ["decode-0", "decode-1"]) {
-    const { running } = await drainState(name);
-    if (running > 0) worker = name;
-  }
   return {
-    worker,
-    async rest(): Promise<string> {
-      for (;;) {
-        const event = await stream.next();
+    worker: worker.name,
+    async text(): Promise<string> {
+      let text = events.map(textOf).join("");
+      for (let event = await next(); event !== "done"; event = await next()) {
         if (event === undefined) throw new Error("the stream was cut");
-        if (take(event)) return text;
+        if ("error" in event) throw new Error(JSON.stringify(event.error));
+        text += textOf(event);
       }
+      return text;
     },
   };
 }
 
-async function drainState(name: string): Promise<{ state: string; running: number }> {
-  const { adminAddress } = cluster.process(name);
-  return (await (await fetch(`http://${adminAddress}/drain`)).json()) as { state: string; running: number };
-}
+const drainState = (name: string) => drainStateOf(cluster.process(name));
 
 async function askToDrain(name: string, query = ""): Promise<Response> {
   return fetch(`http://${cluster.process(name).adminAddress}/drain${query}`, { method: "POST" });
@@ -61,7 +53,8 @@ test("a decode worker that drains finishes its stream, is given nothing new, say
     const answer = await answerOf(await post(cluster, chatBody("Who built the old mill?")));
     expect(answer.kvasir.decode_worker).not.toBe(stream.worker);
   }
-  expect(await stream.rest()).toBe(expected);
+  standstill.end();
+  expect(await stream.text()).toBe(expected);
   await cluster.process(stream.worker).restart();
   await expectNothingLeft(cluster);
 }, 60_000);
@@ -71,7 +64,7 @@ test("at the deadline what still runs goes on elsewhere, at the same token", asy
   const stream = await begin();
   expect((await askToDrain(stream.worker, "?deadline_ms=soon")).status).toBe(400);
   expect((await askToDrain(stream.worker, "?deadline_ms=50")).status).toBe(202);
-  expect(await stream.rest()).toBe(expected);
+  expect(await stream.text()).toBe(expected);
   await cluster.process(stream.worker).restart();
   await expectNothingLeft(cluster);
 }, 60_000);

@@ -2,7 +2,8 @@ import type { Jaeger, LocalCluster } from "@kvasir/cli";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { type JaegerSpan, jaegerTrace, startTestJaeger } from "./jaeger.ts";
 import { AGGREGATED_TREE, expectTree, namesOf, SPLIT_TREE } from "./span-tree.ts";
-import { type Answer, answerOf, chatBody, openStream, post, startTiny } from "./support.ts";
+import { Standstill, streamInTheMiddle } from "./standstill.ts";
+import { type Answer, answerOf, chatBody, post, startTiny } from "./support.ts";
 
 const STEP_TOKENS = 64;
 /** Clocks of one machine, read by different processes: what is cut off below the microsecond, and the pinning to the wall clock. */
@@ -143,12 +144,13 @@ test("a request that is refused ends its trace with the reason", async () => {
 
 test("a request that outlives its decode worker has a resume span that links to the attempt that failed", async () => {
   const cluster = await startTiny({ otlpEndpoint: jaeger.otlpEndpoint, decode: 2 });
+  const standstill = new Standstill();
   try {
     const body = chatBody("Who built the old mill?", { max_tokens: 400, ignore_eos: true });
-    const stream = await openStream(cluster, body);
-    for (let count = 0; count < 5; count++) await stream.next();
-    const victim = await busyDecode(cluster);
-    await cluster.process(victim).kill("SIGKILL");
+    const stream = await streamInTheMiddle(cluster, standstill, body);
+    const victim = stream.worker.name;
+    await stream.worker.kill("SIGKILL");
+    standstill.end();
     for (let event = await stream.next(); event !== "done"; event = await stream.next()) expect(event).toBeDefined();
 
     const named = async (name: string) =>
@@ -165,15 +167,7 @@ test("a request that outlives its decode worker has a resume span that links to 
     for (const span of [failed, resume, second]) expect(span?.parentSpanId).toBe(request?.spanId);
     expect(request?.tags.error).toBeUndefined();
   } finally {
+    standstill.end();
     await cluster.stop();
   }
 }, 60_000);
-
-/** The decode worker that runs the one request there is. */
-async function busyDecode(cluster: LocalCluster): Promise<string> {
-  for (const { name } of cluster.processes.filter(({ kind }) => kind === "decode")) {
-    const used = (await cluster.metrics(name)).get('kvasir_blocks{state="used"}');
-    if (used !== undefined && used > 0) return name;
-  }
-  throw new Error("no decode worker runs the request");
-}

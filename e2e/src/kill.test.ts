@@ -1,6 +1,7 @@
 import type { LocalCluster, ProcessHandle } from "@kvasir/cli";
-import { afterAll, beforeAll, expect, test } from "vitest";
-import { answerOf, chatBody, expectNothingLeft, openStream, post, processOf, startTiny, workersOf } from "./support.ts";
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { Standstill, streamInTheMiddle } from "./standstill.ts";
+import { answerOf, chatBody, expectNothingLeft, post, processOf, startTiny, workersOf } from "./support.ts";
 
 let cluster: LocalCluster;
 beforeAll(async () => {
@@ -8,16 +9,18 @@ beforeAll(async () => {
 }, 60_000);
 afterAll(() => cluster?.stop());
 
-/** Long enough to be in its middle when something dies. */
 const LONG = chatBody("Tell me about the sea.", { max_tokens: 1_500, ignore_eos: true });
 
-/** A stream that has begun, and a way to learn how it ends. */
-async function streamInTheMiddle() {
-  const stream = await openStream(cluster, LONG);
-  for (let i = 0; i < 5; i++) await stream.next();
+const standstill = new Standstill();
+afterEach(() => standstill.end());
+
+/** A stream in whose middle something dies, and how it ends after that: `done`, the code of a typed error, or `cut` when the connection broke without a word. */
+async function killInTheMiddle(kill: () => unknown): Promise<{ end(): Promise<string> }> {
+  const stream = await streamInTheMiddle(cluster, standstill, LONG);
+  await kill();
+  standstill.end();
   return {
-    /** `done`, the code of a typed error, or `cut` when the connection broke without a word. */
-    async end(): Promise<string> {
+    async end() {
       for (let event = await stream.next(); ; event = await stream.next()) {
         if (event === undefined) return "cut";
         if (event === "done") return "done";
@@ -46,10 +49,11 @@ test.each(["prefill", "decode"])(
   async (kind) => {
     const worker = processOf(cluster, kind);
     const others = cluster.processes.map((process) => process.pid);
-    const stream = await streamInTheMiddle();
-    const sidecarPid = worker.sidecarPid;
-    if (sidecarPid === undefined) throw new Error("the worker tells no sidecar");
-    process.kill(sidecarPid, "SIGKILL");
+    const stream = await killInTheMiddle(() => {
+      const { sidecarPid } = worker;
+      if (sidecarPid === undefined) throw new Error("the worker tells no sidecar");
+      process.kill(sidecarPid, "SIGKILL");
+    });
     // The prompt is long over: only the decode side is still needed, and it goes on in the next incarnation.
     expect(await stream.end()).toBe("done");
     await expectRecovery();
@@ -63,8 +67,7 @@ test.each(["prefill", "decode"])(
   async (kind) => {
     const worker = processOf(cluster, kind);
     const others = pids(worker);
-    const stream = await streamInTheMiddle();
-    await worker.kill("SIGKILL");
+    const stream = await killInTheMiddle(() => worker.kill("SIGKILL"));
     await worker.restart();
     expect(await stream.end()).toBe("done");
     await expectRecovery();
@@ -75,8 +78,7 @@ test.each(["prefill", "decode"])(
 
 test("kill -9 of the router does not disturb a running stream", async () => {
   const router = processOf(cluster, "router");
-  const stream = await streamInTheMiddle();
-  await router.kill("SIGKILL");
+  const stream = await killInTheMiddle(() => router.kill("SIGKILL"));
   expect(await stream.end()).toBe("done");
   await router.restart();
   await expectRecovery();
@@ -84,8 +86,7 @@ test("kill -9 of the router does not disturb a running stream", async () => {
 
 test("kill -9 of the gateway frees what its requests held", async () => {
   const gateway = processOf(cluster, "gateway");
-  const stream = await streamInTheMiddle();
-  await gateway.kill("SIGKILL");
+  const stream = await killInTheMiddle(() => gateway.kill("SIGKILL"));
   expect(await stream.end()).toBe("cut");
   await expectNothingLeft(cluster);
   await gateway.restart();
@@ -109,8 +110,7 @@ test("a prefill worker that dies with a prompt in its queue fails the request in
 test("kill -9 of Redis disturbs neither running streams nor new requests, and workers join again when it is back, empty", async () => {
   const redis = processOf(cluster, "redis");
   const others = pids(redis);
-  const stream = await streamInTheMiddle();
-  await redis.kill("SIGKILL");
+  const stream = await killInTheMiddle(() => redis.kill("SIGKILL"));
   expect(await stream.end()).toBe("done");
   expect((await post(cluster, chatBody("Who built the old mill?"))).status).toBe(200);
   await redis.restart();
