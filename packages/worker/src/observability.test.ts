@@ -3,7 +3,7 @@ import { startTelemetry } from "@kvasir/telemetry";
 import { afterAll, afterEach, expect, test } from "vitest";
 import { registerMetrics } from "./metrics.ts";
 import { generate, refOf, startTestWorker, type TestWorker } from "./testing/harness.ts";
-import { eventually, expectQuiet } from "./testing/quiet.ts";
+import { eventually, expectQuiet, Gate } from "./testing/quiet.ts";
 
 const telemetry = startTelemetry({ service: "decode", instanceId: "test", logLevel: "silent" });
 const running: TestWorker[] = [];
@@ -11,9 +11,9 @@ afterEach(() => Promise.all(running.splice(0).map((started) => started.stop())))
 afterAll(() => telemetry.close());
 
 async function pair() {
-  const tracer = telemetry.tracer;
-  const prefill = await startTestWorker("prefill", "prefill", { tracer });
-  const decode = await startTestWorker("decode", "decode", { tracer });
+  const [leaseMs, tracer] = [60_000, telemetry.tracer];
+  const prefill = await startTestWorker("prefill", "prefill", { tracer, leaseMs });
+  const decode = await startTestWorker("decode", "decode", { tracer, leaseMs });
   running.push(prefill, decode);
   return { prefill, decode };
 }
@@ -83,10 +83,10 @@ test("metrics tell blocks by state, the sidecar's own counters, and the parts of
   await expectQuiet(prefill, decode);
   decode.faults.stallFetchAfter = Number.POSITIVE_INFINITY;
   await generate(workers).result;
-  await new Promise((resolve) => setTimeout(resolve, 150));
+  // The sidecar's own counters are asked for now and then.
+  await expect.poll(() => value("kvasir_sidecar_decode_tokens_computed_total")).toBe(11);
   expect(await value('kvasir_blocks{state="leased"}')).toBe(0);
   expect(await value('kvasir_blocks{state="orphaned"}')).toBe(0);
-  expect(await value("kvasir_sidecar_decode_tokens_computed_total")).toBe(11);
   expect(await value("kvasir_sidecar_prompt_tokens_computed_total")).toBe(0);
   expect(await value('kvasir_step_seconds_count{part="wall"}')).toBe(1);
   expect(await value('kvasir_step_seconds_count{part="idle"}')).toBeNaN();
@@ -147,13 +147,15 @@ test("a pull that goes on from another prefill worker is counted on the request'
   const { prefill, decode } = await pair();
   const other = await startTestWorker("other", "prefill", { tracer: telemetry.tracer });
   running.push(other);
-  prefill.faults.stepDelayMs = 100;
+  const gate = new Gate(1);
+  prefill.faults.beforeStep = gate.pass;
   const refs = { prefill: refOf(prefill), decode: refOf(decode), otherPrefills: [refOf(other)] };
   const root = telemetry.tracer.startSpan("gateway.request");
   const change = { placement: { mode: PlacementMode.SPLIT, ...refs } };
   const generation = generate({ decode, promptTokenCount: 120, parent: root, change });
   await eventually(() => expect(decode.kernel().kvBytesReceived).toBeGreaterThan(0n));
   prefill.kernel().kill("test");
+  gate.open();
   expect((await generation.result).error).toBeUndefined();
   root.end();
   const { traceId } = root.spanContext();

@@ -99,9 +99,12 @@ describe.skipIf(!existsSync(SIDECAR_BINARY))("with real sidecars", () => {
     const expected = await generate(request).result;
     for (const victim of [decode, prefill]) {
       const before = refOf(victim).epoch;
+      const sidecarPid = victim.worker.supervisor.sidecarPid ?? 0;
+      // It stands still, so that nothing ends before.
+      process.kill(sidecarPid, "SIGSTOP");
       const generation = generate({ ...request, promptTokenCount: 500, maxTokens: 300 });
       await generation.accepted;
-      process.kill(victim.worker.supervisor.sidecarPid ?? 0, "SIGKILL");
+      process.kill(sidecarPid, "SIGKILL");
       expect((await generation.result).error).toMatchObject({ reason: "unavailable" });
       await eventually(() => expect(refOf(victim).epoch).toBeGreaterThan(before));
       expect(await generate(request).result).toMatchObject({ tokenIds: expected.tokenIds, error: undefined });

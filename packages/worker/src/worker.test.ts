@@ -1,7 +1,7 @@
 import { fakeToken } from "@kvasir/testkit/fake-kernel";
 import { afterEach, expect, test } from "vitest";
 import { generate, refOf, startTestWorker, type TestWorker, type TestWorkerOptions } from "./testing/harness.ts";
-import { eventually, expectQuiet } from "./testing/quiet.ts";
+import { eventually, expectQuiet, Gate } from "./testing/quiet.ts";
 import type { Role } from "./worker.ts";
 
 const running: TestWorker[] = [];
@@ -134,33 +134,31 @@ test("many at once, of all kinds, through a small pool: all come out right", asy
 
 test("without room the answer is overloaded, with a hint when to come again", async () => {
   const mixed = await start("mixed", "mixed", { blockCount: 4, admissionWaitMs: 50 });
-  mixed.faults.stepDelayMs = 20;
+  const gate = new Gate(5);
+  mixed.faults.beforeStep = gate.pass;
   const first = generate({ decode: mixed, promptTokenCount: 30, maxTokens: 30 });
-  await first.accepted;
+  await gate.reached();
   const { error, accepted } = await generate({ decode: mixed, promptTokenCount: 30, maxTokens: 30 }).result;
   expect(error).toMatchObject({ reason: "overloaded" });
   expect(error?.retryAfterMs).toBeGreaterThan(0);
   expect(accepted).toBe(false);
+  gate.open();
   expect((await first.result).error).toBeUndefined();
   await expectQuiet(mixed);
 });
 
 test("a full queue refuses at once", async () => {
-  const mixed = await start("mixed", "mixed", { blockCount: 4, admissionWaitMs: 5_000, waitingCountMax: 1 });
-  mixed.faults.stepDelayMs = 20;
+  const mixed = await start("mixed", "mixed", { blockCount: 4, admissionWaitMs: 30_000, waitingCountMax: 1 });
+  const gate = new Gate(5);
+  mixed.faults.beforeStep = gate.pass;
   const first = generate({ decode: mixed, promptTokenCount: 30, maxTokens: 30 });
-  await first.accepted;
+  await gate.reached();
   const second = generate({ decode: mixed, promptTokenCount: 30, maxTokens: 30 });
   await eventually(() => expect(mixed.worker.supervisor.current?.isQueueFull).toBe(true));
-  let isServed = false;
-  const served = second.result.then((outcome) => {
-    isServed = true;
-    return outcome;
-  });
   const third = await generate({ decode: mixed, promptTokenCount: 30, maxTokens: 30 }).result;
   expect(third.error).toMatchObject({ reason: "overloaded", retryAfterMs: 1000 });
-  expect(isServed, "the refusal waited for the queue").toBe(false);
-  for (const result of [first.result, served]) expect((await result).error).toBeUndefined();
+  gate.open();
+  for (const { result } of [first, second]) expect((await result).error).toBeUndefined();
   await expectQuiet(mixed);
 });
 
@@ -178,10 +176,13 @@ test("a worker that drains lets running requests finish until its deadline, take
   const quick = generate({ decode: mixed, maxTokens: 10 });
   const slow = generate({ decode: mixed, maxTokens: 400 });
   await Promise.all([quick.firstToken, slow.firstToken]);
-  const stopped = mixed.worker.drain(400).then(() => mixed.worker.stop());
+  const stopped = mixed.worker.drain(3_000).then(() => mixed.worker.stop());
   expect(mixed.worker.isDraining).toBe(true);
   expect((await generate({ decode: mixed }).result).error).toMatchObject({ reason: "unavailable" });
   expect((await quick.result).error).toBeUndefined();
+  const gate = new Gate();
+  mixed.faults.beforeStep = gate.pass;
   expect((await slow.result).error).toMatchObject({ reason: "unavailable" });
+  gate.open();
   await stopped;
 });

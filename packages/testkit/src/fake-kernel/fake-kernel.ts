@@ -131,6 +131,7 @@ export class FakeKernel {
             if (stepId >= faults.failStepId)
               throw new KvasirError({ reason: "internal", message: "the device failed" });
             if (stepId >= faults.hangStepId) await this.#gone.promise;
+            await faults.beforeStep?.();
             if (faults.stepDelayMs > 0) await sleep(faults.stepDelayMs);
             for (const start of request.starts) this.traceparents.push(start.traceparent);
             const results = device.step(request, (blockId, sequenceId) => this.#touched(blockId, sequenceId));
@@ -147,6 +148,7 @@ export class FakeKernel {
         }
       },
       publish: async (request) => {
+        await faults.beforePublish?.();
         if (faults.publishDelayMs > 0) await sleep(faults.publishDelayMs);
         if (faults.refusePublish) throw new KvasirError({ reason: faults.refusePublish, message: "publish refused" });
         const key = hex(request.leaseId);
@@ -174,7 +176,7 @@ export class FakeKernel {
           if (!source) throw new KvasirError({ reason: "unavailable", message: `no peer at ${address}` });
           let end = request.tokenBegin;
           while (end < request.tokenEnd) {
-            if (faults.fetchDelayMs > 0) await sleep(faults.fetchDelayMs);
+            await faults.beforeFetchedBlock?.();
             if (end >= faults.stallFetchAfter) await Promise.race([this.#gone.promise, cancelled(call)]);
             if (end >= faults.dropFetchAfter) return;
             const next = Math.min(end + device.blockSize, request.tokenEnd);

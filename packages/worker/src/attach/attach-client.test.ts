@@ -48,17 +48,19 @@ test("hello first, then the cache and load with a gapless sequence: at once on a
   const current = state(3n);
   const client = new AttachClient(() => current, SILENT);
   client.setRouters([{ routerId: "r", address }]);
-  await eventually(() => expect(streams[0]?.length).toBe(3));
   const started = performance.now();
-  while (performance.now() - started < 300) {
+  await eventually(() => expect(streams[0]?.length).toBeGreaterThanOrEqual(3));
+  const count = () => streams[0]?.length ?? 0;
+  const before = count();
+  while (count() < before + 10) {
     current.freeBlocks++;
     client.loadChanged();
     await new Promise((resolve) => setTimeout(resolve, 1));
   }
-  const burst = (streams[0]?.length ?? 0) - 3;
-  expect(burst).toBeGreaterThan(5);
-  expect(burst).toBeLessThanOrEqual(16);
-  await eventually(() => expect(streams[0]?.length).toBeGreaterThanOrEqual(burst + 5), 2_500);
+  // Hello and the cache's snapshot come at once, then each load twenty milliseconds after what was sent before it.
+  expect(count() - 2).toBeLessThanOrEqual((performance.now() - started) / 20 + 1);
+  const unchanged = count();
+  await eventually(() => expect(count()).toBeGreaterThanOrEqual(unchanged + 2));
   const received = streams[0] ?? [];
   expect(received.map((request) => Number(request.sequence))).toEqual(received.map((_, index) => index + 1));
   expect(received.every((request) => request.epoch === 3n)).toBe(true);
@@ -140,7 +142,7 @@ test("after a break, and with each incarnation, it begins again with hello; with
   expect(first.streams).toEqual([]);
   current = state(1n);
   client.incarnationChanged();
-  await eventually(() => expect(first.streams[0]?.length).toBe(3));
+  await eventually(() => expect(first.streams[0]?.length).toBeGreaterThanOrEqual(3));
   await first.close();
   const second = await router(first.address);
   await eventually(() => expect(second.streams.at(-1)?.[0]?.kind.case).toBe("hello"));

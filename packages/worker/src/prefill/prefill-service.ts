@@ -14,7 +14,7 @@ import { PrefillRun, type RunCall } from "./prefill-run.ts";
 
 const TRANSFER_ID_BYTES = 16;
 /** Time for a gateway to notice that a decode worker is lost and to place its request elsewhere. Larger: less is computed twice; smaller: blocks return sooner. */
-const ADOPTION_MS = 3_000;
+export const ADOPTION_MS = 3_000;
 
 export interface PrefillServiceOptions {
   readonly workerId: string;

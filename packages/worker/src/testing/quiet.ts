@@ -3,7 +3,7 @@ import { expect } from "vitest";
 import type { TestWorker } from "./harness.ts";
 
 /** Waits until `check` holds; fails with its last complaint. */
-export async function eventually(check: () => void, withinMs = 3_000): Promise<void> {
+export async function eventually(check: () => void, withinMs = 10_000): Promise<void> {
   const until = performance.now() + withinMs;
   for (;;) {
     try {
@@ -13,6 +13,29 @@ export async function eventually(check: () => void, withinMs = 3_000): Promise<v
       if (performance.now() > until) throw error;
       await sleep(10);
     }
+  }
+}
+
+/** Lets the first `passCount` that ask it go on; the others wait until it is opened. */
+export class Gate {
+  readonly #opened = Promise.withResolvers<void>();
+  readonly #passCount: number;
+  #askedCount = 0;
+
+  constructor(passCount = 0) {
+    this.#passCount = passCount;
+  }
+
+  readonly pass = (): Promise<void> =>
+    ++this.#askedCount > this.#passCount ? this.#opened.promise : Promise.resolve();
+
+  /** Resolves when somebody waits. */
+  reached(): Promise<void> {
+    return eventually(() => expect(this.#askedCount).toBeGreaterThan(this.#passCount));
+  }
+
+  open(): void {
+    this.#opened.resolve();
   }
 }
 
