@@ -18,6 +18,8 @@ export interface WorkerQuirk {
   readonly distort?: (load: ReportedLoad) => ReportedLoad;
   /** Share of what it tells of its cache that never arrives. Default 0. */
   readonly cacheEventLoss?: number;
+  /** Its way out, where that is not like the others'. */
+  readonly link?: LinkOptions;
   /** It never says that blocks left its cache: a holder of what it has not. */
   readonly hidesRemovals?: boolean;
 }
@@ -51,6 +53,8 @@ export interface SimulationSpec {
   /** The worker process between a step's answer and the next step. */
   readonly stepOverheadMs: number;
   readonly link: LinkOptions;
+  /** Whether workers measure the links over which KV comes to them, and tell. Default: they do not, and the router believes `link` of all. */
+  readonly measuresLinks?: boolean;
   /** One way between any two processes. */
   readonly rpcMs: number;
   /** Shortest time between two reports of a worker that is busy. */

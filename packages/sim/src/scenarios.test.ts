@@ -1,4 +1,5 @@
 import { expect, test } from "vitest";
+import type { SimulationSpec } from "./cluster-spec.ts";
 import { DEVICE_PROFILES, type DeviceProfile } from "./device-profile.ts";
 import { simulate } from "./simulation.ts";
 import { summarize } from "./summary.ts";
@@ -111,4 +112,23 @@ test("a store keeps what workers evict: prompts are fetched from it, and first t
   expect(stored.fetched).toBeGreaterThan(50_000);
   expect(stored.reuse).toBeGreaterThan(1.5 * without.reuse);
   expect(stored.meanTtftMs).toBeLessThan(0.9 * without.meanTtftMs);
+});
+
+test("a prefill worker's link turns out to be slow: where its receivers measure it and tell, fewer answers are late for it", () => {
+  const trace = poissonTrace(9, 800, 10, chat);
+  const quirks = [{ workerIndex: 0, link: { bytesPerSecond: 0.5e9, latencyMs: 0.1 } }];
+  const run = (measuresLinks: boolean, slow: SimulationSpec["quirks"] = quirks) => {
+    const spec = a100({ prefill: 3, decode: 3 }, { quirks: slow, measuresLinks, objectives: OBJECTIVE });
+    const result = simulate(spec, trace);
+    for (const { scheduler } of result.workers) scheduler.checkInvariants();
+    return { attainment: summarize(result, OBJECTIVE).attainment, requests: result.requests };
+  };
+  const [blind, seeing] = [run(false), run(true)];
+  expect(blind.attainment).toBeLessThan(0.93);
+  expect(seeing.attainment).toBeGreaterThan(0.98);
+  const rates = ({ requests }: typeof blind) => requests.map(({ decision }) => decision?.candidates[0].handOver?.rate);
+  expect(rates(blind).some((rate) => rate?.ageMs !== undefined)).toBe(false);
+  expect(rates(seeing).some((rate) => rate?.ageMs !== undefined && rate.bytesPerSecond < 1e9)).toBe(true);
+  // Among links that are as they are thought to be, knowing it costs nobody anything.
+  expect(run(true, []).attainment).toBeGreaterThanOrEqual(run(false, []).attainment - 0.005);
 });

@@ -247,7 +247,9 @@ export class SimulatedRequest {
         if (!isPlanned) this.#applyPrefill({ kind: "StepPlanned" }, worker);
         isPlanned = true;
         // Frames flow as soon as their tokens are computed.
-        const arrival = worker.link.arrival(Math.max(0, tokenCount - sentTokenCount) * kvBytes, events.now);
+        const bytes = Math.max(0, tokenCount - sentTokenCount) * kvBytes;
+        const arrival = worker.link.arrival(bytes, events.now);
+        this.#decodeWorker?.receives(worker.facts, bytes, arrival);
         sentTokenCount = Math.max(sentTokenCount, tokenCount);
         events.at(arrival, () => {
           if (!current()) return;
@@ -307,6 +309,8 @@ export class SimulatedRequest {
     if (loan === undefined) return;
     const span = { begin: fromBlock * blockSize, end: loan.blockCount * blockSize };
     worker.apply({ kind: "KvAwaited", sequenceId, span });
+    const bytes = (span.end - span.begin) * worker.facts.kvBytesPerToken;
+    worker.receives(this.decision?.candidates[0].fetch?.holder.facts ?? {}, bytes, loan.at);
     const attempt = this.#attempt;
     const { believed } = worker.options.profile;
     const computeMs = prefillMs(believed, span.end, this.cachedTokenCount, FETCH_STEP_TOKENS);

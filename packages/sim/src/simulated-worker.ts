@@ -2,6 +2,8 @@ import {
   type BlockId,
   type HolderEvent,
   type Instant,
+  type MeasuredLink,
+  msFromNanos,
   nanosFromMs,
   type ReportedLoad,
   type SchedulerEffect,
@@ -14,6 +16,7 @@ import {
   StepScheduler,
   type StepWork,
   type Token,
+  TransferBook,
   type WorkerFacts,
 } from "@kvasir/core";
 import { type DeviceProfile, workOfPlan } from "./device-profile.ts";
@@ -40,6 +43,7 @@ export interface SimulatedWorkerOptions {
   readonly stepsInFlightMax: number;
   readonly stepOverheadMs: number;
   readonly link: LinkOptions;
+  readonly measuresLinks: boolean;
   /** How much slower its device is than the profile says. */
   readonly slowdown: number;
   /** What it makes of its load before it tells. */
@@ -77,6 +81,9 @@ export class SimulatedWorker {
   #nextSequenceId = 1;
   #toldChange = 0;
   #cacheSequence = 0;
+  /** What it knows of links; KV travels raw here. */
+  #transfers = new TransferBook([]);
+  #toldMeasurementCount = 0;
   #deviceFreeAt = 0;
   #prefillTokensPerSecond = 0;
   #decodeStepMs = 0;
@@ -98,6 +105,8 @@ export class SimulatedWorker {
     this.#listeners.clear();
     this.#toldChange = 0;
     this.#cacheSequence = 0;
+    this.#transfers = new TransferBook([]);
+    this.#toldMeasurementCount = 0;
     this.#deviceFreeAt = this.#events.now;
   }
 
@@ -142,6 +151,26 @@ export class SimulatedWorker {
     const hashes = this.scheduler.pool.snapshot();
     const sequence = ++this.#cacheSequence;
     return { epoch, sequence, kind: "SnapshotPart", part: 0, isLast: true, medium: "device", hashes };
+  }
+
+  /** Raw KV is on its way to it, and all there at `at`. */
+  receives({ transferAddress: source }: Pick<WorkerFacts, "transferAddress">, bytes: number, at: Instant): void {
+    if (!this.options.measuresLinks || source === undefined || bytes === 0) return;
+    const book = this.#transfers;
+    const transferMs = msFromNanos(at - this.#events.now);
+    const traffic = new Map([[0, { wireBytes: bytes, rawBytes: bytes, encodeMs: 0, decodeMs: 0 }]]);
+    book.begin(source);
+    this.#events.at(at, () => {
+      book.observe(source, undefined, traffic, transferMs, this.#events.now);
+      book.end(source);
+    });
+  }
+
+  /** What it measured of links and has not told. */
+  measuredLinks(): readonly MeasuredLink[] {
+    const links = this.#transfers.measuredAfter(this.#toldMeasurementCount);
+    this.#toldMeasurementCount = this.#transfers.measurementCount;
+    return links;
   }
 
   load(): ReportedLoad {

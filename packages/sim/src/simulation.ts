@@ -112,13 +112,15 @@ export class Simulation implements RequestWorld {
             kvBytesPerToken: profile.kvBytesPerToken,
             blockCount: Math.floor(profile.kvTokenCapacity / blockSize),
             contextLength: profile.contextLength,
+            transferAddress: `${workerId}:2`,
           },
           profile,
           tokenBudget: spec.tokenBudget,
           sequenceCountMax: spec.sequenceCountMax,
           stepsInFlightMax: spec.stepsInFlightMax ?? STEPS_IN_FLIGHT_MAX,
           stepOverheadMs: spec.stepOverheadMs,
-          link: spec.link,
+          link: quirk?.link ?? spec.link,
+          measuresLinks: spec.measuresLinks ?? false,
           slowdown: quirk?.slowdown ?? 1,
           distort: quirk?.distort,
           usedBlocks: (spec.stores ?? []).length > 0 ? (used, worker) => this.#blocksUsed(used, worker) : undefined,
@@ -134,7 +136,10 @@ export class Simulation implements RequestWorld {
   #addStores({ stores = [], blockSize, profile }: SimulationSpec): void {
     for (const [index, store] of stores.entries()) {
       const workerId = `store-${index}`;
-      const facts = { workerId, address: `${workerId}:1`, model: MODEL, exactFingerprint: FINGERPRINT, blockSize };
+      const facts = {
+        ...{ workerId, address: `${workerId}:1`, transferAddress: `${workerId}:2` },
+        ...{ model: MODEL, exactFingerprint: FINGERPRINT, blockSize },
+      };
       this.#stores.push(new SimulatedStore(facts, store, blockSize * profile.kvBytesPerToken, this.events));
     }
   }
@@ -315,7 +320,8 @@ export class Simulation implements RequestWorld {
       this.#tell({ kind: "WorkerCacheChanged", streamId, epoch, sequence: ++stream.sequence, change });
     }
     stream.sentAt = this.events.now;
-    this.#tell({ kind: "WorkerReported", streamId, epoch, sequence: ++stream.sequence, load });
+    const links = worker.measuredLinks();
+    this.#tell({ kind: "WorkerReported", streamId, epoch, sequence: ++stream.sequence, load, links });
   }
 
   #sendSnapshot(streamId: number): void {

@@ -65,7 +65,7 @@ export class PlaceSpan {
             "kvasir.predicted_fetch_ms": best.fetch.fetchMs,
             ...believed("fetch", best.fetch.rate),
           }),
-      ...(best.handOver === undefined ? {} : believed("handover", best.handOver)),
+      ...(best.handOver === undefined ? {} : believed("handover", best.handOver.rate)),
       "kvasir.cached_tokens": decision.promptTokenCount - best.uncachedTokenCount,
       "kvasir.queue_wait_ms": decision.waitedMs,
       "kvasir.served_class": decision.serviceClass,

@@ -337,6 +337,7 @@ export class AdmissionControl {
     const { meanTokens } = this.#lengthOf(request);
     reservations.hold(key, sharesOf(best, request));
     policy.placed?.(key, best, request, now);
+    this.#useLinks(best, now);
     this.#sessions.placed(best, request);
     if (!live.wasPlaced) {
       const cost = costTokens(request, best.uncachedTokenCount, meanTokens);
@@ -363,6 +364,19 @@ export class AdmissionControl {
       reason: describePlacement(candidates, request, waitedMs),
     };
     effects.push({ kind: "SendPlacement", key, decision });
+  }
+
+  /** What a placement sends over links; a fetch that takes longer than computing ends by then. */
+  #useLinks({ prefill, decode, handOver, fetch, ttft }: Candidate, now: Instant): void {
+    const { links } = this.#world;
+    if (prefill && handOver) {
+      const { linkMs } = handOver;
+      links.placed(decode.facts, prefill.facts, { startsInMs: ttft.queueMs, linkMs }, now);
+    }
+    if (fetch) {
+      const linkMs = Math.min(fetch.linkMs, fetch.computeMs);
+      links.placed((prefill ?? decode).facts, fetch.holder.facts, { startsInMs: 0, linkMs }, now);
+    }
   }
 
   /** No placement meets its targets: it goes on as best effort where it may, and is refused where not. */

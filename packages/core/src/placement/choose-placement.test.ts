@@ -227,10 +227,9 @@ function bestByExhaustion(workers: readonly AttachedWorker[], shape: RequestShap
       const speed = queue.prefillTokensPerSecond;
       const parts = splitTtft(
         queue.queuedPromptTokenCount,
-        { uncached: shape.promptTokenCount, moved: shape.promptTokenCount },
+        shape.promptTokenCount,
         speed,
-        other.kvBytesPerToken,
-        PREDICTION_DEFAULTS.kvBytesPerSecond,
+        ((shape.promptTokenCount * other.kvBytesPerToken) / PREDICTION_DEFAULTS.kvBytesPerSecond) * 1_000,
         PREDICTION_DEFAULTS,
       );
       add(parts.queueMs + parts.computeMs + parts.tailMs, decode, prefill);

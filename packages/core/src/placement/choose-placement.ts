@@ -1,8 +1,7 @@
 import { type AttachedWorker, isOpen } from "./cluster-view.ts";
 import { type FetchOptions, isWorthFetching, LongestHoldings, type PrefixFetchPlan } from "./fetch-plan.ts";
 import { canDecode, canPrefill } from "./fit.ts";
-import { handOverRate, isSlowerThanAssumed, OTHER_RECEIVERS_MAX } from "./hand-over.ts";
-import type { KvRate } from "./link-belief.ts";
+import { comesSlowly, type HandOver, handOverOf, OTHER_RECEIVERS_MAX } from "./hand-over.ts";
 import { kvDifference } from "./pair.ts";
 import {
   aggregatedTtft,
@@ -33,8 +32,8 @@ export interface Candidate {
   readonly fetch?: PrefixFetchPlan | undefined;
   /** What it could fetch, and computes because that is not slower. */
   readonly recompute?: PrefixFetchPlan | undefined;
-  /** At which the prompt's KV is believed to come to the decode worker; absent when aggregated. */
-  readonly handOver?: KvRate | undefined;
+  /** How the prompt's KV is believed to come to the decode worker; absent when aggregated. */
+  readonly handOver?: HandOver | undefined;
   readonly tbtMs: number;
   /** Speed the TTFT was reckoned with. */
   readonly prefillTokensPerSecond: number;
@@ -243,7 +242,7 @@ function receiversOf(
   decoders: readonly Standing[],
   options: ChoiceOptions,
 ): readonly Standing[] {
-  if (!isSlowerThanAssumed(handOverRate(prefill.worker, best.worker, options), options)) return [best];
+  if (!comesSlowly(prefill.worker, best.worker, options)) return [best];
   const { kvDtype } = best.worker.facts;
   const others = decoders.filter((decoder) => decoder !== best && decoder.worker.facts.kvDtype === kvDtype);
   others.sort((a, b) => (freer(a, b) === a ? -1 : 1));
@@ -310,13 +309,14 @@ function splitCandidate(
 ): Candidate {
   const source = sourceOf(prefill, holdings, request, options);
   const stepMs = decode.worker.load?.decodeStepMs || options.decodeStepMs;
-  const handOver = handOverRate(prefill.worker, decode.worker, options);
+  const moved = request.promptTokenCount - decode.cachedTokenCount;
+  const queueMs = (prefill.load.queuedPromptTokenCount / source.prefillTokensPerSecond) * 1_000;
+  const handOver = handOverOf(prefill.worker, decode.worker, { moved, queueMs }, options);
   const ttft = splitTtft(
     prefill.load.queuedPromptTokenCount,
-    { uncached: source.uncachedTokenCount, moved: request.promptTokenCount - decode.cachedTokenCount },
+    source.uncachedTokenCount,
     source.prefillTokensPerSecond,
-    prefill.worker.facts.kvBytesPerToken,
-    handOver.bytesPerSecond,
+    handOver.transferMs,
     options,
   );
   return candidate("split", prefill, decode, { ...source, handOver, ttft: withFetch(ttft, source), stepMs }, options);

@@ -27,7 +27,7 @@ export function describePlacement(
     ...(waitedMs >= 1 ? [`waited here ${ms(waitedMs)}`] : []),
     `queue ${ms(queueMs)}`,
     `compute ${ms(computeMs)} (${tokens} tokens${speed})`,
-    `${best.mode === "split" ? "hand-over" : "running step"} ${ms(tailMs)}${measured(best.handOver)}`,
+    `${best.mode === "split" ? "hand-over" : "running step"} ${ms(tailMs)}${measured(best.handOver?.rate)}`,
   ];
   const alternatives = others.slice(0, ALTERNATIVE_MAX).map((other) => `${candidateName(other)} ${ms(other.ttftMs)}`);
   const rest = others.length > ALTERNATIVE_MAX ? `, ${others.length - ALTERNATIVE_MAX} more` : "";
@@ -60,7 +60,7 @@ function reuse({ fetch, recompute }: Candidate): string {
 
 /** What is assumed of every link is no news. */
 function measured(rate: KvRate | undefined): string {
-  return rate?.ageMs === undefined ? "" : ` ${rateText(rate)}`;
+  return rate === undefined || (rate.ageMs === undefined && !rate.isOfSource) ? "" : ` ${rateText(rate)}`;
 }
 
 const SCALES = [
@@ -70,11 +70,13 @@ const SCALES = [
 ] as const;
 
 /** `at 12.3 MB/s, measured 4 s ago, fast KV`. */
-function rateText({ bytesPerSecond, accuracy, ageMs }: KvRate): string {
+function rateText({ bytesPerSecond, accuracy, ageMs, isOfSource, waitMs }: KvRate): string {
   const [scale, unit] = SCALES.find(([least]) => bytesPerSecond >= least) ?? [1, "B"];
-  const origin = ageMs === undefined ? "assumed" : `measured ${Math.round(ageMs / 1_000)} s ago`;
+  const guess = isOfSource ? "as others measured from there" : "assumed";
+  const origin = ageMs === undefined ? guess : `measured ${Math.round(ageMs / 1_000)} s ago`;
+  const busy = waitMs < 1 ? "" : `, busy for ${ms(waitMs)}`;
   const kind = accuracy === "exact" ? "" : `, ${accuracy} KV`;
-  return `at ${Number((bytesPerSecond / scale).toPrecision(3))} ${unit}/s, ${origin}${kind}`;
+  return `at ${Number((bytesPerSecond / scale).toPrecision(3))} ${unit}/s, ${origin}${kind}${busy}`;
 }
 
 function ms(value: number): string {

@@ -30,6 +30,8 @@ export interface PrefixFetchPlan extends HeldPrefix {
   readonly tokenCount: number;
   /** At the soonest; where the request has time for more exact KV, it takes longer. */
   readonly fetchMs: number;
+  /** Of it, what it takes of the link. */
+  readonly linkMs: number;
   /** At which KV is believed to come from there. */
   readonly rate: KvRate;
   /** What computing them would take. */
@@ -93,19 +95,21 @@ export class LongestHoldings {
     const consider = (prefix: HeldPrefix, rate: KvRate) => {
       const { holder, tokenEnd, isStore, diskTokenCount } = prefix;
       const tokenCount = tokenEnd - cachedTokenCount;
-      const fetchMs = fetchMsOf(tokenCount, diskTokenCount, facts, rate, options);
+      const { fetchMs, linkMs } = fetchTimes(tokenCount, diskTokenCount, facts, rate, options);
       const computeMs = computeMsBeyond(cachedTokenCount) - computeMsBeyond(tokenEnd);
       const from = isStore === undefined ? { holder } : { holder, isStore };
-      const plan = { ...from, tokenEnd, diskTokenCount, tokenCount, fetchMs, rate, computeMs };
+      const plan = { ...from, tokenEnd, diskTokenCount, tokenCount, fetchMs, linkMs, rate, computeMs };
       if (best === undefined || savedMs(plan) > savedMs(best)) best = plan;
     };
     let quickest = 0;
+    let isBusy = false;
     for (const lender of this.#lenders(facts, kvRates)) {
       if (lender.tokenEnd <= cachedTokenCount) break;
       const rate = lender.rateTo(facts);
-      // Who has no more than another one, behind a link that is no quicker, saves no more.
-      if (rate.bytesPerSecond <= quickest) continue;
-      quickest = rate.bytesPerSecond;
+      // Who has no more than another one, behind a link that is no quicker, saves no more, unless the other's link is busy.
+      if (rate.bytesPerSecond <= quickest && !isBusy) continue;
+      quickest = Math.max(quickest, rate.bytesPerSecond);
+      isBusy ||= rate.waitMs > 0;
       consider(lender, rate);
     }
     for (const prefix of stored) {
@@ -150,16 +154,17 @@ function savedMs({ fetchMs, computeMs }: PrefixFetchPlan): number {
   return computeMs - fetchMs;
 }
 
-function fetchMsOf(
+function fetchTimes(
   tokenCount: number,
   diskTokenCount: number,
   { kvBytesPerToken }: WorkerFacts,
-  { bytesPerSecond }: KvRate,
+  { bytesPerSecond, waitMs }: KvRate,
   { handoverMs, storeDiskBytesPerSecond }: PredictionOptions,
-): number {
+): Pick<PrefixFetchPlan, "fetchMs" | "linkMs"> {
   const msOf = (tokens: number, bytesPerSecond: number) => ((tokens * kvBytesPerToken) / bytesPerSecond) * 1_000;
   const fromDisk = Math.min(tokenCount, diskTokenCount);
-  return handoverMs + msOf(tokenCount, bytesPerSecond) + msOf(fromDisk, storeDiskBytesPerSecond);
+  const linkMs = msOf(tokenCount, bytesPerSecond);
+  return { linkMs, fetchMs: handoverMs + waitMs + linkMs + msOf(fromDisk, storeDiskBytesPerSecond) };
 }
 
 /** Blocks of one kind have the same hashes for the same text, and the same bits in them. */

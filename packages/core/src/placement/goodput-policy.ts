@@ -3,8 +3,7 @@ import { type Candidate, choosePlacement } from "./choose-placement.ts";
 import { type AttachedWorker, isOpen } from "./cluster-view.ts";
 import { isWorthFetching, LongestHoldings, type PrefixFetchPlan } from "./fetch-plan.ts";
 import { canDecode, canPrefill } from "./fit.ts";
-import { handOverRate } from "./hand-over.ts";
-import type { KvRate } from "./link-belief.ts";
+import { type HandOver, handOverOf } from "./hand-over.ts";
 import type { PlacementPolicy, PlacementQuestion, PolicyOutcome, RequestOutcome } from "./placement-policy.ts";
 import { Receivers } from "./receivers.ts";
 import type { RequestKey } from "./reservations.ts";
@@ -217,9 +216,12 @@ export class GoodputPolicy implements PlacementPolicy {
       const among = receivers.for(prefill, options);
       if (among.length === 0) continue;
       const sources = this.#sources(prefill, holdings, question);
+      const queueMs = prefill.queueMs();
       const [best] = among
         .flatMap((decode) => {
-          const pair = { prefill, decode, handOver: handOverRate(prefill.worker, decode.worker, options) };
+          const moved = request.promptTokenCount - decode.cachedTokenCount;
+          const handOver = handOverOf(prefill.worker, decode.worker, { moved, queueMs }, options);
+          const pair = { prefill, decode, handOver };
           return sources.map((source) => this.#split(pair, source, contextTokenCount, question));
         })
         .sort(byGoodput);
@@ -262,8 +264,7 @@ export class GoodputPolicy implements PlacementPolicy {
   ): Scored {
     const { request, options } = question;
     const computeMs = prefill.computeMs(request.promptTokenCount, source.thereCount);
-    const moved = request.promptTokenCount - decode.cachedTokenCount;
-    const transferMs = ((moved * prefill.worker.facts.kvBytesPerToken) / handOver.bytesPerSecond) * 1_000;
+    const { transferMs } = handOver;
     const ttft = { queueMs: queueMs(prefill, source), computeMs, tailMs: options.handoverMs };
     // KV flows while chunks are computed; what is left of it after the first token delays the second one, spread over all of them.
     const lateMs = Math.max(
@@ -280,7 +281,7 @@ export class GoodputPolicy implements PlacementPolicy {
   }
 
   #scored(
-    prefill: { readonly outlook: WorkerOutlook; readonly handOver: KvRate } | undefined,
+    prefill: { readonly outlook: WorkerOutlook; readonly handOver: HandOver } | undefined,
     decode: WorkerOutlook,
     { thereCount, fetch, recompute }: Source,
     ttft: Candidate["ttft"],
@@ -375,7 +376,7 @@ export class GoodputPolicy implements PlacementPolicy {
 interface Pair {
   readonly prefill: WorkerOutlook;
   readonly decode: WorkerOutlook;
-  readonly handOver: KvRate;
+  readonly handOver: HandOver;
 }
 
 /** A prompt's beginning that need not be computed. */

@@ -20,7 +20,7 @@ const belief = (...links: readonly MeasuredLink[]) => {
 };
 
 test("a link that nobody measured is as assumed", () => {
-  const assumed = { bytesPerSecond: ASSUMED, accuracy: "fast", ageMs: undefined };
+  const assumed = { bytesPerSecond: ASSUMED, accuracy: "fast", ageMs: undefined, isOfSource: false, waitMs: 0 };
   const rates = belief(link(1e6)).ratesFor("fast", at(0));
   expect(rates.assumed).toEqual(assumed);
   expect(rates.from({ transferAddress: "p2:9" })(RECEIVER)).toEqual(assumed);
@@ -59,6 +59,40 @@ test("a worker that is gone, or there anew, has measured nothing; of very many s
   const isMeasured = (source: number) =>
     links.ratesFor("exact", at(0)).from({ transferAddress: `p${source}:9` })(RECEIVER).ageMs !== undefined;
   expect([isMeasured(0), isMeasured(71), isMeasured(72), isMeasured(199)]).toEqual([false, false, true, true]);
+});
+
+test("a link that was not measured is no quicker than the quickest of several from the same source that were", () => {
+  const links = belief(link(1e6));
+  const other = (accuracy: "exact" | "fast" = "exact", ms = 0) =>
+    links.ratesFor(accuracy, at(ms)).from(SOURCE)({ workerId: "d9" });
+  // One receiver may be behind a slow link of its own.
+  expect(other()).toMatchObject({ bytesPerSecond: ASSUMED, isOfSource: false });
+  links.told("d2", [link(2e6, 2e6, 600e6)]);
+  expect(other()).toMatchObject({ bytesPerSecond: expect.closeTo(2e6), isOfSource: true, ageMs: undefined });
+  expect(other("fast")).toMatchObject({ bytesPerSecond: ASSUMED, isOfSource: false });
+  // Looked at again after a while, and as old as they are by then.
+  links.told("d3", [link(8e6)]);
+  expect(other("exact", 50).bytesPerSecond).toBeCloseTo(2e6);
+  expect(other("exact", 60_000).bytesPerSecond).toBeCloseTo(Math.sqrt(8e6 * ASSUMED));
+  links.forget("d2");
+  links.forget("d3");
+  expect(other("exact", 60_000)).toMatchObject({ bytesPerSecond: ASSUMED, isOfSource: false });
+});
+
+test("what was placed over a measured link goes before what comes next, from when it begins to travel", () => {
+  const links = belief(link(1e6));
+  const waitMs = (ms: number, workerId = "d1") => links.ratesFor("exact", at(ms)).from(SOURCE)({ workerId }).waitMs;
+  links.placed(RECEIVER, SOURCE, { startsInMs: 0, linkMs: 300 }, at(1_000));
+  expect([waitMs(1_000), waitMs(1_200), waitMs(1_300), waitMs(9_000)]).toEqual([300, 100, 0, 0]);
+  links.placed(RECEIVER, SOURCE, { startsInMs: 500, linkMs: 100 }, at(1_000));
+  links.placed(RECEIVER, SOURCE, { startsInMs: 0, linkMs: 50 }, at(1_000));
+  expect(waitMs(1_000)).toBe(650);
+  // A report does not empty the link.
+  links.told("d1", [link(2e6, 2e6, 2e6, 1_000)]);
+  expect(waitMs(1_000)).toBe(650);
+  // Of a link that was not measured nothing is known that could be late.
+  links.placed({ workerId: "d2" }, SOURCE, { startsInMs: 0, linkMs: 300 }, at(1_000));
+  expect(waitMs(1_000, "d2")).toBe(0);
 });
 
 test("what is believed lies between the measured and the assumed rate, the nearer to this the older, and grows with the measured one", () => {

@@ -37,13 +37,13 @@ test("queued prompts and sequences follow the same rule", () => {
 test("TTFT is the queue, the prompt, and what is not hidden behind them", () => {
   expect(aggregatedTtft(500, 250, 1_000, 10)).toEqual({ queueMs: 500, computeMs: 250, tailMs: 10 });
   const options = { ...PREDICTION_DEFAULTS, handoverMs: 2 };
-  // 250 tokens of 1 KB take 250 ms at 1 MB/s: hidden behind 250 ms of compute, not behind 125 ms.
-  expect(splitTtft(0, { uncached: 250, moved: 250 }, 1_000, 1_000, 1e6, options)).toEqual({
+  // 250 ms of KV on its way are hidden behind 250 ms of compute, not behind 125 ms.
+  expect(splitTtft(0, 250, 1_000, 250, options)).toEqual({
     queueMs: 0,
     computeMs: 250,
     tailMs: 2,
   });
-  expect(splitTtft(0, { uncached: 250, moved: 250 }, 2_000, 1_000, 1e6, options)).toEqual({
+  expect(splitTtft(0, 250, 2_000, 250, options)).toEqual({
     queueMs: 0,
     computeMs: 125,
     tailMs: 127,

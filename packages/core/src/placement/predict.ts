@@ -76,17 +76,15 @@ export function aggregatedTtft(
   };
 }
 
-/** On two, of a prompt of which so much is computed and so much travels: KV flows while chunks are still computed, so only what exceeds the compute time is added to the fixed part. */
+/** On two, of a prompt of which so much is computed, and whose KV travels so long: KV flows while chunks are still computed, so only what exceeds the compute time is added to the fixed part. */
 export function splitTtft(
   queuedPromptTokenCount: number,
-  promptTokenCount: { readonly uncached: number; readonly moved: number },
+  uncachedTokenCount: number,
   tokensPerSecond: number,
-  kvBytesPerToken: number,
-  kvBytesPerSecond: number,
+  transferMs: number,
   options: PredictionOptions,
 ): TtftParts {
-  const computeMs = (promptTokenCount.uncached / tokensPerSecond) * 1_000;
-  const transferMs = ((promptTokenCount.moved * kvBytesPerToken) / kvBytesPerSecond) * 1_000;
+  const computeMs = (uncachedTokenCount / tokensPerSecond) * 1_000;
   return {
     queueMs: (queuedPromptTokenCount / tokensPerSecond) * 1_000,
     computeMs,

@@ -1,5 +1,5 @@
 import type { FetchOptions } from "./fetch-plan.ts";
-import { handOverRate, isSlowerThanAssumed, OTHER_RECEIVERS_MAX } from "./hand-over.ts";
+import { comesSlowly, OTHER_RECEIVERS_MAX } from "./hand-over.ts";
 import type { WorkerOutlook } from "./worker-outlook.ts";
 
 /** A decode worker, and the gap between tokens with one more answer there. */
@@ -48,7 +48,7 @@ export class Receivers {
     const kind = this.#kindFor(worker.facts);
     if (kind === undefined) return [];
     const { best, all } = kind;
-    if (!isSlowerThanAssumed(handOverRate(worker, best.outlook.worker, options), options)) return [best.outlook];
+    if (!comesSlowly(worker, best.outlook.worker, options)) return [best.outlook];
     kind.shortest ??= [best, ...all.filter((receiver) => receiver !== best).sort(byGap)]
       .slice(0, 1 + OTHER_RECEIVERS_MAX)
       .map(({ outlook }) => outlook);

@@ -137,7 +137,7 @@ test("a prompt is decoded where its KV comes quickly, or computed there, rather 
   const world = new World().up("p1").up("d1").up("d2", { freeBlockCount: 10 });
   const where = (extra: Partial<RequestShape> = {}) => {
     const [best] = world.decide("exact", { ...extra, promptHashes: [] }).candidates;
-    return [candidateName(best), best.handOver?.ageMs === undefined ? "assumed" : "measured"];
+    return [candidateName(best), best.handOver?.rate.ageMs === undefined ? "assumed" : "measured"];
   };
   expect(where()).toEqual(["p1 → d1", "assumed"]);
   world.report("d1", {}, { p1: [0.1e6, 0.1e6] });
