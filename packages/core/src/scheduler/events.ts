@@ -120,7 +120,7 @@ export type SchedulerEvent =
   /**
    * Prefill kind, or one that `fetches`, admitted: a fetch may write these tokens of the prompt, whole blocks, from now on, and nothing of them is
    * planned. They are not planned yet, and not the prompt's last. Again, with a later beginning: what is before it is computed here after all, but for
-   * `arrived`, whole blocks in their order that are there and that no fetch writes any more; `isApproximate`: see `KvFetched`.
+   * `arrived`, all whole blocks, in their order, that are there, are not planned yet and that no fetch writes any more; `isApproximate`: see `KvFetched`.
    */
   | {
       readonly kind: "KvAwaited";

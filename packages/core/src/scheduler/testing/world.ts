@@ -305,8 +305,12 @@ export class World {
       const rest = { begin: hasArrived ? third : second, end: span.end };
       if (hasArrived) this.device.write(id, blockIds, second, third);
       this.awaited.set(id, rest);
-      const arrived = hasArrived ? [{ begin: second, end: third }] : [];
-      this.fetched.set(id, [...(this.fetched.get(id) ?? []), ...arrived]);
+      const before = this.fetched.get(id) ?? [];
+      const fetched = hasArrived ? [...before, { begin: second, end: third }] : before;
+      this.fetched.set(id, fetched);
+      // All that has arrived, but for what is planned already.
+      const { plannedCount = 0 } = this.scheduler.progressOf(sequenceId) ?? {};
+      const arrived = fetched.filter(({ begin }) => begin >= plannedCount);
       this.apply({ kind: "KvAwaited", sequenceId, span: rest, arrived });
       return true;
     }
