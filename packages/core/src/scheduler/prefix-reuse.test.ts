@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
 import { prefixRoot } from "../prefix/block-hash.ts";
+import type { TokenSpan } from "../prefix-fetch/token-span.ts";
 import type { Instant } from "../time.ts";
 import type { SchedulerEffect, SequenceId, SequenceKind, SequenceSpec, SliceResult } from "./events.ts";
 import { StepScheduler } from "./step-scheduler.ts";
@@ -173,6 +174,25 @@ test("a prefill sequence computes around what it fetches, behind others, and kee
   expect(bench.plan()?.slices).toMatchObject([{ sequenceId: 1, startPosition: 28, tokenCount: 2 }]);
   bench.settle();
   expect(bench.arrive(2, "prefill", text(30))).toBe(28);
+});
+
+test("what has arrived in several places before a fetch that begins later is skipped in each of them", () => {
+  const bench = new Bench(32, 16);
+  bench.arrive(1, "prefill", text(30));
+  const awaitFrom = (begin: number, arrived: readonly TokenSpan[]) =>
+    bench.apply({ kind: "KvAwaited", sequenceId: id(1), span: { begin, end: 28 }, arrived });
+  awaitFrom(0, []);
+  bench.apply({ kind: "ExportOpened", sequenceId: id(1) });
+  const first = { begin: 4, end: 8 };
+  awaitFrom(8, [first]);
+  awaitFrom(20, [first, { begin: 12, end: 16 }]);
+  const planned = () => bench.plan()?.slices.map(({ startPosition, tokenCount }) => [startPosition, tokenCount]);
+  expect(bench.steps.load().queuedPromptTokenCount).toBe(14);
+  expect([planned(), planned()]).toEqual([[[0, 4]], [[8, 4]]]);
+  bench.settle();
+  expect(bench.steps.progressOf(id(1))?.plannedCount).toBe(20);
+  bench.apply({ kind: "KvFetched", sequenceId: id(1), spans: [{ begin: 20, end: 28 }] });
+  expect(planned()).toEqual([[28, 2]]);
 });
 
 test("of a prompt that goes on from lossy KV only what was computed before it came is kept", () => {
