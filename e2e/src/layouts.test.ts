@@ -63,7 +63,7 @@ test("blocks of 16 in two shards hand over to blocks of 64 in four: the tokens o
   expect(found.tokens).toEqual(expected.tokens);
   const decode = processOf(split, "decode");
   expect(await metric(decode, "kvasir_sidecar_prompt_tokens_computed_total")).toBe(0);
-  expect(await received(split)).toBe(found.promptTokens * KV_BYTES_PER_TOKEN);
+  await expect.poll(() => received(split)).toBe(found.promptTokens * KV_BYTES_PER_TOKEN);
   expect(await metric(decode, "kvasir_sidecar_frames_refused_total")).toBe(0);
   expect(found.approximateTokens).toBe(0);
   // What is exact is kept: of a prompt that comes again only what lies behind the last block of 64 travels, or nothing.
@@ -78,6 +78,6 @@ test("KV that is rounded on its way is told as approximate, and half of its byte
   // With a salt that is shared: what is approximate answers its own request and is kept for no other.
   const { promptTokens, approximateTokens } = await answers(split, "warm");
   expect(approximateTokens).toBe(promptTokens);
-  expect(await received(split)).toBe((promptTokens * KV_BYTES_PER_TOKEN) / 2);
+  await expect.poll(() => received(split)).toBe((promptTokens * KV_BYTES_PER_TOKEN) / 2);
   await expectNothingLeft(split);
 }, 60_000);

@@ -13,6 +13,14 @@ beforeAll(async () => {
 }, 60_000);
 afterAll(() => cluster?.stop());
 
+/** Some time after it is sent, or at some share of its tokens. */
+type Cancel =
+  | { readonly afterMs: number; readonly atShare?: undefined }
+  | { readonly afterMs?: undefined; readonly atShare: number };
+
+const cancelOf = (drawn: number): Cancel =>
+  drawn < 0.4 ? { afterMs: drawn * 1_000 } : { atShare: (drawn - 0.4) / 0.6 };
+
 function random(seed: number): () => number {
   let state = seed;
   return () => {
@@ -27,7 +35,7 @@ test(`${REQUESTS} mixed requests, ${CONCURRENCY} at a time, a tenth cancelled an
     words: 1 + Math.floor(draw() ** 3 * 250),
     maxTokens: 1 + Math.floor(draw() * 60),
     temperature: draw() < 0.5 ? 0 : 1,
-    cancelAfterMs: draw() < CANCELLED_SHARE ? draw() * 400 : undefined,
+    cancel: draw() < CANCELLED_SHARE ? cancelOf(draw()) : undefined,
   }));
   const ends = new Map<string, number>();
   const wrong: string[] = [];
@@ -38,7 +46,11 @@ test(`${REQUESTS} mixed requests, ${CONCURRENCY} at a time, a tenth cancelled an
       if (plan === undefined) return;
       const end = await run(plan);
       ends.set(end, (ends.get(end) ?? 0) + 1);
-      if (end !== "finished" && plan.cancelAfterMs === undefined) wrong.push(`${index}: ${end}`);
+      // A quick machine is through before some of the times.
+      const right = { never: ["finished"], time: ["finished", "cancelled"], token: ["cancelled"] } as const;
+      const { cancel } = plan;
+      const kind = cancel === undefined ? "never" : cancel.afterMs === undefined ? "token" : "time";
+      if (!right[kind].some((expected) => expected === end)) wrong.push(`${index}: ${end}`);
     }
   };
   await Promise.all(Array.from({ length: CONCURRENCY }, worker));
@@ -52,10 +64,12 @@ async function run(plan: {
   words: number;
   maxTokens: number;
   temperature: number;
-  cancelAfterMs: number | undefined;
+  cancel: Cancel | undefined;
 }): Promise<string> {
   const abort = new AbortController();
-  const timer = plan.cancelAfterMs === undefined ? undefined : setTimeout(() => abort.abort(), plan.cancelAfterMs);
+  const { afterMs, atShare = Number.POSITIVE_INFINITY } = plan.cancel ?? {};
+  const timer = afterMs === undefined ? undefined : setTimeout(() => abort.abort(), afterMs);
+  let eventCount = 0;
   try {
     const fields = {
       max_tokens: plan.maxTokens,
@@ -74,6 +88,11 @@ async function run(plan: {
       if ("error" in event) return JSON.stringify(event.error);
       const [choice] = event.choices as { finish_reason: string | null }[];
       if (choice?.finish_reason) finishes++;
+      // Not each token makes an event, but the last one does.
+      if (++eventCount > atShare * plan.maxTokens || (choice?.finish_reason && plan.cancel?.atShare !== undefined)) {
+        abort.abort();
+        return "cancelled";
+      }
       if (event.usage) completionTokens = (event.usage as { completion_tokens: number }).completion_tokens;
     }
     return abort.signal.aborted ? "cancelled" : "cut off";

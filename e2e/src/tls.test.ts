@@ -141,11 +141,16 @@ test("keys are for their owner alone", () => {
 });
 
 test("on each plane the wrong roles, plain peers and foreign authorities are refused, and the right roles let in", async () => {
-  const run = await openRun();
   const foreign = mkdtempSync(join(tmpdir(), "kvasir-tls-"));
+  const transports = new Map<ProcessRole, Transport>();
+  for (const role of ROLES) transports.set(role, await transportOf(role));
+  const strangers = new Map<ProcessRole, Transport>();
+  for (const role of ["gateway", "prefill", "decode"] as const) strangers.set(role, await transportOf(role, foreign));
+  // Made before: what it exports is there for one lease.
+  const run = await openRun();
   for (const [plane, call] of Object.entries(CALLS)) {
     for (const role of ROLES) {
-      const error = await call(await transportOf(role));
+      const error = await call(transports.get(role) ?? PLAIN);
       const isIn = LET_IN[plane]?.includes(role) ?? false;
       expect([plane, role, error?.reason !== "permission_denied"]).toEqual([plane, role, isIn]);
       if (!isIn) {
@@ -158,11 +163,11 @@ test("on each plane the wrong roles, plain peers and foreign authorities are ref
     expect([plane, plain?.reason]).toEqual([plane, "permission_denied"]);
     expect(plain?.message).toContain("mutual TLS only");
     const right = LET_IN[plane]?.[0] ?? "gateway";
-    const stranger = await call(await transportOf(right, foreign));
+    const stranger = await call(strangers.get(right) ?? PLAIN);
     expect([plane, stranger?.reason]).toEqual([plane, "unavailable"]);
   }
   rmSync(foreign, { recursive: true });
-  expect(await CALLS.pull?.(await transportOf("decode"))).toBeUndefined();
+  expect(await CALLS.pull?.(transports.get("decode") ?? PLAIN)).toBeUndefined();
   run.cancel();
   await expectNothingLeft(cluster);
 }, 60_000);
