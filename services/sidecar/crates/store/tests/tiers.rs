@@ -3,11 +3,9 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{bytes, has, key, metadata, open, options, put, put_with, remove};
+use common::{bytes, has, key, metadata, open, options, put, put_with, remove, wait_until};
 use kvasir_store::{Accuracy, Found, Metadata, Store, StoreError, StoreOptions};
 use proptest::prelude::*;
 
@@ -84,60 +82,6 @@ fn a_full_tier_refuses_and_has_room_again_after_a_removal() {
     remove(&store, &(0..refused / 2).collect::<Vec<_>>()).unwrap();
     wait_until(|| put(&store, refused).is_ok());
     assert!(has(&store, refused) && (refused / 2..refused).all(|number| has(&store, number)));
-}
-
-fn wait_until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < deadline, "it did not come to pass");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// A real file system that is full; it needs the right to mount one, as containers that build have.
-#[test]
-fn a_full_file_system_loses_nothing_that_was_acknowledged() {
-    let directory = tempfile::tempdir().unwrap();
-    let mounted = |arguments: &[&str]| {
-        Command::new("mount")
-            .args(arguments)
-            .arg(directory.path())
-            .status()
-            .is_ok_and(|status| status.success())
-    };
-    if !mounted(&["-t", "tmpfs", "-o", "size=1m", "none"]) {
-        eprintln!("may not mount a tmpfs here: the tier's own limit is tested instead");
-        return;
-    }
-    let outcome = std::panic::catch_unwind(|| fill_a_file_system(directory.path()));
-    assert!(
-        Command::new("umount")
-            .arg("-l")
-            .arg(directory.path())
-            .status()
-            .unwrap()
-            .success()
-    );
-    outcome.unwrap();
-}
-
-fn fill_a_file_system(directory: &Path) {
-    let options = options(directory);
-    let store = open(&options).0;
-    let refused = (0..1000).find(|number| put(&store, *number).is_err()).unwrap();
-    assert!(
-        matches!(put(&store, refused), Err(StoreError::DiskFull { .. })),
-        "{:?}",
-        put(&store, refused)
-    );
-    assert!(refused > 30 && (0..refused).all(|number| has(&store, number)));
-    drop(store);
-    let store = open(&options).0;
-    assert!((0..refused).all(|number| has(&store, number)));
-    // Whether or not the removal itself could be written, space comes back.
-    let _ = remove(&store, &(0..refused - 5).collect::<Vec<_>>());
-    wait_until(|| put(&store, refused).is_ok());
-    assert!((refused - 5..=refused).all(|number| has(&store, number)));
 }
 
 #[test]

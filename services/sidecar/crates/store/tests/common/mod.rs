@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
 use kvasir_store::{Accuracy, Key, Metadata, Recovered, Store, StoreError, StoreOptions};
 
@@ -81,4 +82,12 @@ pub fn has(store: &Store, number: u64) -> bool {
         assert_eq!(object.key, key(number));
     }
     found.is_some()
+}
+
+pub fn wait_until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come to pass");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
