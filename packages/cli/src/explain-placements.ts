@@ -104,7 +104,8 @@ function linkText(of: "fetch" | "handover", attributes: SpanRecord["attributes"]
   const bytesPerSecond = numberOf(attributes[`kvasir.${of}_bytes_per_second`]);
   if (bytesPerSecond === undefined) return [];
   const ageMs = numberOf(attributes[`kvasir.${of}_rate_age_ms`]);
-  const origin = ageMs === undefined ? "assumed" : `measured ${(ageMs / 1_000).toFixed(1)} s before`;
+  const guess = attributes[`kvasir.${of}_rate_of_source`] === true ? "as others measured from there" : "assumed";
+  const origin = ageMs === undefined ? guess : `measured ${(ageMs / 1_000).toFixed(1)} s before`;
   const name = of === "fetch" ? `fetch from ${attributes["kvasir.fetch_holder"]}` : "hand-over";
   return [`${name} at ${(bytesPerSecond / 1e6).toFixed(1)} MB/s of ${attributes["kvasir.kv_accuracy"]} KV, ${origin}`];
 }

@@ -30,8 +30,19 @@ test("what a worker measured of a link decides whether a prompt is fetched over 
   expect(assumed.attributes["kvasir.fetch_bytes_per_second"]).toBe(kvBytesPerSecond);
   expect(assumed.attributes["kvasir.fetch_rate_age_ms"]).toBeUndefined();
 
+  const source = "m1.test:9";
+  const tenth = { exactBytesPerSecond: 100e6, nearBytesPerSecond: 100e6, fastBytesPerSecond: 100e6 };
+  for (const id of ["m3", "m4"]) {
+    const busy = { queuedPromptTokens: 1_000, links: [{ source, ...tenth, ageMs: 0 }] };
+    await peers.worker(id).hello().load(busy).settled();
+  }
+  const { attributes: asOthers } = await place(KvAccuracy.EXACT);
+  expect(asOthers).toMatchObject({ "kvasir.fetch_holder": "m1", "kvasir.fetch_rate_of_source": true });
+  expect(asOthers["kvasir.fetch_rate_age_ms"]).toBeUndefined();
+  expect(asOthers["kvasir.fetch_bytes_per_second"]).toBeLessThan(kvBytesPerSecond);
+
   const rates = { exactBytesPerSecond: 1e3, nearBytesPerSecond: 2e3, fastBytesPerSecond: 20e6 };
-  await worker.load({ links: [{ source: "m1.test:9", ...rates, ageMs: 3_000 }] }).settled();
+  await worker.load({ links: [{ source, ...rates, ageMs: 3_000 }] }).settled();
   // A report without news leaves what is known.
   await worker.load().settled();
   const exact = await place(KvAccuracy.EXACT);
@@ -41,6 +52,7 @@ test("what a worker measured of a link decides whether a prompt is fetched over 
   expect(fast.placement.fetch).toMatchObject({ holder: { workerId: "m1" }, tokenEnd: 96 });
   expect(fast.attributes).toMatchObject({ "kvasir.fetch_holder": "m1", "kvasir.kv_accuracy": "fast" });
   expect(fast.attributes["kvasir.fetch_rate_age_ms"]).toBeGreaterThanOrEqual(3_000);
+  expect(fast.attributes["kvasir.fetch_rate_of_source"]).toBeUndefined();
   // Some way from what was measured to what is assumed of any link.
   expect(fast.attributes["kvasir.fetch_bytes_per_second"]).toBeGreaterThanOrEqual(20e6);
   expect(fast.attributes["kvasir.fetch_bytes_per_second"]).toBeLessThan(kvBytesPerSecond);

@@ -112,10 +112,14 @@ export class PlaceSpan {
 }
 
 /** A link as the prediction took it; without an age, as one that was never measured. */
-function believed(of: "fetch" | "handover", { bytesPerSecond, ageMs }: KvRate): Record<string, number> {
+function believed(
+  of: "fetch" | "handover",
+  { bytesPerSecond, ageMs, isOfSource }: KvRate,
+): Record<string, number | boolean> {
   return {
     [`kvasir.${of}_bytes_per_second`]: bytesPerSecond,
     ...(ageMs === undefined ? {} : { [`kvasir.${of}_rate_age_ms`]: ageMs }),
+    ...(isOfSource ? { [`kvasir.${of}_rate_of_source`]: true } : {}),
   };
 }
 
